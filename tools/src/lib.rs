@@ -1,0 +1,1 @@
+//! Shared by twinadm and its tests.
