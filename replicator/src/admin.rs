@@ -1,0 +1,1 @@
+//! What the control socket speaks: requests, the status snapshot, events.

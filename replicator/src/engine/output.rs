@@ -1,0 +1,319 @@
+//! What an engine wants done.
+
+use crate::protocol::{Message, Refusal};
+use crate::types::{
+    BlockRange, ByteLen, ByteOffset, ConnectionState, DiskError, DiskState, Instant, OpId, Payload,
+    ReplicaId, ReplicationState, RequestId, Role, SessionId, ViewNumber,
+};
+
+/// One effect. Filled into the caller's [`Outbox`] completely by each `handle`, in order.
+#[derive(Clone, Debug)]
+pub enum Action {
+    /// Do this to the data device and answer with `Input::DiskDone`.
+    Disk {
+        /// Echoed by the completion.
+        op: OpId,
+        /// What.
+        command: DiskCommand,
+    },
+    /// Do this to the metadata area and answer with `Input::MetaDone`. Requests are carried out in
+    /// order, one after the other.
+    Meta {
+        /// Echoed by the completion.
+        op: OpId,
+        /// What.
+        request: MetaRequest,
+    },
+    /// Record this durably in the voter store on the root disk and answer with `Input::MarkDone`.
+    Mark {
+        /// Echoed by the completion.
+        op: OpId,
+        /// What.
+        mark: ReplicaMark,
+    },
+    /// Send on the session if it is still that one.
+    Send {
+        /// To which session.
+        session: SessionId,
+        /// What.
+        message: Message,
+    },
+    /// Close the connection after what was sent.
+    CloseLink {
+        /// Which.
+        session: SessionId,
+        /// Why.
+        reason: CloseReason,
+    },
+    /// Answer a guest. The gate was checked in this very step (R2).
+    Complete {
+        /// Which request.
+        request: RequestId,
+        /// With what.
+        result: Result<GuestReply, GuestError>,
+    },
+    /// Close every guest connection without answering what is in flight (R9): clients reconnect
+    /// and find out who serves.
+    DropClients,
+    /// Something others want to know: the controller, `events2`, the log.
+    Event(Event),
+}
+
+/// Where the engine puts its actions; owned and drained by the caller.
+pub type Outbox = Vec<Action>;
+
+/// An operation on the data device, in whole blocks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DiskCommand {
+    /// Read the blocks.
+    Read(BlockRange),
+    /// Write these bytes, exactly the range's length. `fua`: durable on completion.
+    Write {
+        /// Where.
+        range: BlockRange,
+        /// What.
+        payload: Payload,
+        /// Durable on completion.
+        fua: bool,
+    },
+    /// Make the blocks read as zeroes; deallocate if allowed and possible.
+    Zeroes {
+        /// Where.
+        range: BlockRange,
+        /// Whether deallocating is allowed.
+        may_unmap: bool,
+        /// Durable on completion.
+        fua: bool,
+    },
+    /// Make everything completed so far durable.
+    Flush,
+}
+
+/// An operation on the metadata area.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MetaRequest {
+    /// Read `len` bytes at `offset`.
+    Read {
+        /// Where.
+        offset: ByteOffset,
+        /// How much.
+        len: ByteLen,
+    },
+    /// Write the pages (in any order), then make them durable.
+    Write(Vec<MetaPage>),
+}
+
+/// One metadata page to write: whole 4 KiB, 4 KiB-aligned.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MetaPage {
+    /// Where in the metadata area.
+    pub offset: ByteOffset,
+    /// 4096 bytes.
+    pub bytes: Payload,
+}
+
+/// What must survive the death of the data device (R23).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReplicaMark {
+    /// The replica's disk failed: not eligible for anything until replaced or fully resynced.
+    Failed,
+    /// The replica is whole again.
+    Clean,
+    /// This replica was attached.
+    Attached(ReplicaId),
+}
+
+/// Why this side closes a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CloseReason {
+    /// `disconnect`, `down`, stop.
+    Ordered,
+    /// The role changed: a session belongs to one activation (R3).
+    RoleChanged,
+    /// The peer is out of the view (R21).
+    Removed,
+    /// A takeover is being decided (R13).
+    Drained,
+    /// No answer within the timeout.
+    Timeout,
+    /// The peer said something that makes no sense in this state.
+    Protocol,
+    /// The handshake refused it.
+    Refused(Refusal),
+    /// The local disk state changed so that the handshake no longer holds.
+    DiskChanged,
+    /// A newer connection replaced it.
+    Replaced,
+}
+
+/// A guest's success.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum GuestReply {
+    /// Done.
+    Done,
+    /// The bytes read, exactly as asked for.
+    Data(Payload),
+}
+
+/// A guest's failure. Never given for a role change: those hold requests or drop the socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GuestError {
+    /// No replica could do it.
+    Io(DiskError),
+    /// Outside the volume (the session checks first; this is the second net).
+    OutOfRange,
+}
+
+/// Something others want to know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A state users see changed; `snapshot()` has the new one.
+    Changed,
+    /// Attach ended; on success the replica is usable as its disk state says.
+    Attached(Result<ReplicaId, AttachError>),
+    /// The device was let go.
+    Detached,
+    /// The local device failed; a Primary now needs a Leave, a Secondary is of no use.
+    DiskFailed(DiskError),
+    /// The peer does not answer or there is no session while it is in `in_sync`: guests wait for a
+    /// Remove. Repeated each time it becomes true.
+    PeerLost,
+    /// The peer said its disk failed.
+    PeerDiskFailed,
+    /// The session's handshake is done.
+    Connected,
+    /// The session ended.
+    Disconnected,
+    /// Handshake refused.
+    Refused(Refusal),
+    /// Everything the peer missed is on its disk; an Add may begin.
+    ResyncDone,
+    /// R19 is done up to the accept: the peer recorded it, both flushed, no bit is set.
+    AddPrepared {
+        /// For this view.
+        view: ViewNumber,
+    },
+    /// A bit was set meanwhile or the session ended: no accept may leave.
+    AddAborted {
+        /// For this view.
+        view: ViewNumber,
+    },
+    /// Leave may be proposed: the peer has the marks durably (R18).
+    LeavePrepared {
+        /// For this view.
+        view: ViewNumber,
+    },
+    /// Answer to `Input::Drain`: nothing can land any more. `false` vetoes the promotion (R10).
+    Drained {
+        /// The seal it was asked for.
+        seal: ViewNumber,
+        /// Whether every acknowledged write is on this disk.
+        ok: bool,
+    },
+    /// Answer to `AdminRequest::Quiesce`.
+    Quiesced,
+    /// The first gate check of an activation passed: guests are served.
+    Serving,
+    /// No longer.
+    NotServing,
+}
+
+/// Why a backing device cannot be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum AttachError {
+    /// Reading or writing the metadata failed.
+    Disk(DiskError),
+    /// No metadata of ours in the area.
+    NoMetadata,
+    /// Both superblock copies are damaged.
+    Damaged,
+    /// Made by a newer version.
+    TooNew,
+    /// It belongs to another resource, volume or node.
+    Foreign,
+    /// The data device is smaller than the metadata says.
+    DeviceTooSmall,
+    /// Another replica than the one last attached here.
+    OtherReplica,
+}
+
+/// How far a resync is. Pure data for `status`, the demo and the TUI.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Blocks this resync began with (both bitmaps united).
+    pub total_blocks: u64,
+    /// Of these done.
+    pub done_blocks: u64,
+    /// Of the done ones: sent and written.
+    pub copied_blocks: u64,
+    /// Of the done ones: found equal by digest.
+    pub same_blocks: u64,
+    /// When it began.
+    pub began: Instant,
+    /// When it ended; `None` while it runs.
+    pub ended: Option<Instant>,
+}
+
+/// Counters for status and metrics; monotone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names say it; all are counts since attach")]
+pub struct Counters {
+    pub reads: u64,
+    pub read_bytes: u64,
+    pub writes: u64,
+    pub written_bytes: u64,
+    pub flushes: u64,
+    pub activity_log_writes: u64,
+    pub bitmap_writes: u64,
+    pub superblock_writes: u64,
+    pub io_errors: u64,
+}
+
+/// State of an engine as others may see it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Primary only while activated.
+    pub role: Role,
+    /// The local replica.
+    pub disk: DiskState,
+    /// The session.
+    pub connection: ConnectionState,
+    /// Why it is StandAlone, if it was refused.
+    pub refused: Option<Refusal>,
+    /// What the pair does.
+    pub replication: ReplicationState,
+    /// The peer's role, as its hello said.
+    pub peer_role: Role,
+    /// The peer's replica.
+    pub peer_disk: DiskState,
+    /// The newest view known.
+    pub view: ViewNumber,
+    /// Marked blocks toward the peer.
+    pub out_of_sync_blocks: u64,
+    /// The running or the last resync.
+    pub resync: Option<Progress>,
+    /// Guests are being held, and why.
+    pub held: Option<HeldReason>,
+    /// Size in blocks, if attached or known from the view.
+    pub size_blocks: Option<u64>,
+    /// Round trip of the last ping, if any.
+    pub rtt: Option<core::time::Duration>,
+    /// Guest requests in flight.
+    pub inflight: usize,
+    /// Counters.
+    pub counters: Counters,
+}
+
+/// Why a Primary holds its guests' requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HeldReason {
+    /// The lease is over (`suspended:quorum`).
+    Lease,
+    /// The peer is in `in_sync` but not connected, or not equal yet.
+    Peer,
+    /// The only good replica is not attached (`suspended:no-data`).
+    NoData,
+    /// An orderly demotion or stop.
+    Quiesce,
+}

@@ -1,0 +1,1 @@
+//! On-disk structures as values: bytes in, bytes out. No files.
