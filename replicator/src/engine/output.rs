@@ -181,7 +181,10 @@ pub enum Event {
     /// The peer said its disk failed.
     PeerDiskFailed,
     /// The session's handshake is done.
-    Connected,
+    Connected {
+        /// The peer's replica, if it has one.
+        peer_replica: Option<ReplicaId>,
+    },
     /// The session ended.
     Disconnected,
     /// Handshake refused.
@@ -192,6 +195,8 @@ pub enum Event {
     AddPrepared {
         /// For this view.
         view: ViewNumber,
+        /// The peer's replica, to be named in the view.
+        replica: ReplicaId,
     },
     /// A bit was set meanwhile or the session ended: no accept may leave.
     AddAborted {
