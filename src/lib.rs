@@ -1,1 +1,5 @@
-//! twinblk.
+//! The daemon and the arbitrator of twinblk: configuration, the pure controller (who may be
+//! Primary), and, with the default feature `daemon`, the wiring of all that to sockets and disks.
+
+#[cfg(feature = "daemon")]
+pub mod daemon;

@@ -1,0 +1,246 @@
+//! The seam between the shard (event loop, disks, links, NBD) and the rest of the daemon.
+//!
+//! Owns only the shapes of what crosses it. Both directions are bounded queues plus a wake-up, so
+//! neither side ever waits for the other; the lease travels beside them as a plain atomic, because
+//! it is renewed many times a second and only its newest value matters.
+//!
+//! ```text
+//! controller thread ── ShardCommand ──▶ shard ── ShardEvent ──▶ controller, store thread
+//!                   ── lease: AtomicU64 ─▶       ── ResourceSnapshot ─▶ control socket
+//! ```
+
+use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use replicator::engine::{AttachError, Event, Input, ReplicaMark, Snapshot};
+use replicator::types::{Instant, NodeId, OpId, ReplicaId, ResourceId, StoreError, VolumeId};
+
+/// Commands a shard may have waiting. The controller sends a few per view change and none while
+/// nothing changes, so this many means that the shard is stuck: the sender then stops the process
+/// rather than act on a belief the shard does not share.
+pub const SHARD_COMMANDS_MAX: usize = 65_536;
+
+/// What a shard is told once, when its thread starts.
+#[derive(Debug)]
+pub struct ShardSetup {
+    /// This node.
+    pub node: NodeId,
+    /// Hash of the cluster's name; part of the link preamble.
+    pub cluster: u64,
+    /// Listening sockets, one per configured address of this node, bound and listening already
+    /// (a taken address is found before anything starts). Nonblocking.
+    pub listeners: Vec<TcpListener>,
+    /// The peer's addresses, in order of preference. Data node 1 dials, node 0 listens.
+    pub peer_addresses: Vec<SocketAddr>,
+    /// Random id of this boot of the machine.
+    pub boot_id: u128,
+    /// Random id of this process.
+    pub incarnation: u128,
+    /// Most NBD connections per resource.
+    pub nbd_connections_max: usize,
+}
+
+/// One resource as the shard runs it, from `up` to `down`.
+#[derive(Debug)]
+pub struct ResourceSetup {
+    /// Its id.
+    pub resource: ResourceId,
+    /// Its name; also the NBD export name.
+    pub name: String,
+    /// Its volume.
+    pub volume: VolumeId,
+    /// Where its NBD socket is to be.
+    pub nbd_socket: PathBuf,
+    /// End of the lease on this node's clock, in nanoseconds ([`Instant`]); 0 before the first
+    /// grant. Written by the controller thread, read by the shard each turn.
+    pub lease: Arc<AtomicU64>,
+    /// How long the peer may leave a request or ping unanswered.
+    pub peer_timeout: core::time::Duration,
+}
+
+/// Backing devices to open for a resource. The shard opens and locks them (R14), then offers them
+/// to the engine.
+#[derive(Clone, Debug)]
+pub struct AttachSetup {
+    /// The data device or file.
+    pub disk: PathBuf,
+    /// The metadata area, external.
+    pub meta: PathBuf,
+    /// Use this many bytes of the device at most (`size` of the configuration).
+    pub size_max: Option<u64>,
+    /// The voter store says this replica failed earlier (R23).
+    pub marked_failed: bool,
+    /// The replica the voter store last saw attached.
+    pub expected_replica: Option<ReplicaId>,
+}
+
+/// What the shard is asked to do. Carried out in order per resource.
+#[derive(Debug)]
+pub enum ShardCommand {
+    /// Make the resource's engine and NBD socket; no disk, no connection yet.
+    Add(Box<ResourceSetup>),
+    /// Take it away: NBD socket, clients, session, engine. The engine was quiesced or stepped down
+    /// before if it served. Answered by [`ShardEvent::Removed`] once no disk operation is left.
+    Remove {
+        /// Which.
+        resource: ResourceId,
+    },
+    /// Open the devices and attach. Answered by `Event::Attached` or [`ShardEvent::OpenFailed`].
+    Attach {
+        /// Which.
+        resource: ResourceId,
+        /// What.
+        setup: Box<AttachSetup>,
+    },
+    /// Hand this to the resource's engine.
+    Engine {
+        /// Which.
+        resource: ResourceId,
+        /// What.
+        input: Box<Input>,
+    },
+    /// A mark is durable, or is not: becomes `Input::MarkDone`.
+    MarkDone {
+        /// Which.
+        resource: ResourceId,
+        /// Which operation.
+        op: OpId,
+        /// How.
+        result: Result<(), StoreError>,
+    },
+    /// End the thread. Everything was removed before in an orderly stop.
+    Stop,
+}
+
+/// What the shard tells.
+#[derive(Debug)]
+pub enum ShardEvent {
+    /// The engine said so.
+    Engine {
+        /// Which.
+        resource: ResourceId,
+        /// What.
+        event: Event,
+    },
+    /// The engine wants this recorded on the root disk; answered by [`ShardCommand::MarkDone`].
+    Mark {
+        /// Which.
+        resource: ResourceId,
+        /// Echoed by the answer.
+        op: OpId,
+        /// What.
+        mark: ReplicaMark,
+    },
+    /// The backing devices could not be opened.
+    OpenFailed {
+        /// Which.
+        resource: ResourceId,
+        /// Why, for people.
+        error: OpenError,
+    },
+    /// Answer to [`ShardCommand::Remove`].
+    Removed {
+        /// Which.
+        resource: ResourceId,
+    },
+    /// A resource could not be added: its NBD socket could not be made.
+    AddFailed {
+        /// Which.
+        resource: ResourceId,
+        /// The path and the system's words.
+        error: String,
+    },
+    /// The shard cannot go on (its ring broke): the process must end, guests reconnect elsewhere.
+    Fatal {
+        /// Why.
+        error: String,
+    },
+}
+
+/// Why a backing device could not be opened.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// open(2) or a first look at it failed.
+    #[error("{path}: {error}")]
+    System {
+        /// What was opened.
+        path: String,
+        /// The system's words.
+        error: String,
+    },
+    /// Somebody else holds it: an earlier process of ours whose operations may still land (R14),
+    /// or a stranger.
+    #[error("{path} is in use by another process")]
+    Busy {
+        /// What was opened.
+        path: String,
+    },
+    /// Neither a regular file nor a block device.
+    #[error("{path} is neither a regular file nor a block device")]
+    NotADevice {
+        /// What was opened.
+        path: String,
+    },
+    /// No metadata of ours.
+    #[error("{path} holds no metadata of twinblk")]
+    NoMetadata {
+        /// What was opened.
+        path: String,
+    },
+}
+
+/// One NBD client, for the refusals that name them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NbdClient {
+    /// Process id, where the socket tells it.
+    pub pid: Option<i32>,
+    /// User id, where the socket tells it.
+    pub uid: Option<u32>,
+}
+
+/// State of one resource as the control socket shows it. Published by the shard whenever it
+/// changed, and at least twice a second while a resync runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ResourceSnapshot {
+    /// The engine's.
+    pub engine: Snapshot,
+    /// When it was taken.
+    pub at: Instant,
+    /// Clients past their handshake.
+    pub nbd_clients: Vec<NbdClient>,
+    /// Name of the ring in use, `io_uring` or `portable`; `None` without a disk.
+    pub io_backend: Option<&'static str>,
+    /// Outcome of the newest attach that failed; `None` once one succeeded.
+    pub attach_error: Option<AttachFailure>,
+}
+
+/// Why there is no disk although one was asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AttachFailure {
+    /// It could not be opened.
+    Open(OpenError),
+    /// The engine refused what it read.
+    Engine(AttachError),
+}
+
+/// Where a shard puts what it tells. Implementations never block: called on the event loop.
+pub trait ShardSink: Send {
+    /// Something happened.
+    fn tell(&self, event: ShardEvent);
+    /// The state of a resource changed (`None`: it was removed).
+    fn publish(&self, resource: ResourceId, snapshot: Option<ResourceSnapshot>);
+}
+
+/// How the rest of the daemon reaches a shard.
+pub trait ShardHandle: Send + Sync {
+    /// Queues a command and wakes the shard.
+    ///
+    /// # Panics
+    /// When [`SHARD_COMMANDS_MAX`] commands are waiting.
+    fn send(&self, command: ShardCommand);
+    /// Wakes the shard so that it looks at the leases again: a lapsed one returned.
+    fn wake(&self);
+}

@@ -1,0 +1,3 @@
+//! Wiring: threads, sockets and files around the pure controller, engine and NBD session.
+
+pub mod api;
