@@ -1,0 +1,417 @@
+//! The handshake phase: options until an export is chosen or the session ends.
+//!
+//! One option is collected whole (its length is bounded), answered, and forgotten. Options may come
+//! in any order and number up to the limit; each error is a reply and changes nothing, except that
+//! a failed SET_META_CONTEXT clears the selection, as the spec wants.
+
+use super::limits::{OPTION_COUNT_MAX, OPTION_LEN_MAX};
+use super::output::Wire;
+use super::{Attachment, CloseReason, Pause};
+use crate::export::{Export, ExportIndex, ExportList};
+use crate::proto::constants::{
+    BASE_ALLOCATION, CLIENT_FLAGS_LEN, OPTION_HEADER_LEN, info, option, option_reply,
+};
+use crate::proto::handshake::{
+    self, ClientFlags, InfoRequest, MetaContextRequest, OptionHeader, quoted,
+};
+use crate::proto::reply::ReplyStyle;
+use crate::proto::wire::{ByteReader, Gather};
+
+/// What the server offers: the same for the whole handshake, save the refusal.
+#[derive(Debug)]
+pub(super) struct Offer {
+    pub(super) exports: ExportList,
+    /// Why no export may be served now, in words for the client.
+    pub(super) refusal: Option<String>,
+}
+
+/// Where a handshake stands after the bytes given so far.
+#[derive(Debug)]
+pub(super) enum Progress {
+    NeedsInput,
+    Paused(Pause),
+    Attached(Attachment),
+    Close(CloseReason),
+}
+
+#[derive(Debug)]
+pub(super) struct Negotiation {
+    stage: Stage,
+    part: Gather,
+    option_count: u32,
+    client: ClientFlags,
+    style: ReplyStyle,
+    /// The export whose `base:allocation` context was selected last.
+    allocation_context: Option<ExportIndex>,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Stage {
+    ClientFlags,
+    OptionHeader,
+    OptionData(OptionHeader),
+}
+
+/// An end of the handshake; options that leave it going give none.
+enum Verdict {
+    Attach(Attachment),
+    Close(CloseReason),
+}
+
+impl Negotiation {
+    pub(super) fn new() -> Self {
+        Self {
+            stage: Stage::ClientFlags,
+            part: Gather::default(),
+            option_count: 0,
+            client: ClientFlags::default(),
+            style: ReplyStyle::Simple,
+            allocation_context: None,
+        }
+    }
+
+    /// Takes bytes off the front of `input` until they run out or the handshake ends.
+    pub(super) fn advance<B, R>(
+        &mut self,
+        offer: &Offer,
+        input: &mut &[u8],
+        wire: &mut Wire<'_, B, R>,
+    ) -> Progress {
+        loop {
+            if !wire.has_room() {
+                return Progress::Paused(Pause::Unsent);
+            }
+            let want = match self.stage {
+                Stage::ClientFlags => CLIENT_FLAGS_LEN,
+                Stage::OptionHeader => OPTION_HEADER_LEN,
+                Stage::OptionData(header) => {
+                    usize::try_from(header.payload_len).unwrap_or(usize::MAX)
+                }
+            };
+            if !self.part.fill(input, want) {
+                return Progress::NeedsInput;
+            }
+            let part = std::mem::take(&mut self.part);
+            let verdict = self.handle_part(part.bytes(), offer, wire);
+            self.part = part;
+            self.part.clear();
+            match verdict {
+                None => {}
+                Some(Verdict::Attach(attachment)) => return Progress::Attached(attachment),
+                Some(Verdict::Close(reason)) => return Progress::Close(reason),
+            }
+        }
+    }
+
+    fn handle_part<B, R>(
+        &mut self,
+        part: &[u8],
+        offer: &Offer,
+        wire: &mut Wire<'_, B, R>,
+    ) -> Option<Verdict> {
+        let next = match self.stage {
+            Stage::ClientFlags => self.on_client_flags(part),
+            Stage::OptionHeader => self.on_option_header(part),
+            Stage::OptionData(header) => {
+                let verdict = self.on_option(header.option, part, offer, wire);
+                verdict.map_or(Ok(Stage::OptionHeader), Err)
+            }
+        };
+        match next {
+            Ok(stage) => {
+                self.stage = stage;
+                None
+            }
+            Err(verdict) => Some(verdict),
+        }
+    }
+
+    fn on_client_flags(&mut self, part: &[u8]) -> Result<Stage, Verdict> {
+        let word = ByteReader::new(part).u32().unwrap_or(u32::MAX);
+        self.client = ClientFlags::parse(word)
+            .map_err(|flags| Verdict::Close(CloseReason::UnknownClientFlags { flags }))?;
+        Ok(Stage::OptionHeader)
+    }
+
+    fn on_option_header(&mut self, part: &[u8]) -> Result<Stage, Verdict> {
+        let header =
+            OptionHeader::parse(part).ok_or(Verdict::Close(CloseReason::BadOptionMagic))?;
+        if header.payload_len > OPTION_LEN_MAX {
+            return Err(Verdict::Close(CloseReason::OptionTooLong {
+                len: header.payload_len,
+            }));
+        }
+        self.option_count += 1;
+        if self.option_count > OPTION_COUNT_MAX {
+            return Err(Verdict::Close(CloseReason::TooManyOptions));
+        }
+        if !self.client.fixed_newstyle && header.option != option::EXPORT_NAME {
+            return Err(Verdict::Close(CloseReason::OptionInPlainNewstyle));
+        }
+        Ok(Stage::OptionData(header))
+    }
+
+    fn on_option<B, R>(
+        &mut self,
+        number: u32,
+        data: &[u8],
+        offer: &Offer,
+        wire: &mut Wire<'_, B, R>,
+    ) -> Option<Verdict> {
+        let mut answer = Answer {
+            option: number,
+            wire,
+        };
+        match number {
+            option::EXPORT_NAME => Some(self.on_export_name(data, offer, wire)),
+            option::ABORT => {
+                answer.ack();
+                Some(Verdict::Close(CloseReason::Aborted))
+            }
+            option::LIST => {
+                on_list(data, offer, &mut answer);
+                None
+            }
+            option::INFO => {
+                self.on_info(data, offer, &mut answer);
+                None
+            }
+            option::GO => self.on_info(data, offer, &mut answer).map(Verdict::Attach),
+            option::STRUCTURED_REPLY => {
+                self.on_structured_reply(data, &mut answer);
+                None
+            }
+            option::LIST_META_CONTEXT => {
+                self.on_list_meta_context(data, offer, &mut answer);
+                None
+            }
+            option::SET_META_CONTEXT => {
+                self.on_set_meta_context(data, offer, &mut answer);
+                None
+            }
+            _ => {
+                answer.error(option_reply::ERR_UNSUP, "option is not supported");
+                None
+            }
+        }
+    }
+
+    /// The one option that can tell no error: it succeeds or ends the connection.
+    fn on_export_name<B, R>(
+        &self,
+        data: &[u8],
+        offer: &Offer,
+        wire: &mut Wire<'_, B, R>,
+    ) -> Verdict {
+        let found = handshake::parse_string(data)
+            .ok()
+            .and_then(|name| offer.find(name));
+        let Some((index, export)) = found else {
+            return Verdict::Close(CloseReason::UnknownExport);
+        };
+        if offer.refusal.is_some() {
+            return Verdict::Close(CloseReason::Refused);
+        }
+        let flags = export.transmission_flags(self.style);
+        wire.send(handshake::export_name_answer(
+            export.size,
+            flags,
+            self.client.no_zeroes,
+        ));
+        Verdict::Attach(self.attachment(index, export))
+    }
+
+    /// INFO and GO are one but for what follows the ACK; what GO attaches to, if it succeeds.
+    fn on_info<B, R>(
+        &self,
+        data: &[u8],
+        offer: &Offer,
+        answer: &mut Answer<'_, '_, B, R>,
+    ) -> Option<Attachment> {
+        let request = match InfoRequest::parse(data) {
+            Ok(request) => request,
+            Err(malformed) => {
+                answer.error(malformed.reply_type(), &malformed.to_string());
+                return None;
+            }
+        };
+        let Some((index, export)) = offer.find(request.name) else {
+            answer.unknown_export(request.name);
+            return None;
+        };
+        // Not a hard disconnect: proto.md wants options refused until the client gets the hint,
+        // and the caller's handshake timeout ends the ones that do not.
+        if let Some(refusal) = &offer.refusal {
+            answer.error(option_reply::ERR_POLICY, refusal);
+            return None;
+        }
+        self.describe(export, request, answer);
+        Some(self.attachment(index, export))
+    }
+
+    fn describe<B, R>(
+        &self,
+        export: &Export,
+        request: InfoRequest<'_>,
+        answer: &mut Answer<'_, '_, B, R>,
+    ) {
+        let flags = export.transmission_flags(self.style);
+        answer.reply(
+            option_reply::INFO,
+            &handshake::info_export(export.size, flags),
+        );
+        if request.wants_name {
+            answer.reply(
+                option_reply::INFO,
+                &handshake::info_text(info::NAME, &export.name),
+            );
+        }
+        if request.wants_description && !export.description.is_empty() {
+            let text = handshake::info_text(info::DESCRIPTION, &export.description);
+            answer.reply(option_reply::INFO, &text);
+        }
+        if request.wants_block_size {
+            answer.reply(option_reply::INFO, &handshake::info_block_size());
+        }
+        answer.ack();
+    }
+
+    fn on_structured_reply<B, R>(&mut self, data: &[u8], answer: &mut Answer<'_, '_, B, R>) {
+        if !data.is_empty() {
+            answer.error(option_reply::ERR_INVALID, "STRUCTURED_REPLY takes no data");
+        } else if self.style == ReplyStyle::Structured {
+            answer.error(
+                option_reply::ERR_INVALID,
+                "structured replies are already in use",
+            );
+        } else {
+            self.style = ReplyStyle::Structured;
+            answer.ack();
+        }
+    }
+
+    fn on_list_meta_context<B, R>(
+        &self,
+        data: &[u8],
+        offer: &Offer,
+        answer: &mut Answer<'_, '_, B, R>,
+    ) {
+        let Some((_, queries)) = self.meta_context_request(data, offer, answer) else {
+            return;
+        };
+        let matches = |query: &&str| *query == "base:" || *query == BASE_ALLOCATION;
+        if queries.is_empty() || queries.iter().any(matches) {
+            answer.reply(
+                option_reply::META_CONTEXT,
+                &handshake::meta_context(0, BASE_ALLOCATION),
+            );
+        }
+        answer.ack();
+    }
+
+    fn on_set_meta_context<B, R>(
+        &mut self,
+        data: &[u8],
+        offer: &Offer,
+        answer: &mut Answer<'_, '_, B, R>,
+    ) {
+        self.allocation_context = None;
+        let Some((index, queries)) = self.meta_context_request(data, offer, answer) else {
+            return;
+        };
+        if queries.contains(&BASE_ALLOCATION) {
+            self.allocation_context = Some(index);
+            let context = handshake::meta_context(ALLOCATION_CONTEXT_ID, BASE_ALLOCATION);
+            answer.reply(option_reply::META_CONTEXT, &context);
+        }
+        answer.ack();
+    }
+
+    /// What both metadata options check first; answers the error itself.
+    fn meta_context_request<'a, B, R>(
+        &self,
+        data: &'a [u8],
+        offer: &Offer,
+        answer: &mut Answer<'_, '_, B, R>,
+    ) -> Option<(ExportIndex, Vec<&'a str>)> {
+        if self.style == ReplyStyle::Simple {
+            answer.error(
+                option_reply::ERR_INVALID,
+                "negotiate structured replies first",
+            );
+            return None;
+        }
+        match MetaContextRequest::parse(data) {
+            Err(malformed) => {
+                answer.error(malformed.reply_type(), &malformed.to_string());
+                None
+            }
+            Ok(request) => match offer.find(request.name) {
+                None => {
+                    answer.unknown_export(request.name);
+                    None
+                }
+                Some((index, _)) => Some((index, request.queries)),
+            },
+        }
+    }
+
+    fn attachment(&self, index: ExportIndex, export: &Export) -> Attachment {
+        Attachment {
+            export: index,
+            size: export.size,
+            access: export.access,
+            style: self.style,
+            allocation_context: self.allocation_context == Some(index),
+        }
+    }
+}
+
+/// Id of `base:allocation` once selected; the only context, so one number does.
+pub(super) const ALLOCATION_CONTEXT_ID: u32 = 1;
+
+impl Offer {
+    fn find(&self, name: &str) -> Option<(ExportIndex, &Export)> {
+        let index = self.exports.find(name)?;
+        self.exports.get(index).map(|export| (index, export))
+    }
+}
+
+fn on_list<B, R>(data: &[u8], offer: &Offer, answer: &mut Answer<'_, '_, B, R>) {
+    if !data.is_empty() {
+        answer.error(option_reply::ERR_INVALID, "LIST takes no data");
+        return;
+    }
+    for export in &offer.exports {
+        let entry = handshake::server_entry(&export.name, &export.description);
+        answer.reply(option_reply::SERVER, &entry);
+    }
+    answer.ack();
+}
+
+/// Replies to one option.
+struct Answer<'a, 'w, B, R> {
+    option: u32,
+    wire: &'a mut Wire<'w, B, R>,
+}
+
+impl<B, R> Answer<'_, '_, B, R> {
+    fn reply(&mut self, reply_type: u32, payload: &[u8]) {
+        self.wire
+            .send(handshake::option_reply(self.option, reply_type, payload));
+    }
+
+    fn ack(&mut self) {
+        self.reply(option_reply::ACK, &[]);
+    }
+
+    fn error(&mut self, reply_type: u32, text: &str) {
+        self.wire
+            .send(handshake::option_error(self.option, reply_type, text));
+    }
+
+    fn unknown_export(&mut self, name: &str) {
+        let text = format!("no export is called {}", quoted(name));
+        self.error(option_reply::ERR_UNKNOWN, &text);
+    }
+}
