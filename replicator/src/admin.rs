@@ -1,1 +1,0 @@
-//! What the control socket speaks: requests, the status snapshot, events.

@@ -1,0 +1,237 @@
+//! Every error and warning users can meet: stable id, exit code, and what to do next in general.
+//!
+//! An id keeps its meaning for ever; a retired one is never given to something else. The text of a
+//! report is written where it happens, with its own numbers; the next step here is what holds in
+//! every case of that id.
+
+use super::report::exit;
+
+macro_rules! catalogue {
+    ($($(#[$doc:meta])* $variant:ident = $code:literal, $exit:expr, [$($next:literal),+ $(,)?];)+) => {
+        /// One kind of error or warning.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum ErrorId { $($(#[$doc])* $variant),+ }
+
+        impl ErrorId {
+            /// All of them, by id.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),+];
+
+            /// The stable id: `E` (an error) or `W` (a warning) and four digits.
+            #[must_use]
+            pub fn code(self) -> &'static str {
+                match self { $(Self::$variant => $code),+ }
+            }
+
+            /// Exit code of a command that ends with it.
+            #[must_use]
+            pub fn exit(self) -> u8 {
+                match self { $(Self::$variant => $exit),+ }
+            }
+
+            /// What to do next, whatever the case; never empty.
+            #[must_use]
+            pub fn next(self) -> &'static [&'static str] {
+                match self { $(Self::$variant => &[$($next),+]),+ }
+            }
+        }
+    };
+}
+
+catalogue! {
+    /// A configuration file or directory cannot be read.
+    ConfigUnreadable = "E0101", exit::CONFIG,
+        ["name the right directory with --config DIR, or make the file readable"];
+    /// A file is not TOML.
+    ConfigSyntax = "E0102", exit::CONFIG,
+        ["mend the marked place; docs/examples has a whole configuration"];
+    /// A key nobody reads.
+    UnknownKey = "E0103", exit::CONFIG, ["remove the key or correct its spelling"];
+    /// A string where a table was expected, and the like.
+    WrongType = "E0104", exit::CONFIG, ["write the value in the form the message names"];
+    /// A key without which nothing works is missing.
+    MissingKey = "E0105", exit::CONFIG, ["add the key"];
+    /// The right type but no possible value.
+    BadValue = "E0106", exit::CONFIG, ["write one of the values the message names"];
+    /// Degraded: a resync is under way.
+    Resyncing = "W0107", exit::DEGRADED, ["none; it continues by itself"];
+    /// Degraded: no connection to the peer.
+    PeerAway = "W0108", exit::DEGRADED, ["bring the peer or the link to it back"];
+    /// Degraded: the local replica is not attached or not up to date.
+    LocalDiskAway = "W0109", exit::DEGRADED, ["twinadm attach RES, after mending the disk"];
+    /// `config-version` is of another program.
+    ConfigVersion = "E0110", exit::CONFIG, ["write config-version = 1, or install a newer twinblk"];
+    /// A resource, volume or node is defined twice.
+    DefinedTwice = "E0111", exit::CONFIG, ["keep one of the definitions"];
+    /// One address for two nodes, or twice for one.
+    AddressTwice = "E0112", exit::CONFIG, ["give each node its own IP:port"];
+    /// Clear text beyond loopback was not asked for twice.
+    TlsOffNotAllowed = "E0113", exit::CONFIG, [
+        "use loopback addresses only, or write insecure = true beside tls = \"off\" on a dedicated network",
+    ];
+    /// TLS is required but this version cannot make keys.
+    TlsKeysMissing = "E0114", exit::CONFIG, [
+        "this version makes no keys yet: write tls = \"off\" under [net] with loopback addresses, or with insecure = true",
+    ];
+    /// A node name nobody configured.
+    UnknownNode = "E0115", exit::CONFIG, ["name one of the configured data nodes"];
+    /// Two volumes, or data and metadata, on one device.
+    DeviceTwice = "E0116", exit::CONFIG, ["give each volume and each metadata area its own device"];
+    /// A backing device is smaller than the volume.
+    DeviceTooSmall = "E0117", exit::CONFIG, ["enlarge the device, or write a smaller `size`"];
+    /// Two resource names with one id.
+    ResourceIdClash = "E0118", exit::CONFIG, ["rename one of the two resources"];
+    /// Valid, but this version cannot do it.
+    NotInThisVersion = "E0119", exit::CONFIG, ["write the value the message names"];
+    /// Acknowledged writes could be lost by an automatic takeover.
+    ProtocolALossy = "E0121", exit::CONFIG, ["protocol = \"C\""];
+    /// The nodes of a cluster do not make one.
+    ClusterShape = "E0122", exit::CONFIG, ["configure two data nodes and at most one arbitrator"];
+    /// Two data nodes, no third voter.
+    NoArbitrator = "W0130", exit::OK, [
+        "add a [node.NAME] with role = \"arbitrator\" on any third machine",
+    ];
+    /// A key is accepted but changes nothing yet.
+    NoEffectYet = "W0131", exit::OK, ["nothing; it is kept for the version that uses it"];
+    /// Clear text beyond loopback.
+    Insecure = "W0132", exit::OK, ["keep that network to the cluster alone"];
+    /// Both nodes on one machine with one path.
+    SharedPath = "W0133", exit::OK, ["give each node its own path: { NODE = \"...\", NODE = \"...\" }"];
+    /// The configuration defines no resource.
+    NoResource = "W0134", exit::OK, ["add a file to resources.d"];
+
+    /// Metadata of ours is there already.
+    MetadataExists = "E0401", exit::REFUSED, [
+        "keep it; or, if this replica's data may be forgotten: twinadm create-md RES --force",
+    ];
+    /// Something of others is on the device.
+    ForeignSignature = "E0402", exit::REFUSED, [
+        "name another device, or wipe this one yourself if nothing on it is needed",
+    ];
+    /// The metadata area cannot hold what it must.
+    MetadataTooSmall = "E0403", exit::REFUSED, ["enlarge it, or name a path that does not exist yet"];
+    /// Another process holds the device.
+    DeviceInUse = "E0404", exit::REFUSED, ["twinadm down RES, then try again"];
+    /// The resource is not up.
+    NotUp = "E0405", exit::REFUSED, ["twinadm up RES"];
+    /// No metadata of ours where it should be.
+    NoMetadata = "E0406", exit::REFUSED, ["twinadm create-md RES on this node"];
+    /// The metadata belongs to another resource, node or device.
+    MetadataForeign = "E0407", exit::REFUSED, ["check `disk` and `meta` of this node: they may be swapped"];
+    /// Not while this replica serves or is the only good one.
+    LastGoodCopy = "E0408", exit::REFUSED, ["wait for the other replica: twinadm wait-sync RES"];
+    /// NBD clients are attached.
+    ClientsAttached = "E0409", exit::REFUSED, ["stop the clients, or use --force to drop them"];
+    /// The data here is not the newest.
+    NotUpToDate = "E0411", exit::REFUSED, ["twinadm primary RES on the node that is up to date"];
+    /// Another node is Primary and alive.
+    PeerIsPrimary = "E0412", exit::REFUSED, [
+        "twinadm secondary RES on that node, then twinadm primary RES here",
+    ];
+    /// A refusal by the two nodes' histories.
+    Unrelated = "E0413", exit::REFUSED, ["twinadm status RES on both nodes"];
+    /// The arbitrator holds no data.
+    ArbitratorHoldsNoData = "E0414", exit::REFUSED, ["give the order to a data node"];
+    /// Another order on the same resource is under way.
+    OrderUnderWay = "E0415", exit::REFUSED, ["wait for it to end, then try again"];
+    /// The voter store has no vote until re-admitted.
+    VoterNotAdmitted = "E0416", exit::REFUSED, ["twinadm status on the other nodes"];
+
+    /// Too few voters answer.
+    NoQuorum = "E0501", exit::QUORUM, ["bring back the arbitrator or the peer, or the link to them"];
+    /// The old Primary's lease is not certainly over.
+    NoLease = "E0502", exit::QUORUM, ["try again after the lease"];
+    /// Guests are held.
+    Held = "E0503", exit::UNAVAILABLE, ["restore the link to the peer or the arbitrator"];
+
+    /// No daemon answers on the control socket.
+    DaemonUnreachable = "E0601", exit::UNREACHABLE, [
+        "start twinblkd, or name its run directory with --run-dir DIR",
+    ];
+    /// Another node cannot be reached from here.
+    NodeUnreachable = "E0602", exit::UNREACHABLE, ["run the command on that node"];
+    /// The connection ended in the middle of an answer.
+    DaemonGone = "E0603", exit::UNREACHABLE, ["see its log, then try again: the order may be carried out"];
+
+    /// No such resource.
+    NoSuchResource = "E0701", exit::NOT_FOUND, ["twinadm status lists what there is"];
+    /// No such node.
+    NoSuchNode = "E0702", exit::NOT_FOUND, ["name a configured node with --node NAME"];
+    /// No such volume or peer.
+    NoSuchPart = "E0703", exit::NOT_FOUND, ["twinadm status RES lists what there is"];
+
+    /// Not allowed by the kernel or by the daemon.
+    Permission = "E0801", exit::PERMISSION, ["run it as root or as the daemon's user"];
+
+    /// Waited long enough.
+    TimedOut = "E0901", exit::TIMEOUT, ["twinadm status says what is missing; wait longer with --timeout"];
+
+    /// A device or file failed.
+    DeviceFailed = "E1001", exit::FAILED, ["see the kernel log; replace the device"];
+    /// An address is taken.
+    AddressTaken = "E1002", exit::FAILED, ["stop what listens there, or configure another address"];
+    /// A directory of the daemon cannot be used.
+    DirectoryUnusable = "E1003", exit::FAILED, ["make the directory writable for the daemon's user"];
+    /// The daemon does not understand or answers nonsense.
+    BadRequest = "E1004", exit::FAILED, ["use a twinadm and a twinblkd of one version"];
+    /// Another daemon runs on these directories.
+    AlreadyRunning = "E1005", exit::FAILED, ["stop the other daemon, or use other directories"];
+    /// The voter store is damaged.
+    StoreDamaged = "E1006", exit::FAILED, ["keep the file for analysis; a node without its store has no vote"];
+    /// Too much at once.
+    Busy = "E1007", exit::FAILED, ["try again"];
+}
+
+impl ErrorId {
+    /// The entry with this id.
+    #[must_use]
+    pub fn from_code(code: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|id| id.code() == code)
+    }
+
+    /// Whether it is a warning.
+    #[must_use]
+    pub fn is_warning(self) -> bool {
+        self.code().starts_with('W')
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn every_id_has_a_next_step_and_its_own_code() {
+        let mut seen = BTreeSet::new();
+        for id in ErrorId::ALL {
+            assert!(!id.next().is_empty(), "{} has no next step", id.code());
+            assert!(
+                id.next().iter().all(|step| !step.trim().is_empty()),
+                "{}",
+                id.code()
+            );
+            assert!(seen.insert(id.code()), "{} is given twice", id.code());
+            assert_eq!(ErrorId::from_code(id.code()), Some(*id));
+        }
+    }
+
+    #[test]
+    fn codes_are_a_letter_and_four_digits() {
+        for id in ErrorId::ALL {
+            let code = id.code();
+            let digits = code.strip_prefix(['E', 'W']).expect(code);
+            assert!(
+                digits.len() == 4 && digits.bytes().all(|b| b.is_ascii_digit()),
+                "{code}"
+            );
+        }
+    }
+
+    #[test]
+    fn exit_codes_avoid_those_of_drbdadm() {
+        for id in ErrorId::ALL {
+            assert!(![10, 17, 20].contains(&id.exit()), "{}", id.code());
+        }
+    }
+}

@@ -1,0 +1,39 @@
+//! What the control socket speaks: requests, answers, the status snapshot, events, errors.
+//!
+//! Owns the types that `twinblkd` and `twinadm` share and the pure functions over them. Knows no
+//! socket, no clock and no JSON library: both sides bring their own.
+//!
+//! One connection carries one request. Each line is one JSON value:
+//!
+//! ```text
+//! → {"verb":"primary","resource":"vm-web","timeout_ms":30000}
+//! ← {"reply":"progress","message":"waiting for the first handshake with kvm-b"}      (any number)
+//! ← {"reply":"done","changed":true,"message":"vm-web is Primary on kvm-a"}           (exactly one final)
+//! ```
+//!
+//! `events2` is the exception: it has no final answer unless `now` was asked for; the client ends
+//! it by closing.
+
+mod catalogue;
+mod event;
+mod report;
+mod request;
+mod status;
+mod time;
+
+pub use catalogue::ErrorId;
+pub use event::{Event, EventKind};
+pub use report::{ErrorReport, exit};
+pub use request::{Request, Response, Verb, VersionInfo};
+pub use status::{
+    ArbitratorStatus, ClusterStatus, GuestStatus, LastResync, PeerStatus, PeerVolumeStatus,
+    ResourceStatus, ResyncStatus, SCHEMA, Status, VolumeStatistics, VolumeStatus,
+};
+pub use time::{rfc3339_millis, rfc3339_seconds};
+
+/// Longest request line a daemon reads, in bytes: the longest name is 64 bytes, so any honest
+/// request is far below; what is longer is garbage and its connection is closed.
+pub const REQUEST_LEN_MAX: usize = 16 * 1024;
+
+/// Longest answer line a client reads, in bytes: a status of some thousand resources.
+pub const RESPONSE_LEN_MAX: usize = 16 * 1024 * 1024;

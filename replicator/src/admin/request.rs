@@ -1,0 +1,131 @@
+//! Requests and answers of the control socket.
+
+use serde::{Deserialize, Serialize};
+
+use super::event::Event;
+use super::report::ErrorReport;
+use super::status::Status;
+
+/// One request: one line.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Request {
+    /// What is wanted.
+    #[serde(flatten)]
+    pub verb: Verb,
+    /// The node it is about; absent: the node that answers. A daemon that is not that node passes
+    /// the request on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// How long the client is ready to wait for what can still arrive; absent: the verb's default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_ms: Option<u64>,
+}
+
+/// What a client can want. `resource` is always one configured resource: the client expands `all`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "verb", rename_all = "kebab-case")]
+#[allow(missing_docs, reason = "the fields are the verbs' own words")]
+pub enum Verb {
+    /// The snapshot of one resource or of all; answered by [`Response::Status`].
+    Status { resource: Option<String> },
+    /// Attach, connect, export; lifts a hold made by hand.
+    Up { resource: String },
+    /// The reverse; a Primary is demoted first. `force` drops attached NBD clients.
+    Down {
+        resource: String,
+        #[serde(default)]
+        force: bool,
+    },
+    /// Attach the backing device.
+    Attach {
+        resource: String,
+        volume: Option<u16>,
+    },
+    /// Let go of the backing device.
+    Detach {
+        resource: String,
+        volume: Option<u16>,
+    },
+    /// Connect to the peer, and stay so.
+    Connect {
+        resource: String,
+        peer: Option<String>,
+    },
+    /// Drop the connection, and do not reconnect.
+    Disconnect {
+        resource: String,
+        peer: Option<String>,
+    },
+    /// Become Primary: waits for what can still arrive, refuses at once what waiting cannot mend.
+    Primary { resource: String },
+    /// Stop being Primary, and hold so. `force` drops attached NBD clients.
+    Secondary {
+        resource: String,
+        #[serde(default)]
+        force: bool,
+    },
+    /// The snapshot as events, then each change, until the client closes; with `now` the snapshot
+    /// alone. Answered by [`Response::Event`] lines.
+    Events2 {
+        resource: Option<String>,
+        #[serde(default)]
+        now: bool,
+    },
+    /// Which program answers; answered by [`Response::Version`].
+    Version,
+}
+
+/// One line of an answer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "reply", rename_all = "kebab-case")]
+pub enum Response {
+    /// Final: the order is carried out, or there was nothing to do.
+    Done {
+        /// `false`: it was so already.
+        changed: bool,
+        /// For a person, without a full stop: "vm-web is up", "already up".
+        message: String,
+    },
+    /// Final: it was not done.
+    Error(ErrorReport),
+    /// Not final: what is being waited for.
+    Progress {
+        /// For a person, without a full stop.
+        message: String,
+    },
+    /// Final: the snapshot.
+    Status(Box<Status>),
+    /// One event of `events2`; final only for `now`, after [`Event::end_of_snapshot`].
+    Event(Event),
+    /// Final: who answers.
+    Version(VersionInfo),
+}
+
+/// Which program answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VersionInfo {
+    /// `twinblkd` or `twinblk-arbitrator`.
+    pub program: String,
+    /// Its version.
+    pub version: String,
+    /// The node it runs as.
+    pub node: String,
+}
+
+impl Response {
+    /// Whether nothing follows it. `events2` never ends by itself unless `now` was asked for.
+    #[must_use]
+    pub fn is_final(&self) -> bool {
+        !matches!(self, Self::Progress { .. } | Self::Event(_))
+    }
+}
+
+impl From<Verb> for Request {
+    fn from(verb: Verb) -> Self {
+        Self {
+            verb,
+            node: None,
+            timeout_ms: None,
+        }
+    }
+}

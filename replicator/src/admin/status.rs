@@ -1,0 +1,280 @@
+//! The snapshot `status` prints: the schema `twinblk.status/1`.
+//!
+//! Within `/1` fields are only added. `None` is JSON `null` and means unknown or not applicable;
+//! sizes are bytes, times seconds, enums the words users see.
+
+use serde::{Deserialize, Serialize};
+
+use crate::types::{ConnectionState, DiskState, ReplicationProtocol, ReplicationState, Role};
+
+/// Value of [`Status::schema`].
+pub const SCHEMA: &str = "twinblk.status/1";
+
+/// What one node knows.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// [`SCHEMA`].
+    pub schema: String,
+    /// When, as [`super::rfc3339_seconds`].
+    pub generated: String,
+    /// Who says so.
+    pub node: String,
+    /// The cluster as this node sees it.
+    pub cluster: ClusterStatus,
+    /// Ordered by name.
+    pub resources: Vec<ResourceStatus>,
+}
+
+/// The cluster as one node sees it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ClusterStatus {
+    /// Its name.
+    pub name: String,
+    /// Whether this node sees a majority of the voters, itself included.
+    pub quorum: bool,
+    /// Configured voters.
+    pub voters: u8,
+    /// Voters heard of lately, this node included.
+    pub voters_seen: u8,
+    /// Resources with a `problem`, plus problems of the cluster itself.
+    pub problems: u32,
+    /// The arbitrator, if one is configured.
+    #[serde(default)]
+    pub arbitrator: Option<ArbitratorStatus>,
+    /// The nodes talk in clear text beyond loopback (`insecure = true`).
+    #[serde(default)]
+    pub insecure: bool,
+}
+
+/// The third voter as one node sees it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ArbitratorStatus {
+    /// Its name.
+    pub node: String,
+    /// Whether it was heard of lately.
+    pub seen: bool,
+}
+
+/// One configured resource.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ResourceStatus {
+    /// Its name.
+    pub name: String,
+    /// Whether `up` was ordered.
+    pub up: bool,
+    /// Primary only while activated; `None` unless up.
+    pub role: Option<Role>,
+    /// When a write is acknowledged.
+    pub protocol: ReplicationProtocol,
+    /// `io_uring` or `portable`.
+    pub io_backend: Option<String>,
+    /// Number of the newest view known here; `None` before the first.
+    pub view: Option<u64>,
+    /// The node that view names Primary.
+    #[serde(default)]
+    pub view_primary: Option<String>,
+    /// The nodes that view names in sync.
+    pub in_sync: Vec<String>,
+    /// An operator demoted it by hand: no node promotes itself until `primary` or `up`.
+    #[serde(default)]
+    pub held: bool,
+    /// The view was activated over data that may lack acknowledged writes.
+    #[serde(default)]
+    pub lossy: bool,
+    /// Preferred node, as configured.
+    pub prefer: Option<String>,
+    /// Whether `primary` here would succeed, as far as is known here.
+    pub may_promote: bool,
+    /// Why guests are held: `quorum`, `peer`, `no-data`, `quiesce`; `None` if they are not.
+    pub suspended: Option<String>,
+    /// The guest that uses it, if one is bound.
+    pub guest: Option<GuestStatus>,
+    /// Ordered by number.
+    pub volumes: Vec<VolumeStatus>,
+    /// Ordered by name.
+    pub peers: Vec<PeerStatus>,
+    /// One plain sentence about what is not as it should be; `None` when all is well.
+    pub status: Option<String>,
+    /// What to do about it; `None` when nothing needs doing.
+    pub action: Option<String>,
+    /// Id of the problem, for alerts and `--problems`; `None` when all is well.
+    pub problem: Option<String>,
+}
+
+/// A guest bound to a resource.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestStatus {
+    /// libvirt domain.
+    pub domain: String,
+    /// Where it runs.
+    pub node: Option<String>,
+    /// `running`, `paused-io`, `off`.
+    pub state: String,
+}
+
+/// The local side of one volume.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct VolumeStatus {
+    /// Its number.
+    pub volume: u16,
+    /// The local replica; `None` unless up.
+    pub disk: Option<DiskState>,
+    /// As agreed, or as attached; `None` before either.
+    pub size_bytes: Option<u64>,
+    /// Path of the backing device on this node.
+    pub disk_path: Option<String>,
+    /// URI for clients; `None` unless up.
+    pub export: Option<String>,
+    /// Attached NBD clients.
+    pub nbd_clients: u32,
+    /// Counters since the daemon started; `None` unless attached.
+    #[serde(default)]
+    pub statistics: Option<VolumeStatistics>,
+}
+
+/// Counters of one volume; monotone while the daemon lives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "the names say it")]
+pub struct VolumeStatistics {
+    pub reads: u64,
+    pub read_bytes: u64,
+    pub writes: u64,
+    pub written_bytes: u64,
+    pub flushes: u64,
+    pub activity_log_writes: u64,
+    pub bitmap_writes: u64,
+    pub superblock_writes: u64,
+    pub io_errors: u64,
+}
+
+/// The other data node as this one sees it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PeerStatus {
+    /// Its name.
+    pub node: String,
+    /// The connection of this resource.
+    pub connection: ConnectionState,
+    /// Its role, as it said last; Unknown while unreachable.
+    pub role: Role,
+    /// Round trip of the last ping.
+    pub rtt_seconds: Option<f64>,
+    /// Since when nothing was heard of it; `None` while connected or never seen.
+    #[serde(default)]
+    pub last_seen_seconds: Option<f64>,
+    /// Why it is StandAlone, if it is by a refusal.
+    #[serde(default)]
+    pub refused: Option<String>,
+    /// Ordered by number.
+    pub volumes: Vec<PeerVolumeStatus>,
+}
+
+/// What a pair does with one volume.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PeerVolumeStatus {
+    /// Its number.
+    pub volume: u16,
+    /// The peer's replica; UpToDate only if the committed view names it in sync.
+    pub disk: DiskState,
+    /// What the pair does.
+    pub replication: ReplicationState,
+    /// What the peer's replica misses, as far as this side marked it; `None` if not attached.
+    pub out_of_sync_bytes: Option<u64>,
+    /// Acknowledged to guests but not yet on the peer (protocol A).
+    pub lag_bytes: u64,
+    /// Age of the oldest of these.
+    pub lag_seconds: f64,
+    /// The last resync that ended, or what the running one did so far.
+    pub last_resync: LastResync,
+    /// The running one.
+    pub resync: Option<ResyncStatus>,
+}
+
+/// What a resync did.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct LastResync {
+    /// Sent and written.
+    pub copied_bytes: u64,
+    /// Looked at: copied or found equal.
+    pub checked_bytes: u64,
+    /// How long it took.
+    pub seconds: f64,
+    /// When it ended, as [`super::rfc3339_seconds`]; `None` while it runs or if there was none.
+    pub ended: Option<String>,
+    /// Why it was needed or why it ended early.
+    pub why: Option<String>,
+}
+
+/// A running resync.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ResyncStatus {
+    /// Done of this resync.
+    pub done_bytes: u64,
+    /// All of this resync.
+    pub total_bytes: u64,
+    /// 0 to 1, of this resync.
+    pub done_ratio: f64,
+    /// Mean of the last 30 s; `None` until known.
+    pub rate_bytes_per_second: Option<u64>,
+    /// `None` until known.
+    pub eta_seconds: Option<u64>,
+    /// Why it does not go on: `user`, `waiting-for RES`, `stalled 95s`…
+    pub held: Option<String>,
+}
+
+impl ResyncStatus {
+    /// Ratio and ETA of a resync that did `done` of `total` bytes at `rate` bytes a second. Never
+    /// beyond 0 to 1, whatever the counters say; no rate, no ETA.
+    #[must_use]
+    pub fn new(done: u64, total: u64, rate: Option<u64>, held: Option<String>) -> Self {
+        let done = done.min(total);
+        #[allow(clippy::cast_precision_loss, reason = "a ratio for people")]
+        let done_ratio = if total == 0 {
+            1.0
+        } else {
+            done as f64 / total as f64
+        };
+        let eta_seconds = rate
+            .filter(|rate| *rate > 0 && held.is_none())
+            .map(|rate| (total - done).div_ceil(rate));
+        Self {
+            done_bytes: done,
+            total_bytes: total,
+            done_ratio,
+            rate_bytes_per_second: rate,
+            eta_seconds,
+            held,
+        }
+    }
+}
+
+impl ResourceStatus {
+    /// Disk state of volume `volume`; `None` unless up.
+    #[must_use]
+    pub fn disk(&self, volume: u16) -> Option<DiskState> {
+        self.volumes.iter().find(|v| v.volume == volume)?.disk
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ratio_never_leaves_its_range() {
+        let over = ResyncStatus::new(u64::MAX, 4096, Some(1), None);
+        assert!((over.done_ratio - 1.0).abs() < f64::EPSILON);
+        assert_eq!(over.eta_seconds, Some(0));
+        assert!((ResyncStatus::new(0, 0, None, None).done_ratio - 1.0).abs() < f64::EPSILON);
+    }
+
+    #[test]
+    fn without_a_rate_or_while_held_there_is_no_eta() {
+        assert_eq!(ResyncStatus::new(0, 10, None, None).eta_seconds, None);
+        assert_eq!(ResyncStatus::new(0, 10, Some(0), None).eta_seconds, None);
+        assert_eq!(
+            ResyncStatus::new(0, 10, Some(5), Some("user".into())).eta_seconds,
+            None
+        );
+        assert_eq!(ResyncStatus::new(0, 11, Some(5), None).eta_seconds, Some(3));
+    }
+}
