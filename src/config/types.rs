@@ -1,0 +1,309 @@
+//! A checked configuration.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use replicator::types::{ByteLen, NodeId, ReplicationProtocol, ResourceId, VolumeId};
+
+/// The whole configuration, the same on every node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Name of the cluster.
+    pub cluster: String,
+    /// The data nodes in the order of their names, then the arbitrator if there is one: a node's
+    /// index is its [`NodeId`].
+    pub nodes: Vec<NodeConfig>,
+    /// `[quorum]`
+    pub quorum: QuorumConfig,
+    /// `[net]`
+    pub net: NetConfig,
+    /// `[resync]`
+    pub resync: ResyncConfig,
+    /// `[verify]`
+    pub verify: VerifyConfig,
+    /// `[nbd]`
+    pub nbd: NbdConfig,
+    /// `[metrics]`
+    pub metrics: MetricsConfig,
+    /// `[log]`
+    pub log: LogConfig,
+    /// In the order of their names.
+    pub resources: Vec<ResourceConfig>,
+}
+
+/// What a node is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NodeRole {
+    /// Holds a replica of each resource.
+    Data,
+    /// Votes only.
+    Arbitrator,
+}
+
+/// `[node.NAME]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeConfig {
+    /// Its name: `uname -n` or the daemon's `--node`.
+    pub name: String,
+    /// What it is for.
+    pub role: NodeRole,
+    /// Where it listens, TCP and UDP, in order of preference; never empty, unique in the cluster.
+    pub addresses: Vec<SocketAddr>,
+}
+
+/// Deadlines of leases and takeovers (DESIGN §5).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TimingProfile {
+    /// Takeover in about 0.7 s.
+    Fast,
+    /// About 3 s.
+    #[default]
+    Default,
+    /// About 10 s: slow or long links.
+    Relaxed,
+}
+
+/// What a Primary without a majority does with its guests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnNoQuorum {
+    /// They wait.
+    #[default]
+    SuspendIo,
+    /// They get errors.
+    IoError,
+}
+
+/// Whether the node fences itself by a hardware watchdog.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the words of the configuration")]
+pub enum Watchdog {
+    #[default]
+    Auto,
+    Off,
+    Required,
+}
+
+/// `[quorum]`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct QuorumConfig {
+    /// Which deadlines.
+    pub timing: TimingProfile,
+    /// What guests get without a majority.
+    pub on_no_quorum: OnNoQuorum,
+    /// Self-fencing.
+    pub watchdog: Watchdog,
+}
+
+/// Encryption between the nodes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Tls {
+    /// Everything.
+    #[default]
+    Required,
+    /// Votes and beacons, not the data.
+    ControlOnly,
+    /// Nothing: loopback, or `insecure = true`.
+    Off,
+}
+
+/// `[net]`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NetConfig {
+    /// When a write is acknowledged.
+    pub protocol: ReplicationProtocol,
+    /// Encryption.
+    pub tls: Tls,
+    /// `tls = "off"` was asked for beyond loopback.
+    pub insecure: bool,
+    /// A silent peer is given up after this.
+    pub timeout: Duration,
+}
+
+/// A rate limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Rate {
+    /// Found out by measuring.
+    #[default]
+    Auto,
+    /// None.
+    Unlimited,
+    /// Bytes per second, never 0.
+    BytesPerSecond(u64),
+}
+
+/// `[resync]`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ResyncConfig {
+    /// Upper limit.
+    pub max_rate: Rate,
+    /// Back off when guests' p99 write latency passes this.
+    pub guest_latency_target: Duration,
+    /// Resyncs at once; never 0.
+    pub parallel: u32,
+    /// Compare before sending.
+    pub checksum_first: bool,
+}
+
+/// `[verify]`
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct VerifyConfig {
+    /// systemd OnCalendar; empty: never.
+    pub schedule: String,
+    /// Repair from the Primary what differs, or only report it.
+    pub repair_from_primary: bool,
+}
+
+/// `[nbd]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NbdConfig {
+    /// Connections per resource; never 0.
+    pub max_connections: u32,
+    /// TCP address, if any.
+    pub listen: Option<SocketAddr>,
+    /// Certificates for it.
+    pub tls_dir: PathBuf,
+}
+
+/// `[metrics]`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MetricsConfig {
+    /// Where; `None`: off.
+    pub listen: Option<SocketAddr>,
+    /// Written in the file: if the address is taken that is an error, else only a warning.
+    pub explicit: bool,
+}
+
+/// Where the log goes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogTarget {
+    /// journald under systemd, else stderr.
+    #[default]
+    Auto,
+    /// journald.
+    Journald,
+    /// stderr.
+    Stderr,
+}
+
+/// `[log]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogConfig {
+    /// `info`, or directives such as `info,replicator=debug`.
+    pub level: String,
+    /// Where.
+    pub target: LogTarget,
+}
+
+/// `[resource.NAME]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ResourceConfig {
+    /// Its name.
+    pub name: String,
+    /// Preferred Primary.
+    pub prefer: Option<NodeId>,
+    /// When it goes back there: `never`, `when-synced`, or a time.
+    pub failback: String,
+    /// Lower resyncs first.
+    pub priority: u32,
+    /// In the order of their numbers; never empty.
+    pub volumes: Vec<VolumeConfig>,
+    /// The guest that uses it.
+    pub guest: Option<GuestConfig>,
+}
+
+/// `[[resource.NAME.volume]]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VolumeConfig {
+    /// Its number.
+    pub id: VolumeId,
+    /// As configured, whole blocks; `None`: as the smaller disk.
+    pub size: Option<ByteLen>,
+    /// Where it is, by data node.
+    pub replicas: [ReplicaPaths; 2],
+}
+
+/// Devices of one replica, absolute paths.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReplicaPaths {
+    /// The data.
+    pub disk: PathBuf,
+    /// The metadata, external.
+    pub meta: PathBuf,
+}
+
+/// `[resource.NAME.guest]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GuestConfig {
+    /// libvirt domain.
+    pub domain: String,
+    /// Its disk.
+    pub target: Option<String>,
+    /// Start it where the resource is promoted.
+    pub start_on_failover: bool,
+    /// What to do with it before giving the lease away.
+    pub on_demote: String,
+}
+
+impl Config {
+    /// The id of the node called `name`.
+    #[must_use]
+    pub fn node_id(&self, name: &str) -> Option<NodeId> {
+        NodeId::ALL
+            .into_iter()
+            .find(|id| self.node(*id).is_some_and(|node| node.name == name))
+    }
+
+    /// A node; `None` for the arbitrator when there is none.
+    #[must_use]
+    pub fn node(&self, id: NodeId) -> Option<&NodeConfig> {
+        self.nodes.get(id.index())
+    }
+
+    /// Name of a node, for people; `arbitrator` when there is none.
+    #[must_use]
+    pub fn node_name(&self, id: NodeId) -> &str {
+        self.node(id).map_or("arbitrator", |node| &node.name)
+    }
+
+    /// The arbitrator, if there is one.
+    #[must_use]
+    pub fn arbitrator(&self) -> Option<&NodeConfig> {
+        self.node(NodeId::ARBITRATOR)
+    }
+
+    /// The resource called `name`.
+    #[must_use]
+    pub fn resource(&self, name: &str) -> Option<&ResourceConfig> {
+        self.resources.iter().find(|resource| resource.name == name)
+    }
+
+    /// Whether every address is a loopback address: all nodes are on one machine.
+    #[must_use]
+    pub fn is_loopback(&self) -> bool {
+        self.nodes
+            .iter()
+            .flat_map(|node| &node.addresses)
+            .all(|address| address.ip().is_loopback())
+    }
+}
+
+impl ResourceConfig {
+    /// Its id on the wire and on disk; unique in a checked configuration.
+    #[must_use]
+    pub fn id(&self) -> ResourceId {
+        ResourceId::of_name(&self.name)
+    }
+}
+
+impl VolumeConfig {
+    /// The devices of `node`'s replica.
+    ///
+    /// # Panics
+    /// For the arbitrator, which holds no data.
+    #[must_use]
+    pub fn replica(&self, node: NodeId) -> &ReplicaPaths {
+        assert!(node.is_data(), "the arbitrator holds no data");
+        &self.replicas[node.index()]
+    }
+}
