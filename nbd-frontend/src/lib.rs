@@ -1,7 +1,7 @@
 //! The NBD protocol as values: bytes in, bytes out.
 //!
-//! Owns the wire format ([`proto`]) and the server's side of one connection
-//! ([`Session`]). Knows no socket, clock, thread or replication: the caller moves bytes
+//! Owns the wire format ([`proto`]), the server's side of one connection ([`Session`]) and a small
+//! client side ([`Client`]). Knows no socket, clock, thread or replication: the caller moves bytes
 //! and time, executes what a session submits, and reports completions in any order.
 //!
 //! The life of a connection, as the caller sees it:
@@ -19,10 +19,12 @@
 
 #![forbid(unsafe_code)]
 
+pub mod client;
 pub mod export;
 pub mod proto;
 pub mod session;
 
+pub use client::{Client, ClientCommand, ClientError, ClientReply, ExportInfo};
 pub use export::{Access, Export, ExportError, ExportIndex, ExportList};
 pub use proto::error::NbdError;
 pub use proto::wire::WireBytes;
