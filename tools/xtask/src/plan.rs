@@ -1,0 +1,134 @@
+//! What each verb does, as a list of steps a newcomer can read.
+
+use std::path::PathBuf;
+
+use crate::Outcome;
+use crate::report::Report;
+use crate::{deny, kernel, packages as debian, run};
+
+/// The profile of the simulator and the explorer: optimised, with assertions.
+const SIM_PROFILE: &str = "--profile sim";
+
+/// Fresh seeds that CI runs in addition to the kept corpus.
+const CI_SEEDS: &str = "3000";
+
+pub(crate) fn demo(arguments: &[String]) -> Outcome {
+    println!("building twinblkd, twinblk-arbitrator and twinadm (optimised); then: twinadm demo");
+    if !run::passes(&mut run::cargo(
+        "build --release --locked -p twinblk -p twinblk-tools --bins",
+    ))? {
+        return Ok(false);
+    }
+    let program = run::target_dir().join("release").join("twinadm");
+    let mut command = std::process::Command::new(program);
+    run::passes(command.arg("demo").args(arguments))
+}
+
+pub(crate) fn test(_arguments: &[String]) -> Outcome {
+    let mut report = Report::new();
+    report.check("packages", || {
+        let all = debian::install()? & kernel::fetch()?;
+        // What cannot be had skips tests; only CI insists on all of it.
+        Ok(all || !is_ci())
+    });
+    report.check("format", || {
+        run::passes(&mut run::cargo("fmt --all --check"))
+    });
+    report.check("clippy", || {
+        run::passes(&mut run::cargo(
+            "clippy --locked --workspace --all-targets -- -D warnings",
+        ))
+    });
+    report.check("pure", || {
+        // Each alone: a workspace build unifies features and hides a leak.
+        Ok(run::passes(&mut run::cargo(
+            "check --locked -p replicator --no-default-features",
+        ))? & run::passes(&mut run::cargo(
+            "check --locked -p twinblk --no-default-features --lib",
+        ))?)
+    });
+    report.check("deny", deny::check);
+    report.check("build", || {
+        run::passes(&mut run::cargo("build --locked --workspace --bins"))
+    });
+    let skipped = skip_list();
+    report.tests("test", || {
+        let mut command = run::cargo("test --locked --workspace --no-fail-fast");
+        command.env("TWINBLK_TEST_SKIPS", &skipped);
+        command.env("TWINBLK_TEST_GUEST_KERNEL", kernel::dir());
+        run::counted(&mut command)
+    });
+    if has_program("explore") {
+        report.check("explore", || explore(&[]));
+    }
+    if has_program("sim") {
+        report.check("sim", || {
+            sim(&["--corpus".into(), "--seeds".into(), CI_SEEDS.into()])
+        });
+    }
+    let skipped = std::fs::read_to_string(&skipped).unwrap_or_default();
+    let skipped: Vec<String> = skipped.lines().map(str::to_owned).collect();
+    Ok(report.finish(&skipped))
+}
+
+pub(crate) fn ci(arguments: &[String]) -> Outcome {
+    // Through a child, because a running process's environment is not ours to change.
+    let program = std::env::current_exe().map_err(|error| error.to_string())?;
+    let mut command = std::process::Command::new(program);
+    run::passes(command.arg("test").args(arguments).env("CI", "true"))
+}
+
+pub(crate) fn tidy(_arguments: &[String]) -> Outcome {
+    Ok(run::passes(&mut run::cargo("fmt --all --check"))?
+        & run::passes(&mut run::cargo(
+            "test --quiet --locked -p twinblk --test architecture",
+        ))?)
+}
+
+pub(crate) fn fix(_arguments: &[String]) -> Outcome {
+    run::passes(&mut run::cargo("fmt --all"))
+}
+
+pub(crate) fn sim(arguments: &[String]) -> Outcome {
+    optimised("--bin sim", arguments)
+}
+
+pub(crate) fn explore(arguments: &[String]) -> Outcome {
+    optimised("--bin explore", arguments)
+}
+
+pub(crate) fn packages(_arguments: &[String]) -> Outcome {
+    Ok(debian::install()? & kernel::fetch()?)
+}
+
+fn optimised(what: &str, arguments: &[String]) -> Outcome {
+    let mut command = run::cargo(&format!(
+        "run --quiet --locked {SIM_PROFILE} -p sim {what} --"
+    ));
+    run::passes(command.args(arguments))
+}
+
+/// Whether the simulator crate has this program.
+fn has_program(name: &str) -> bool {
+    run::root()
+        .join("tests/sim/src/bin")
+        .join(name)
+        .with_extension("rs")
+        .exists()
+}
+
+fn is_ci() -> bool {
+    std::env::var("CI").is_ok_and(|value| value == "true")
+}
+
+/// A fresh, empty file to which tests that skip themselves add one line each.
+fn skip_list() -> PathBuf {
+    let path = run::target_dir().join("skipped-tests.txt");
+    if let Err(error) = std::fs::write(&path, "") {
+        eprintln!(
+            "xtask: {}: {error}; skipped tests will not be listed",
+            path.display()
+        );
+    }
+    path
+}
