@@ -9,6 +9,6 @@ pub use input::{
 };
 pub use output::{
     Action, CloseReason, Counters, DiskCommand, Event, GuestError, GuestReply, MetaPage,
-    MetaRequest, Outbox, Progress, ReplicaMark, Snapshot,
+    MetaRequest, Outbox, Progress, ReplicaFacts, ReplicaMark, Snapshot,
 };
 pub use output::{AttachError, HeldReason};

@@ -171,6 +171,9 @@ pub enum Event {
     Changed,
     /// Attach ended; on success the replica is usable as its disk state says.
     Attached(Result<ReplicaId, AttachError>),
+    /// What the attached replica says of itself: right after `Attached(Ok(..))`, and again whenever
+    /// one of these facts changed. The controller decides from them.
+    Replica(ReplicaFacts),
     /// The device was let go.
     Detached,
     /// The local device failed; a Primary now needs a Leave, a Secondary is of no use.
@@ -221,6 +224,23 @@ pub enum Event {
     Serving,
     /// No longer.
     NotServing,
+}
+
+/// What an attached replica says of itself to the controller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReplicaFacts {
+    /// Its identity.
+    pub replica: ReplicaId,
+    /// Its usable size in blocks.
+    pub size_blocks: u64,
+    /// Its superblock does not forbid promoting it (R10): whole, not outdated, not failed.
+    pub eligible: bool,
+    /// It was never part of a view.
+    pub blank: bool,
+    /// Its host restarted while acknowledged writes were not durable yet (R16).
+    pub lost_volatile: bool,
+    /// Its activity log named extents at attach: blocks may differ from the peer's.
+    pub unclean: bool,
 }
 
 /// Why a backing device cannot be used.
