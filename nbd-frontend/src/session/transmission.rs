@@ -122,6 +122,7 @@ impl<B: AsRef<[u8]> + AsMut<[u8]>> Transmission<B> {
                     Turn::Stop(Progress::Paused(Pause::DirectReceive))
                 }
                 Stage::Draining(reason) => {
+                    // A client must not send anything after DISC; what it sends is ignored.
                     *input = &[];
                     self.drain(reason)
                 }
@@ -149,7 +150,8 @@ impl<B: AsRef<[u8]> + AsMut<[u8]>> Transmission<B> {
 
     fn judge<R>(&mut self, header: &RequestHeader, wire: &mut Wire<'_, B, R>) -> Turn {
         if header.command == command::DISC {
-            return self.drain(CloseReason::Disconnected);
+            self.stage = Stage::Draining(CloseReason::Disconnected);
+            return Turn::Again;
         }
         let payload_len = if header.command == command::WRITE {
             header.length

@@ -1,0 +1,10 @@
+//! Sessions driven byte by byte, without sockets. One binary: each further one costs a link.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on may panic")]
+
+mod handshake;
+mod harness;
+mod limits;
+mod model;
+mod robustness;
+mod transmission;
