@@ -1,6 +1,7 @@
 //! Leaf types: units, identities, states, the view, time. Knows nothing of the other modules.
 
 pub mod error;
+pub mod fixed;
 pub mod ids;
 pub mod payload;
 pub mod state;
