@@ -2,5 +2,6 @@
 //! Primary), and, with the default feature `daemon`, the wiring of all that to sockets and disks.
 
 pub mod config;
+pub mod controller;
 #[cfg(feature = "daemon")]
 pub mod daemon;

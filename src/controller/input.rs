@@ -1,0 +1,131 @@
+//! What can happen to a controller.
+
+use replicator::types::{Instant, OpId, ReplicaId, ResourceId, ViewNumber};
+
+use super::message::Datagram;
+
+/// One input of [`super::Controller::handle`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Input {
+    /// A datagram of this cluster arrived and decoded.
+    Received {
+        /// Index of the configured path (address pair) it came by.
+        path: u8,
+        /// What; the header says from whom.
+        datagram: Datagram,
+    },
+    /// A record given by [`super::Action::Persist`] is durable, or is not. Exactly once per action.
+    Persisted {
+        /// Which.
+        op: OpId,
+        /// Whether it is durable.
+        ok: bool,
+    },
+    /// The engine of a resource says something.
+    Engine {
+        /// Which resource.
+        resource: ResourceId,
+        /// What.
+        report: EngineReport,
+    },
+    /// Someone with a right to do so wants something; answered by [`super::Action::OrderDone`].
+    Order {
+        /// The asker's name for it.
+        order: OrderId,
+        /// Which resource.
+        resource: ResourceId,
+        /// What.
+        what: Order,
+        /// When to give up waiting for what may still arrive.
+        deadline: Instant,
+    },
+    /// Time has passed [`super::Controller::next_deadline`].
+    Tick,
+}
+
+/// The daemon's name for an order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct OrderId(pub u64);
+
+/// What an operator, or the daemon on an operator's behalf, can order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// This node shall be Primary. Done when the view is committed and the engine was activated.
+    Primary,
+    /// This node shall not be Primary and no node shall promote itself. Done when the hold is
+    /// committed (at once on a node that is not the Primary of record).
+    Secondary,
+    /// The resource takes part on this node from now on, across restarts too. On the Primary of
+    /// record it ends a hold. Done when recorded.
+    Up,
+    /// The resource takes no part on this node; a Primary is demoted first. Done when recorded:
+    /// the daemon then detaches and closes the export.
+    Down,
+}
+
+/// What the controller must know about a replica and its session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EngineReport {
+    /// A backing device is attached. Sent after attach and whenever one of these facts changes.
+    Replica(ReplicaFacts),
+    /// The backing device was let go.
+    ReplicaGone,
+    /// The handshake of a session is done.
+    SessionUp {
+        /// The peer's replica, if it has one.
+        peer_replica: Option<ReplicaId>,
+    },
+    /// The session ended.
+    SessionDown,
+    /// An active Primary cannot go on without its in-sync peer's answer.
+    PeerLost,
+    /// The peer said that its disk failed.
+    PeerDiskFailed,
+    /// The local device failed.
+    LocalDiskFailed,
+    /// The peer misses nothing any more: an Add may begin.
+    ResyncDone,
+    /// Answer to [`super::EngineCommand::BeginAdd`]: R19 is done up to the accept.
+    AddPrepared {
+        /// For this view.
+        view: ViewNumber,
+        /// The replica to be named in it.
+        replica: ReplicaId,
+    },
+    /// Answer to [`super::EngineCommand::BeginAdd`]: not now; a new `ResyncDone` will come.
+    AddAborted {
+        /// For this view.
+        view: ViewNumber,
+    },
+    /// The peer has the marks durably: Leave may be proposed as this view (R18).
+    LeavePrepared {
+        /// For this view.
+        view: ViewNumber,
+    },
+    /// Answer to [`super::EngineCommand::Drain`].
+    Drained {
+        /// The seal it was asked for.
+        seal: ViewNumber,
+        /// Whether every acknowledged write is on this disk; `false` vetoes the takeover.
+        ok: bool,
+    },
+    /// Answer to [`super::EngineCommand::Quiesce`].
+    Quiesced,
+}
+
+/// What an attached replica says about itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReplicaFacts {
+    /// Its identity.
+    pub replica: ReplicaId,
+    /// Its usable size in blocks; 0 if not known yet.
+    pub size_blocks: u64,
+    /// Its own superblock does not forbid promoting it (R10): whole, not outdated, not failed.
+    pub eligible: bool,
+    /// It was never part of a view.
+    pub blank: bool,
+    /// Its host restarted while acknowledged writes were not yet durable (R16).
+    pub lost_volatile: bool,
+    /// Its activity log named extents when it was attached: blocks may differ from the peer's.
+    pub unclean: bool,
+}

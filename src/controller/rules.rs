@@ -1,0 +1,48 @@
+//! The safety rules as switches, so that the explorer can take one away and must then fail.
+
+/// Which rules hold. Production uses [`Rules::ALL`], a constant; nothing reads it from outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Rules {
+    /// R6: the seal is part of the durable record.
+    pub durable_seal: bool,
+    /// R6: a takeover seals at all.
+    pub seal: bool,
+    /// R5: no takeover before the peer's lease is certainly over.
+    pub grant_outlives_lease: bool,
+    /// R7: a restarted node assumes that it granted a lease just before.
+    pub boot_wait: bool,
+    /// R4: the stricter view counts while an Add is undecided.
+    pub strict_add: bool,
+    /// R8: only an own commit activates; a restart begins inactive.
+    pub own_commit: bool,
+    /// Takeover and Recover only from within `in_sync`.
+    pub in_sync: bool,
+    /// R1: ballots are compared.
+    pub ballots: bool,
+    /// R1: promises and acceptances are durable before they are told.
+    pub durable_votes: bool,
+    /// R9: a step-down fails what is in flight.
+    pub drop_inflight: bool,
+    /// R13: a takeover drains before its accept leaves.
+    pub drain: bool,
+    /// R11: only voters that the view recorded count.
+    pub known_voters: bool,
+}
+
+impl Rules {
+    /// All of them: the only value outside the explorer.
+    pub const ALL: Self = Self {
+        durable_seal: true,
+        seal: true,
+        grant_outlives_lease: true,
+        boot_wait: true,
+        strict_add: true,
+        own_commit: true,
+        in_sync: true,
+        ballots: true,
+        durable_votes: true,
+        drop_inflight: true,
+        drain: true,
+        known_voters: true,
+    };
+}

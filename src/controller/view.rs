@@ -1,0 +1,674 @@
+//! Proposals: pure functions from the view a majority holds to its successor, or a reason why not.
+//!
+//! A proposal is made with what the proposer knows about itself and is applied to what the register
+//! really holds, read by the same round that will write the successor: between the two nothing can
+//! change unnoticed. The arbitrator never proposes; a data node proposes only itself; only the
+//! Primary changes who is in sync.
+
+use core::fmt;
+
+use replicator::types::{
+    DataGeneration, InSync, NodeId, ReplicaId, View, ViewCause, ViewNumber, VoterId, VoterSet,
+};
+use thiserror::Error;
+
+use super::rules::Rules;
+
+/// What a data node can propose. `node` is always the proposer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Proposal {
+    /// The proposer.
+    pub node: NodeId,
+    /// What.
+    pub change: Change,
+}
+
+/// The kinds of proposal, with what each needs to know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Change {
+    /// The first view of a new resource.
+    Found {
+        /// The proposer's replica.
+        replica: ReplicaId,
+        /// Identity of the new lineage.
+        data_generation: DataGeneration,
+        /// Size of the volume.
+        size_blocks: u64,
+        /// The voters met, to be recorded.
+        voters: VoterSet,
+    },
+    /// The Primary of record, not active, serves again; also ends a hold.
+    Recover {
+        /// The proposer's replica.
+        replica: ReplicaId,
+        /// Acknowledged writes may be missing (R17).
+        lossy: bool,
+        /// An operator said so: a hold ends.
+        ends_hold: bool,
+    },
+    /// The peer's grant is over: this node serves instead.
+    Takeover {
+        /// The proposer's replica.
+        replica: ReplicaId,
+        /// Acknowledged writes may be missing (R17).
+        lossy: bool,
+    },
+    /// The active Primary goes on without its peer.
+    Remove,
+    /// The active Primary counts on a replica that caught up.
+    Add {
+        /// That replica.
+        replica: ReplicaId,
+        /// The number the engines prepared it for.
+        number: ViewNumber,
+    },
+    /// The active Primary's own disk failed: it serves from the peer's (R18).
+    Leave {
+        /// The number the engines prepared it for.
+        number: ViewNumber,
+    },
+    /// The Primary of record, not active, promises that nobody promotes itself.
+    Hold,
+    /// This node serves where a hold says that the peer does not.
+    Claim {
+        /// The proposer's replica.
+        replica: ReplicaId,
+        /// Acknowledged writes may be missing (R17).
+        lossy: bool,
+    },
+    /// The active Primary met a voter for the first time.
+    AddVoter {
+        /// Which.
+        voter: NodeId,
+        /// Its identity.
+        id: VoterId,
+    },
+}
+
+/// A proposal's name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[allow(missing_docs, reason = "the names of `Change`")]
+pub enum ProposalKind {
+    Found,
+    Recover,
+    Takeover,
+    Remove,
+    Add,
+    Leave,
+    Hold,
+    Claim,
+    AddVoter,
+}
+
+impl fmt::Display for ProposalKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Found => "Found",
+            Self::Recover => "Recover",
+            Self::Takeover => "Takeover",
+            Self::Remove => "Remove",
+            Self::Add => "Add",
+            Self::Leave => "Leave",
+            Self::Hold => "Hold",
+            Self::Claim => "Claim",
+            Self::AddVoter => "AddVoter",
+        })
+    }
+}
+
+/// Why a proposal does not apply to the view the register holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Error)]
+#[non_exhaustive]
+pub enum Abort {
+    /// A view exists already.
+    #[error("the resource was founded already")]
+    AlreadyFounded,
+    /// No view exists.
+    #[error("the resource was never founded")]
+    NotFounded,
+    /// Fewer than two voters were met.
+    #[error("founding needs two voters")]
+    TooFewVoters,
+    /// The view names another Primary.
+    #[error("view {view} names the peer Primary")]
+    PeerIsPrimary {
+        /// Which view.
+        view: ViewNumber,
+    },
+    /// The view names the proposer Primary already.
+    #[error("view {view} names this node Primary already")]
+    SelfIsPrimary {
+        /// Which view.
+        view: ViewNumber,
+    },
+    /// The proposer's replica is not in sync in that view.
+    #[error("view {view} leaves this replica out")]
+    NotInSync {
+        /// Which view.
+        view: ViewNumber,
+    },
+    /// The peer is not in sync in that view: nothing to remove, nobody to leave to.
+    #[error("view {view} does not have the peer in sync")]
+    PeerNotInSync {
+        /// Which view.
+        view: ViewNumber,
+    },
+    /// Both are in sync already.
+    #[error("view {view} has both replicas in sync")]
+    BothInSync {
+        /// Which view.
+        view: ViewNumber,
+    },
+    /// The attached replica is not the one the view names (R10).
+    #[error("view {view} names another replica than the attached one")]
+    WrongReplica {
+        /// Which view.
+        view: ViewNumber,
+    },
+    /// An operator's hold.
+    #[error("view {view} is held by an operator's order")]
+    Held {
+        /// Which view.
+        view: ViewNumber,
+    },
+    /// There is no such hold.
+    #[error("view {view} is not held")]
+    NotHeld {
+        /// Which view.
+        view: ViewNumber,
+    },
+    /// The engines prepared another number.
+    #[error("view {view} was not the one prepared for")]
+    WrongNumber {
+        /// The view the register holds.
+        view: ViewNumber,
+    },
+    /// The voter is recorded, with this or another identity.
+    #[error("view {view} records that voter already")]
+    VoterRecorded {
+        /// Which view.
+        view: ViewNumber,
+    },
+}
+
+impl Change {
+    /// Its name.
+    #[must_use]
+    pub fn kind(&self) -> ProposalKind {
+        match self {
+            Self::Found { .. } => ProposalKind::Found,
+            Self::Recover { .. } => ProposalKind::Recover,
+            Self::Takeover { .. } => ProposalKind::Takeover,
+            Self::Remove => ProposalKind::Remove,
+            Self::Add { .. } => ProposalKind::Add,
+            Self::Leave { .. } => ProposalKind::Leave,
+            Self::Hold => ProposalKind::Hold,
+            Self::Claim { .. } => ProposalKind::Claim,
+            Self::AddVoter { .. } => ProposalKind::AddVoter,
+        }
+    }
+}
+
+impl Proposal {
+    /// The successor of `read`, the view a majority of voters holds (`None`: none was ever
+    /// accepted).
+    ///
+    /// # Errors
+    /// [`Abort`] says why the proposal does not apply to that view.
+    pub fn apply(&self, read: Option<&View>, rules: &Rules) -> Result<View, Abort> {
+        let node = self.node;
+        if let Change::Found {
+            replica,
+            data_generation,
+            size_blocks,
+            voters,
+        } = self.change
+        {
+            return match read {
+                Some(_) => Err(Abort::AlreadyFounded),
+                None => found(node, replica, data_generation, size_blocks, voters),
+            };
+        }
+        let view = read.ok_or(Abort::NotFounded)?;
+        match self.change {
+            Change::Found { .. } => Err(Abort::AlreadyFounded),
+            Change::Recover {
+                replica,
+                lossy,
+                ends_hold,
+            } => recover(view, node, replica, lossy, ends_hold, rules),
+            Change::Takeover { replica, lossy } => takeover(view, node, replica, lossy, rules),
+            Change::Remove => remove(view, node),
+            Change::Add { replica, number } => add(view, node, replica, number),
+            Change::Leave { number } => leave(view, node, number),
+            Change::Hold => hold(view, node),
+            Change::Claim { replica, lossy } => claim(view, node, replica, lossy, rules),
+            Change::AddVoter { voter, id } => add_voter(view, node, voter, id),
+        }
+    }
+}
+
+fn found(
+    node: NodeId,
+    replica: ReplicaId,
+    data_generation: DataGeneration,
+    size_blocks: u64,
+    voters: VoterSet,
+) -> Result<View, Abort> {
+    if voters.0.iter().flatten().count() < VoterSet::MAJORITY {
+        return Err(Abort::TooFewVoters);
+    }
+    let mut replicas = [None; 2];
+    replicas[node.index()] = Some(replica);
+    Ok(View {
+        number: ViewNumber::NONE.next(),
+        primary: node,
+        in_sync: InSync::only(node),
+        data_generation,
+        replicas,
+        voters,
+        size_blocks,
+        held: false,
+        lossy: false,
+        forced: false,
+        cause: ViewCause::Founded,
+    })
+}
+
+fn recover(
+    view: &View,
+    node: NodeId,
+    replica: ReplicaId,
+    lossy: bool,
+    ends_hold: bool,
+    rules: &Rules,
+) -> Result<View, Abort> {
+    require_primary(view, node)?;
+    require_whole(view, node, replica, rules)?;
+    if view.held && !ends_hold {
+        return Err(Abort::Held { view: view.number });
+    }
+    Ok(View {
+        held: false,
+        lossy,
+        ..successor(view, ViewCause::Recovered)
+    })
+}
+
+fn takeover(
+    view: &View,
+    node: NodeId,
+    replica: ReplicaId,
+    lossy: bool,
+    rules: &Rules,
+) -> Result<View, Abort> {
+    require_other_primary(view, node)?;
+    require_whole(view, node, replica, rules)?;
+    if view.held {
+        return Err(Abort::Held { view: view.number });
+    }
+    Ok(View {
+        primary: node,
+        in_sync: InSync::only(node),
+        lossy,
+        ..successor(view, ViewCause::TookOver)
+    })
+}
+
+fn remove(view: &View, node: NodeId) -> Result<View, Abort> {
+    require_primary(view, node)?;
+    if !view.in_sync.contains(node) {
+        return Err(Abort::NotInSync { view: view.number });
+    }
+    if !view.in_sync.contains(node.peer()) {
+        return Err(Abort::PeerNotInSync { view: view.number });
+    }
+    Ok(View {
+        in_sync: InSync::only(node),
+        ..successor(view, ViewCause::Removed)
+    })
+}
+
+fn add(view: &View, node: NodeId, replica: ReplicaId, number: ViewNumber) -> Result<View, Abort> {
+    require_primary(view, node)?;
+    if view.in_sync == InSync::BOTH {
+        return Err(Abort::BothInSync { view: view.number });
+    }
+    require_number(view, number)?;
+    // Usually the peer; after a Leave it is the Primary's own replica that returns.
+    let added = if view.in_sync.contains(node) {
+        node.peer()
+    } else {
+        node
+    };
+    let mut next = successor(view, ViewCause::Added);
+    next.in_sync = InSync::BOTH;
+    next.replicas[added.index()] = Some(replica);
+    Ok(next)
+}
+
+fn leave(view: &View, node: NodeId, number: ViewNumber) -> Result<View, Abort> {
+    require_primary(view, node)?;
+    if !view.in_sync.contains(node) {
+        return Err(Abort::NotInSync { view: view.number });
+    }
+    if !view.in_sync.contains(node.peer()) {
+        return Err(Abort::PeerNotInSync { view: view.number });
+    }
+    require_number(view, number)?;
+    Ok(View {
+        in_sync: InSync::only(node.peer()),
+        ..successor(view, ViewCause::Left)
+    })
+}
+
+fn hold(view: &View, node: NodeId) -> Result<View, Abort> {
+    require_primary(view, node)?;
+    if view.held {
+        return Err(Abort::Held { view: view.number });
+    }
+    Ok(View {
+        held: true,
+        ..successor(view, ViewCause::Held)
+    })
+}
+
+fn claim(
+    view: &View,
+    node: NodeId,
+    replica: ReplicaId,
+    lossy: bool,
+    rules: &Rules,
+) -> Result<View, Abort> {
+    require_other_primary(view, node)?;
+    require_whole(view, node, replica, rules)?;
+    if !view.held {
+        return Err(Abort::NotHeld { view: view.number });
+    }
+    Ok(View {
+        primary: node,
+        in_sync: InSync::only(node),
+        held: false,
+        lossy,
+        ..successor(view, ViewCause::Claimed)
+    })
+}
+
+fn add_voter(view: &View, node: NodeId, voter: NodeId, id: VoterId) -> Result<View, Abort> {
+    require_primary(view, node)?;
+    if view.voters.0[voter.index()].is_some() {
+        return Err(Abort::VoterRecorded { view: view.number });
+    }
+    let mut next = successor(view, ViewCause::VoterAdded);
+    next.voters.0[voter.index()] = Some(id);
+    Ok(next)
+}
+
+fn successor(view: &View, cause: ViewCause) -> View {
+    View {
+        number: view.number.next(),
+        cause,
+        ..*view
+    }
+}
+
+fn require_primary(view: &View, node: NodeId) -> Result<(), Abort> {
+    if view.primary == node {
+        Ok(())
+    } else {
+        Err(Abort::PeerIsPrimary { view: view.number })
+    }
+}
+
+fn require_other_primary(view: &View, node: NodeId) -> Result<(), Abort> {
+    if view.primary == node {
+        Err(Abort::SelfIsPrimary { view: view.number })
+    } else {
+        Ok(())
+    }
+}
+
+/// Promise 3: a replica outside `in_sync`, or another replica than the one named, never serves.
+fn require_whole(
+    view: &View,
+    node: NodeId,
+    replica: ReplicaId,
+    rules: &Rules,
+) -> Result<(), Abort> {
+    if !rules.in_sync {
+        return Ok(());
+    }
+    if !view.in_sync.contains(node) {
+        return Err(Abort::NotInSync { view: view.number });
+    }
+    if view.replicas[node.index()] != Some(replica) {
+        return Err(Abort::WrongReplica { view: view.number });
+    }
+    Ok(())
+}
+
+fn require_number(view: &View, number: ViewNumber) -> Result<(), Abort> {
+    if view.number.next() == number {
+        Ok(())
+    } else {
+        Err(Abort::WrongNumber { view: view.number })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::controller::testing::founded;
+
+    const A: NodeId = NodeId::A;
+    const B: NodeId = NodeId::B;
+    const REPLICA_A: ReplicaId = ReplicaId(0xa);
+    const REPLICA_B: ReplicaId = ReplicaId(0xb);
+
+    fn both() -> View {
+        View {
+            number: ViewNumber(4),
+            in_sync: InSync::BOTH,
+            replicas: [Some(REPLICA_A), Some(REPLICA_B)],
+            ..founded()
+        }
+    }
+
+    fn propose(node: NodeId, change: Change, view: &View) -> Result<View, Abort> {
+        Proposal { node, change }.apply(Some(view), &Rules::ALL)
+    }
+
+    const TAKEOVER: Change = Change::Takeover {
+        replica: REPLICA_B,
+        lossy: false,
+    };
+    const RECOVER: Change = Change::Recover {
+        replica: REPLICA_A,
+        lossy: false,
+        ends_hold: false,
+    };
+    const CLAIM: Change = Change::Claim {
+        replica: REPLICA_B,
+        lossy: false,
+    };
+
+    #[test]
+    fn every_successor_adds_one_to_the_number() {
+        let view = both();
+        let changes = [
+            (A, RECOVER),
+            (B, TAKEOVER),
+            (A, Change::Remove),
+            (
+                A,
+                Change::Leave {
+                    number: ViewNumber(5),
+                },
+            ),
+            (A, Change::Hold),
+        ];
+        for (node, change) in changes {
+            let next = propose(node, change, &view).unwrap();
+            assert_eq!(next.number, ViewNumber(5), "{change:?}");
+            assert_eq!(next.data_generation, view.data_generation);
+            assert_eq!(next.voters, view.voters);
+        }
+    }
+
+    #[test]
+    fn recover_keeps_who_is_in_sync() {
+        let next = propose(A, RECOVER, &both()).unwrap();
+        assert_eq!((next.primary, next.in_sync), (A, InSync::BOTH));
+    }
+
+    #[test]
+    fn takeover_leaves_the_old_primary_out() {
+        let next = propose(B, TAKEOVER, &both()).unwrap();
+        assert_eq!((next.primary, next.in_sync), (B, InSync::only(B)));
+        assert_eq!(next.cause, ViewCause::TookOver);
+    }
+
+    #[test]
+    fn a_replica_left_out_never_takes_over() {
+        let solo = propose(A, Change::Remove, &both()).unwrap();
+        assert_eq!(
+            propose(B, TAKEOVER, &solo),
+            Err(Abort::NotInSync { view: solo.number })
+        );
+        let held = propose(A, Change::Hold, &solo).unwrap();
+        assert_eq!(
+            propose(B, CLAIM, &held),
+            Err(Abort::NotInSync { view: held.number })
+        );
+    }
+
+    #[test]
+    fn another_replica_in_the_same_place_is_vetoed() {
+        let swapped = Change::Takeover {
+            replica: ReplicaId(0xbad),
+            lossy: false,
+        };
+        assert_eq!(
+            propose(B, swapped, &both()),
+            Err(Abort::WrongReplica {
+                view: ViewNumber(4)
+            })
+        );
+    }
+
+    #[test]
+    fn nobody_proposes_for_the_other() {
+        let view = both();
+        assert!(propose(B, Change::Remove, &view).is_err());
+        assert!(propose(B, Change::Hold, &view).is_err());
+        assert!(propose(B, RECOVER, &view).is_err());
+        assert!(propose(A, TAKEOVER, &view).is_err());
+    }
+
+    #[test]
+    fn a_hold_stops_everyone_until_an_operator_speaks() {
+        let held = propose(A, Change::Hold, &both()).unwrap();
+        assert!(held.held);
+        assert_eq!(
+            propose(A, RECOVER, &held),
+            Err(Abort::Held { view: held.number })
+        );
+        assert_eq!(
+            propose(B, TAKEOVER, &held),
+            Err(Abort::Held { view: held.number })
+        );
+        let ordered = Change::Recover {
+            replica: REPLICA_A,
+            lossy: false,
+            ends_hold: true,
+        };
+        assert!(!propose(A, ordered, &held).unwrap().held);
+        let claimed = propose(B, CLAIM, &held).unwrap();
+        assert_eq!((claimed.primary, claimed.in_sync), (B, InSync::only(B)));
+        assert!(!claimed.held);
+        assert!(propose(B, CLAIM, &both()).is_err());
+    }
+
+    #[test]
+    fn an_add_counts_only_as_the_view_it_was_prepared_for() {
+        let solo = propose(A, Change::Remove, &both()).unwrap();
+        let add = |number| Change::Add {
+            replica: ReplicaId(0xb2),
+            number: ViewNumber(number),
+        };
+        assert_eq!(
+            propose(A, add(5), &solo),
+            Err(Abort::WrongNumber { view: solo.number })
+        );
+        let next = propose(A, add(6), &solo).unwrap();
+        assert_eq!(next.in_sync, InSync::BOTH);
+        assert_eq!(next.replicas, [Some(REPLICA_A), Some(ReplicaId(0xb2))]);
+    }
+
+    #[test]
+    fn a_primary_that_left_returns_by_an_add_of_itself() {
+        let left = propose(
+            A,
+            Change::Leave {
+                number: ViewNumber(5),
+            },
+            &both(),
+        )
+        .unwrap();
+        assert_eq!((left.primary, left.in_sync), (A, InSync::only(B)));
+        assert!(propose(A, Change::Remove, &left).is_err());
+        assert!(propose(A, RECOVER, &left).is_err());
+        assert!(propose(B, TAKEOVER, &left).is_ok());
+        let back = Change::Add {
+            replica: ReplicaId(0xa2),
+            number: ViewNumber(6),
+        };
+        let next = propose(A, back, &left).unwrap();
+        assert_eq!(next.replicas, [Some(ReplicaId(0xa2)), Some(REPLICA_B)]);
+    }
+
+    #[test]
+    fn founding_needs_two_voters_and_an_empty_register() {
+        let found = |voters| Proposal {
+            node: B,
+            change: Change::Found {
+                replica: REPLICA_B,
+                data_generation: DataGeneration(9),
+                size_blocks: 128,
+                voters: VoterSet(voters),
+            },
+        };
+        let one = found([None, Some(VoterId(2)), None]);
+        assert_eq!(one.apply(None, &Rules::ALL), Err(Abort::TooFewVoters));
+        let two = found([None, Some(VoterId(2)), Some(VoterId(3))]);
+        let view = two.apply(None, &Rules::ALL).unwrap();
+        assert_eq!((view.primary, view.in_sync), (B, InSync::only(B)));
+        assert_eq!(view.replicas, [None, Some(REPLICA_B)]);
+        assert_eq!(
+            two.apply(Some(&view), &Rules::ALL),
+            Err(Abort::AlreadyFounded)
+        );
+        let remove = Proposal {
+            node: B,
+            change: Change::Remove,
+        };
+        assert_eq!(remove.apply(None, &Rules::ALL), Err(Abort::NotFounded));
+    }
+
+    #[test]
+    fn a_voter_is_recorded_once() {
+        let mut view = both();
+        view.voters.0[2] = None;
+        let add = Change::AddVoter {
+            voter: NodeId::ARBITRATOR,
+            id: VoterId(33),
+        };
+        let next = propose(A, add, &view).unwrap();
+        assert_eq!(next.voters.0[2], Some(VoterId(33)));
+        let replaced = Change::AddVoter {
+            voter: NodeId::ARBITRATOR,
+            id: VoterId(34),
+        };
+        assert!(propose(A, replaced, &next).is_err());
+    }
+}
