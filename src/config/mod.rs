@@ -10,10 +10,98 @@
 //!                                         └──────── Diagnostic ────────┘
 //! ```
 
+mod diagnostic;
+mod effect;
+mod load;
+mod reader;
+mod rules;
+mod shape;
+mod source;
 mod types;
+mod units;
 
+use replicator::admin::{ErrorId, ErrorReport};
+use toml::de::DeTable;
+
+pub use diagnostic::Diagnostic;
+use diagnostic::Findings;
+pub use load::{Scope, load, load_file};
+use source::Span;
+pub use source::{FileKind, Place, SourceFile};
 pub use types::{
     Config, GuestConfig, LogConfig, LogTarget, MetricsConfig, NbdConfig, NetConfig, NodeConfig,
     NodeRole, OnNoQuorum, QuorumConfig, Rate, ReplicaPaths, ResourceConfig, ResyncConfig,
     TimingProfile, Tls, VerifyConfig, VolumeConfig, Watchdog,
 };
+pub use units::{NAME_LEN_MAX, duration_text, size_text};
+
+/// A configuration that holds, and what is odd about it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Checked {
+    /// The configuration.
+    pub config: Config,
+    /// Warnings only, by file and place.
+    pub warnings: Vec<Diagnostic>,
+}
+
+/// Checks files against each other. Pure: equal files give equal answers.
+///
+/// # Errors
+/// Every mistake at once, warnings among them, by file and place; at least one is an error.
+pub fn parse(files: &[SourceFile]) -> Result<Checked, Vec<Diagnostic>> {
+    let mut found = Findings::default();
+    let parsed: Vec<_> = files
+        .iter()
+        .map(|file| DeTable::parse_recoverable(&file.text))
+        .collect();
+    let mut draft = shape::Draft::default();
+    let mut all_read = true;
+    for (index, (file, (table, errors))) in files.iter().zip(&parsed).enumerate() {
+        for error in errors {
+            let span = Span::new(index, error.span().unwrap_or(0..0));
+            found.at(
+                ErrorId::ConfigSyntax,
+                span,
+                "this is not TOML",
+                error.message(),
+            );
+        }
+        if errors.is_empty() {
+            shape::read_file(file.kind, index, table.get_ref(), &mut draft, &mut found);
+        } else {
+            // What the parser made of a broken file would only give misleading messages.
+            all_read = false;
+        }
+    }
+    let config = if all_read {
+        rules::check(draft, &mut found)
+    } else {
+        None
+    };
+    let failed = found.has_errors();
+    let diagnostics = found.into_diagnostics(files);
+    match config {
+        Some(config) if !failed => Ok(Checked {
+            config,
+            warnings: diagnostics,
+        }),
+        _ => Err(diagnostics),
+    }
+}
+
+impl Config {
+    /// Why a daemon must not start with this configuration although it is valid; `None` if it may.
+    #[must_use]
+    pub fn start_refusal(&self) -> Option<ErrorReport> {
+        (self.net.tls != Tls::Off).then(|| {
+            ErrorReport::new(
+                ErrorId::TlsKeysMissing,
+                "refusing to start: the cluster has no keys for TLS",
+                "[net] tls is not \"off\", and nothing may travel in clear text unless you say so",
+            )
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

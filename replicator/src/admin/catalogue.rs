@@ -96,8 +96,10 @@ catalogue! {
     Insecure = "W0132", exit::OK, ["keep that network to the cluster alone"];
     /// Both nodes on one machine with one path.
     SharedPath = "W0133", exit::OK, ["give each node its own path: { NODE = \"...\", NODE = \"...\" }"];
-    /// The configuration defines no resource.
-    NoResource = "W0134", exit::OK, ["add a file to resources.d"];
+    /// TLS is asked for, and this version cannot do it.
+    TlsNotYet = "W0135", exit::OK, [
+        "write tls = \"off\" under [net], with loopback addresses or with insecure = true",
+    ];
 
     /// Metadata of ours is there already.
     MetadataExists = "E0401", exit::REFUSED, [

@@ -1,0 +1,25 @@
+//! Keys that are accepted but change nothing yet. A capability that arrives deletes its words here.
+
+/// `[quorum]`
+pub(super) const QUORUM: &[&str] = &["on-no-quorum", "watchdog"];
+/// `[net]`
+pub(super) const NET: &[&str] = &["timeout"];
+/// `[resync]`
+pub(super) const RESYNC: &[&str] = &[
+    "max-rate",
+    "guest-latency-target",
+    "parallel",
+    "checksum-first",
+];
+/// `[verify]`
+pub(super) const VERIFY: &[&str] = &["schedule", "repair"];
+/// `[nbd]`
+pub(super) const NBD: &[&str] = &["listen", "tls-dir"];
+/// `[metrics]`
+pub(super) const METRICS: &[&str] = &["listen"];
+/// `[log]`
+pub(super) const LOG: &[&str] = &["target"];
+/// `[resource.NAME]`
+pub(super) const RESOURCE: &[&str] = &["prefer", "failback", "priority"];
+/// `[resource.NAME.guest]`
+pub(super) const GUEST: &[&str] = &["domain", "target", "on-failover", "on-demote"];

@@ -1,0 +1,211 @@
+//! The example configuration, the golden texts of every mistake, and hostile input.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use proptest::prelude::*;
+
+use replicator::types::NodeId;
+
+use super::*;
+
+const CLUSTER: &str = include_str!("../../docs/examples/twinblk.toml");
+const WEB: &str = include_str!("../../docs/examples/resources.d/vm-web.toml");
+const DB: &str = include_str!("../../docs/examples/resources.d/vm-db.toml");
+
+fn file(kind: FileKind, path: &str, text: &str) -> SourceFile {
+    SourceFile {
+        kind,
+        path: path.to_owned(),
+        text: text.to_owned(),
+    }
+}
+
+fn example() -> Vec<SourceFile> {
+    vec![
+        file(FileKind::Cluster, "twinblk.toml", CLUSTER),
+        file(FileKind::Resources, "vm-db.toml", DB),
+        file(FileKind::Resources, "vm-web.toml", WEB),
+    ]
+}
+
+#[test]
+fn the_example_is_accepted_whole_and_means_what_it_says() {
+    let Checked { config, warnings } = parse(&example()).unwrap();
+    assert_eq!(config.cluster, "lab");
+    assert_eq!(config.node_id("kvm-a"), Some(NodeId::A));
+    assert_eq!(config.node_id("kvm-b"), Some(NodeId::B));
+    assert_eq!(config.node_id("arb"), Some(NodeId::ARBITRATOR));
+    assert_eq!(config.node_id("x"), None);
+    let names: Vec<_> = config
+        .resources
+        .iter()
+        .map(|resource| resource.name.as_str())
+        .collect();
+    assert_eq!(names, ["vm-db", "vm-web"]);
+    let web = config.resource("vm-web").unwrap();
+    assert_eq!(web.prefer, Some(NodeId::A));
+    assert_eq!(web.volumes[0].size.unwrap().0, 40 << 30);
+    assert_eq!(
+        web.volumes[0].replica(NodeId::B).meta,
+        Path::new("/dev/vg0/vm-web.md")
+    );
+    assert!(warnings.iter().all(|warning| warning.id.is_warning()));
+    assert!(
+        config.start_refusal().is_some(),
+        "tls is required and there are no keys"
+    );
+}
+
+#[test]
+fn the_example_is_accepted_as_one_file_too() {
+    let whole = format!("{CLUSTER}\n{WEB}\n{DB}");
+    let one = parse(&[file(FileKind::Cluster, "twinblk.toml", &whole)]).unwrap();
+    assert_eq!(one.config, parse(&example()).unwrap().config);
+}
+
+#[test]
+fn each_key_of_the_example_without_effect_is_warned_of() {
+    let warned: Vec<_> = parse(&example())
+        .unwrap()
+        .warnings
+        .into_iter()
+        .filter(|warning| warning.id == ErrorId::NoEffectYet)
+        .map(|warning| warning.message)
+        .collect();
+    for key in [
+        "watchdog",
+        "max-rate",
+        "schedule",
+        "tls-dir",
+        "failback",
+        "on-failover",
+    ] {
+        assert!(
+            warned.iter().any(|message| message.contains(key)),
+            "{key}: {warned:#?}"
+        );
+    }
+    assert!(
+        !warned.iter().any(|message| message.contains("`timing`")),
+        "timing has an effect"
+    );
+}
+
+#[test]
+fn the_order_of_resource_files_does_not_matter() {
+    let mut turned = example();
+    turned.reverse();
+    assert_eq!(
+        parse(&example()).unwrap().config,
+        parse(&turned).unwrap().config
+    );
+}
+
+#[test]
+fn commented_keys_of_the_example_are_unknown_until_they_can_do_something() {
+    for key in ["hold-down = \"10m\"", "forward = false", "protocol = \"C\""] {
+        let text = WEB.replace(
+            "[resource.vm-web]\n",
+            &format!("[resource.vm-web]\n{key}\n"),
+        );
+        let files = [
+            example()[0].clone(),
+            file(FileKind::Resources, "vm-web.toml", &text),
+        ];
+        let found = parse(&files).unwrap_err();
+        assert!(
+            found.iter().any(|one| one.id == ErrorId::UnknownKey),
+            "{key}"
+        );
+    }
+}
+
+/// Each `golden/NAME.toml` is a wrong configuration (`# file: PATH` lines part it into files);
+/// `NAME.txt` is exactly what users read. `UPDATE_GOLDEN=1` writes the texts anew.
+#[test]
+fn every_mistake_is_shown_as_recorded() {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/config/golden");
+    let mut cases: Vec<PathBuf> = fs::read_dir(&directory)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    cases.retain(|path| {
+        path.extension()
+            .is_some_and(|extension| extension == "toml")
+    });
+    cases.sort();
+    assert!(cases.len() >= 10, "the golden files are gone");
+    let mut wrong = Vec::new();
+    for case in cases {
+        let files = split_files(&fs::read_to_string(&case).unwrap());
+        let found = match parse(&files) {
+            Ok(checked) => checked.warnings,
+            Err(found) => found,
+        };
+        let shown: String = found.iter().map(Diagnostic::render).collect();
+        let recorded = case.with_extension("txt");
+        if std::env::var_os("UPDATE_GOLDEN").is_some() {
+            fs::write(&recorded, &shown).unwrap();
+        }
+        if fs::read_to_string(&recorded).unwrap_or_default() != shown {
+            wrong.push(format!("{}:\n{shown}", case.display()));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+fn split_files(text: &str) -> Vec<SourceFile> {
+    let parts = text
+        .split("# file: ")
+        .filter(|part| !part.trim().is_empty());
+    let files = parts.map(|part| {
+        let (path, text) = part.split_once('\n').unwrap();
+        let kind = if path == "twinblk.toml" {
+            FileKind::Cluster
+        } else {
+            FileKind::Resources
+        };
+        file(kind, path, text)
+    });
+    files.collect()
+}
+
+proptest! {
+    #[test]
+    fn no_text_makes_the_reader_panic(text in ".{0,400}") {
+        check_hostile(&text);
+    }
+
+    /// A valid file with a stretch of it replaced: deeper than random text gets.
+    #[test]
+    fn no_damage_makes_the_reader_panic(
+        start in 0.0..1.0_f64,
+        len in 0_usize..60,
+        insert in "[-\\[\\]{}=\"'.,#a-z0-9\n\\PC]{0,40}",
+    ) {
+        let whole: Vec<char> = format!("{CLUSTER}\n{WEB}\n{DB}").chars().collect();
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss,
+            reason = "any place will do")]
+        let start = (whole.len() as f64 * start) as usize;
+        let end = (start + len).min(whole.len());
+        let text: String =
+            whole[..start].iter().copied().chain(insert.chars()).chain(whole[end..].iter().copied()).collect();
+        check_hostile(&text);
+    }
+}
+
+/// No panic, the same answer twice, and a refusal always has an error in it.
+fn check_hostile(text: &str) {
+    for kind in [FileKind::Cluster, FileKind::Resources] {
+        let files = [file(kind, "x.toml", text)];
+        let answer = parse(&files);
+        assert_eq!(answer, parse(&files));
+        if let Err(found) = answer {
+            assert!(found.iter().any(|one| !one.id.is_warning()));
+            for one in found {
+                assert!(one.render().ends_with('\n'));
+            }
+        }
+    }
+}
