@@ -1,0 +1,96 @@
+//! Where time and randomness come from. Nothing else reads them.
+
+use std::fs;
+use std::io::{self, Read};
+use std::time::Duration;
+
+use nix::time::{ClockId, clock_gettime};
+
+use crate::types::Instant;
+
+/// Now, on this node's `CLOCK_MONOTONIC_RAW`: NTP does not slew it, so its rate is the crystal's.
+///
+/// # Panics
+/// If the kernel does not know the clock (before Linux 2.6.28).
+#[must_use]
+pub fn now() -> Instant {
+    let elapsed = read(ClockId::CLOCK_MONOTONIC_RAW);
+    Instant(u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX))
+}
+
+/// Time this machine has spent suspended since it booted. When it has grown between two looks,
+/// the machine slept in between, `now()` did not count that, and every lease and grant is void.
+#[must_use]
+pub fn suspended() -> Duration {
+    let monotonic = read(ClockId::CLOCK_MONOTONIC);
+    read(ClockId::CLOCK_BOOTTIME).saturating_sub(monotonic)
+}
+
+/// A growth of [`suspended`] that is a suspension and not the time between reading two clocks.
+pub const SUSPENSION_MIN: Duration = Duration::from_millis(20);
+
+fn read(clock: ClockId) -> Duration {
+    Duration::from(clock_gettime(clock).expect("the clock exists on every supported kernel"))
+}
+
+/// Random id of this boot of the machine: the same for every process until the next boot.
+///
+/// # Errors
+/// When `/proc` is not mounted or holds no UUID.
+pub fn boot_id() -> io::Result<u128> {
+    let text = fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+    parse_uuid(text.trim()).ok_or_else(|| {
+        io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("boot id {text:?} is not a UUID"),
+        )
+    })
+}
+
+fn parse_uuid(text: &str) -> Option<u128> {
+    let digits: String = text.split('-').collect();
+    (digits.len() == 32)
+        .then(|| u128::from_str_radix(&digits, 16).ok())
+        .flatten()
+}
+
+/// A random number, never 0 (0 means "none" in every id).
+///
+/// # Errors
+/// When `/dev/urandom` cannot be read.
+pub fn random_id() -> io::Result<u128> {
+    let mut source = fs::File::open("/dev/urandom")?;
+    loop {
+        let mut bytes = [0; 16];
+        source.read_exact(&mut bytes)?;
+        match u128::from_le_bytes(bytes) {
+            0 => {}
+            id => return Ok(id),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_does_not_run_backwards() {
+        let before = now();
+        assert!(now() >= before);
+        assert!(before > Instant::ZERO);
+    }
+
+    #[test]
+    fn two_looks_in_a_row_are_no_suspension() {
+        let before = suspended();
+        assert!(suspended().saturating_sub(before) < SUSPENSION_MIN);
+    }
+
+    #[test]
+    fn the_boot_id_stays_and_random_ids_differ() {
+        assert_eq!(boot_id().unwrap(), boot_id().unwrap());
+        assert_ne!(random_id().unwrap(), random_id().unwrap());
+        assert_eq!(parse_uuid("0-1"), None);
+    }
+}

@@ -1,0 +1,252 @@
+//! File operations by ordinary system calls: at once, or by a few threads.
+//!
+//! Used where a ring cannot help: io_uring is forbidden, or the file cannot tell whether it would
+//! block, so that each operation would wake a kernel thread of the ring.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, fallocate};
+use nix::sys::uio::{pread, pwrite};
+use nix::unistd::fdatasync;
+
+use super::op::{Completion, Done, FileRoute, IoFile, Op, Token, ZeroMode};
+use super::waker::Waker;
+
+/// Threads for files that may block. Disks behind such files (old or network filesystems) gain
+/// little from more requests at once, and each thread costs a stack.
+const THREADS: usize = 8;
+
+/// Runs file operations of both kinds and collects their completions.
+pub(super) struct FileWork {
+    waker: Waker,
+    inline: Vec<(Token, Op)>,
+    inline_bytes: usize,
+    pool: Option<Pool>,
+    in_pool: usize,
+}
+
+impl FileWork {
+    pub(super) fn new(waker: Waker) -> Self {
+        Self {
+            waker,
+            inline: Vec::new(),
+            inline_bytes: 0,
+            pool: None,
+            in_pool: 0,
+        }
+    }
+
+    pub(super) fn submit(&mut self, token: Token, op: Op, route: FileRoute) {
+        if route == FileRoute::Inline {
+            self.inline_bytes += op.wanted();
+            self.inline.push((token, op));
+        } else {
+            self.in_pool += 1;
+            self.pool
+                .get_or_insert_with(|| Pool::start(&self.waker))
+                .push(token, op);
+        }
+    }
+
+    pub(super) fn in_flight(&self) -> usize {
+        self.inline.len() + self.in_pool
+    }
+
+    /// Bytes that `run_inline` is going to move: what it keeps everything else waiting for.
+    pub(super) fn inline_bytes(&self) -> usize {
+        self.inline_bytes
+    }
+
+    pub(super) fn has_inline(&self) -> bool {
+        !self.inline.is_empty()
+    }
+
+    pub(super) fn run_inline(&mut self, done: &mut Vec<Completion>) {
+        self.inline_bytes = 0;
+        done.extend(self.inline.drain(..).map(|(token, op)| execute(token, op)));
+    }
+
+    pub(super) fn collect(&mut self, done: &mut Vec<Completion>) {
+        if let Some(pool) = self.pool.as_ref().filter(|_| self.in_pool > 0) {
+            let before = done.len();
+            done.append(&mut pool.shared.lock().done);
+            self.in_pool -= done.len() - before;
+        }
+    }
+}
+
+struct Pool {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+struct Shared {
+    queues: Mutex<Queues>,
+    work_added: Condvar,
+    waker: Waker,
+}
+
+/// Bounded by the submitters: disks have at most the engine's number of operations in flight.
+#[derive(Default)]
+struct Queues {
+    work: VecDeque<(Token, Op)>,
+    done: Vec<Completion>,
+    stop: bool,
+}
+
+impl Pool {
+    fn start(waker: &Waker) -> Self {
+        let shared = Arc::new(Shared {
+            queues: Mutex::default(),
+            work_added: Condvar::new(),
+            waker: waker.clone(),
+        });
+        let spawn = |index| {
+            let shared = Arc::clone(&shared);
+            std::thread::Builder::new()
+                .name(format!("file-io-{index}"))
+                .spawn(move || shared.serve())
+                .expect("a thread for file I/O: without it no operation would ever complete")
+        };
+        let threads = (0..THREADS).map(spawn).collect();
+        Self { shared, threads }
+    }
+
+    fn push(&self, token: Token, op: Op) {
+        self.shared.lock().work.push_back((token, op));
+        self.shared.work_added.notify_one();
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.shared.lock().stop = true;
+        self.shared.work_added.notify_all();
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a file I/O thread panicked");
+            }
+        }
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Queues> {
+        self.queues.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn serve(&self) {
+        while let Some((token, op)) = self.next_work() {
+            let completion = execute(token, op);
+            self.lock().done.push(completion);
+            self.waker.wake();
+        }
+    }
+
+    fn next_work(&self) -> Option<(Token, Op)> {
+        let mut queues = self.lock();
+        loop {
+            if let Some(work) = queues.work.pop_front() {
+                return Some(work);
+            }
+            if queues.stop {
+                return None;
+            }
+            queues = self
+                .work_added
+                .wait(queues)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+/// Carries a file operation out, on this thread, to its end.
+fn execute(token: Token, mut op: Op) -> Completion {
+    let result = match &mut op {
+        Op::Read { file, offset, buf } => read_all(file, *offset, buf.as_mut()),
+        Op::Write {
+            file,
+            offset,
+            payload,
+            durable,
+        } => write_all(file, *offset, payload).and_then(|count| {
+            if *durable {
+                sync(file).map(|()| count)
+            } else {
+                Ok(count)
+            }
+        }),
+        Op::Sync { file } => sync(file).map(|()| 0),
+        Op::Zero {
+            file,
+            offset,
+            len,
+            mode,
+        } => zero(file, *offset, *len, *mode).map(|()| 0),
+        Op::Recv { .. } | Op::Send { .. } | Op::Accept { .. } | Op::Connect { .. } => {
+            unreachable!("a socket operation has no file route")
+        }
+    };
+    Completion {
+        token,
+        op,
+        result: result.map(Done::Count),
+    }
+}
+
+fn read_all(file: &IoFile, offset: u64, buf: &mut [u8]) -> Result<usize, Errno> {
+    repeat(buf.len(), |moved| {
+        pread(file, &mut buf[moved..], position(offset, moved)?)
+    })
+}
+
+fn write_all(file: &IoFile, offset: u64, bytes: &[u8]) -> Result<usize, Errno> {
+    repeat(bytes.len(), |moved| {
+        pwrite(file, &bytes[moved..], position(offset, moved)?)
+    })
+}
+
+fn sync(file: &IoFile) -> Result<(), Errno> {
+    fdatasync(file)
+}
+
+fn zero(file: &IoFile, offset: u64, len: u64, mode: ZeroMode) -> Result<(), Errno> {
+    let len = i64::try_from(len).map_err(|_| Errno::EFBIG)?;
+    fallocate(file, zero_flags(mode), position(offset, 0)?, len)
+}
+
+/// The flags of `fallocate(2)` for `mode`.
+pub(super) fn zero_flags(mode: ZeroMode) -> FallocateFlags {
+    let what = match mode {
+        ZeroMode::Punch => FallocateFlags::FALLOC_FL_PUNCH_HOLE,
+        ZeroMode::Zero => FallocateFlags::FALLOC_FL_ZERO_RANGE,
+    };
+    what | FallocateFlags::FALLOC_FL_KEEP_SIZE
+}
+
+fn position(offset: u64, moved: usize) -> Result<i64, Errno> {
+    offset
+        .checked_add(moved as u64)
+        .and_then(|position| i64::try_from(position).ok())
+        .ok_or(Errno::EFBIG)
+}
+
+/// Repeats `step` until `wanted` bytes are moved or one step moves nothing.
+fn repeat(
+    wanted: usize,
+    mut step: impl FnMut(usize) -> Result<usize, Errno>,
+) -> Result<usize, Errno> {
+    let mut moved = 0;
+    while moved < wanted {
+        match step(moved) {
+            Ok(0) => break,
+            Ok(count) => moved += count,
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(moved)
+}

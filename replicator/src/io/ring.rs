@@ -1,0 +1,457 @@
+//! The io_uring backend.
+//!
+//! One `io_uring_enter` per turn: it submits everything queued since the last one and waits. Set up
+//! for a single issuer with deferred task work where the kernel can (6.1), stepping down to what it
+//! has; kernels without the few operations used here get the portable backend.
+#![allow(
+    unsafe_code,
+    reason = "listed in the project's rules: memory is lent to the kernel here"
+)]
+
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::time::Duration;
+
+use io_uring::types::{Fd, FsyncFlags, SubmitArgs, Timespec};
+use io_uring::{IoUring, Probe, opcode, squeue};
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::libc;
+use nix::sys::socket::SockaddrLike;
+
+use super::file_work::{FileWork, zero_flags};
+use super::op::{Completion, Done, FileRoute, Op, OpKey, Socket, Token};
+use super::send_batch::BATCH_PIECES_MAX;
+use super::slab::Slab;
+use super::waker::Waker;
+use super::{Backend, BackendKind};
+
+/// Submissions that fit between two `enter`s; when full, an extra `enter` makes room.
+const SUBMISSIONS: u32 = 1024;
+/// Completions that fit; beyond it the kernel keeps them in a list (`IORING_FEAT_NODROP`).
+const COMPLETIONS: u32 = 4096;
+/// More than this to be written inline is not let in front of queued submissions: 64 KiB take
+/// about as long as the `enter` that is saved.
+const INLINE_BYTES_FIRST_MAX: usize = 64 << 10;
+/// How long a dropped ring waits for operations that were cancelled. Disk operations cannot be
+/// recalled; memory of those still missing is then given up for ever rather than reused.
+const DROP_WAIT: Duration = Duration::from_secs(2);
+
+/// User data of submissions whose completion nobody awaits. Never the key of an operation.
+const USER_DATA_NOBODY: u64 = 0;
+/// User data of the read of the waker's counter. Never a key: its generation is 0.
+const USER_DATA_WAKER: u64 = 1;
+
+/// See the module.
+pub struct Ring {
+    ring: IoUring,
+    ops: Slab<Pending>,
+    /// Spare message headers: stable addresses for what the kernel reads at submission.
+    #[allow(clippy::vec_box, reason = "the addresses must stay while they move between owners")]
+    messages: Vec<Box<MessageHeader>>,
+    files: FileWork,
+    waker: Waker,
+    /// What the kernel reads the waker's counter into; boxed, because the ring may move.
+    waker_count: Box<u64>,
+    waker_armed: bool,
+    /// The last turn returned without entering the kernel.
+    skipped: bool,
+}
+
+struct Pending {
+    token: Token,
+    op: Op,
+    moved: usize,
+    message: Option<Box<MessageHeader>>,
+}
+
+struct MessageHeader {
+    header: libc::msghdr,
+    pieces: Vec<libc::iovec>,
+}
+
+impl Ring {
+    /// A ring with the best set-up this kernel has.
+    ///
+    /// # Errors
+    /// When io_uring is forbidden (sysctl, seccomp), missing, or too old.
+    pub fn new() -> io::Result<Self> {
+        let ring = set_up()?;
+        check_operations(&ring)?;
+        let waker = Waker::new()?;
+        let mut ring = Self {
+            ring,
+            ops: Slab::new(),
+            messages: Vec::new(),
+            files: FileWork::new(waker.clone()),
+            waker,
+            waker_count: Box::new(0),
+            waker_armed: false,
+            skipped: false,
+        };
+        ring.arm_waker();
+        Ok(ring)
+    }
+
+    fn arm_waker(&mut self) {
+        let address = (&raw mut *self.waker_count).cast();
+        let entry = opcode::Read::new(Fd(self.waker.fd().as_raw_fd()), address, 8)
+            .build()
+            .user_data(USER_DATA_WAKER);
+        // SAFETY: the eventfd and the boxed counter are owned by `self`, whose `drop` waits for
+        // this read or leaks them.
+        unsafe { self.push(&entry) };
+        self.waker_armed = true;
+    }
+
+    /// # Safety
+    /// What the entry points to must stay valid until its completion.
+    unsafe fn push(&mut self, entry: &squeue::Entry) {
+        loop {
+            // SAFETY: passed on to the caller.
+            if unsafe { self.ring.submission().push(entry) }.is_ok() {
+                return;
+            }
+            // Full: hand over what is there. If that fails the next `turn` reports it; here only
+            // a transient shortage (EAGAIN, EBUSY, EINTR) can be waited out by trying again.
+            if let Err(error) = self.ring.submit() {
+                tracing::debug!(%error, "submitting to make room");
+            }
+        }
+    }
+
+    /// Queues the rest of an operation.
+    fn push_op(&mut self, key: OpKey) {
+        let Some(pending) = self.ops.get_mut(key) else {
+            return;
+        };
+        if matches!(pending.op, Op::Send { .. }) && pending.message.is_none() {
+            pending.message = Some(self.messages.pop().unwrap_or_default());
+        }
+        let entry = pending.entry().user_data(key.0);
+        // SAFETY: every pointer in the entry is into heap memory owned by the `Pending` (its
+        // buffer, payload, batch, boxed header or boxed address), which stays in the slab, whatever
+        // moves around it, until the completion of this key is reaped or the ring is dropped, and
+        // `drop` waits or leaks. `msghdr` and `iovec`s are read by the kernel during submission.
+        unsafe { self.push(&entry) };
+    }
+
+    fn enter(&mut self, wait: Option<Option<Duration>>) -> Result<(), Errno> {
+        let result = match wait {
+            None => self.ring.submit(),
+            Some(None) => self.ring.submit_and_wait(1),
+            Some(Some(timeout)) => {
+                let timeout = Timespec::from(timeout);
+                let args = SubmitArgs::new().timespec(&timeout);
+                self.ring.submitter().submit_with_args(1, &args)
+            }
+        };
+        match result.map_err(|error| error.raw_os_error().map(Errno::from_raw)) {
+            // ETIME: the timeout. EINTR: a signal. EBUSY, EAGAIN: completions must be reaped
+            // first, then it goes on.
+            Ok(_) | Err(Some(Errno::ETIME | Errno::EINTR | Errno::EBUSY | Errno::EAGAIN)) => Ok(()),
+            Err(errno) => Err(errno.unwrap_or(Errno::EIO)),
+        }
+    }
+
+    fn reap(&mut self, done: &mut Vec<Completion>) {
+        loop {
+            let Some(entry) = self.ring.completion().next() else {
+                return;
+            };
+            match entry.user_data() {
+                USER_DATA_NOBODY => {}
+                USER_DATA_WAKER => {
+                    self.waker_armed = false;
+                    self.waker.note_consumed();
+                    self.arm_waker();
+                }
+                key => self.complete(OpKey(key), entry.result(), done),
+            }
+        }
+    }
+
+    fn complete(&mut self, key: OpKey, result: i32, done: &mut Vec<Completion>) {
+        let Some(pending) = self.ops.get_mut(key) else {
+            tracing::error!(key = key.0, "completion of an unknown operation");
+            return;
+        };
+        let result = match usize::try_from(result) {
+            Err(_) if matches!(Errno::from_raw(-result), Errno::EINTR | Errno::EAGAIN) => {
+                return self.push_op(key);
+            }
+            Err(_) => Err(Errno::from_raw(-result)),
+            Ok(_) if matches!(pending.op, Op::Accept { .. }) => {
+                // SAFETY: a successful accept returns a new descriptor that nobody else owns.
+                Ok(Done::Accepted(Socket::new(unsafe {
+                    OwnedFd::from_raw_fd(result)
+                })))
+            }
+            Ok(count) => {
+                pending.moved += count;
+                if count > 0 && pending.moved < pending.op.wanted() {
+                    return self.push_op(key);
+                }
+                Ok(Done::Count(pending.moved))
+            }
+        };
+        if let Some(Pending {
+            token, op, message, ..
+        }) = self.ops.remove(key)
+        {
+            self.messages.extend(message);
+            done.push(Completion { token, op, result });
+        }
+    }
+}
+
+impl Backend for Ring {
+    fn kind(&self) -> BackendKind {
+        BackendKind::IoUring
+    }
+
+    fn waker(&self) -> Waker {
+        self.waker.clone()
+    }
+
+    fn adopt(&self, fd: OwnedFd) -> Result<Socket, Errno> {
+        // On a non-blocking socket the ring would report EAGAIN instead of waiting by itself.
+        let flags = OFlag::from_bits_retain(fcntl(&fd, FcntlArg::F_GETFL)?);
+        fcntl(&fd, FcntlArg::F_SETFL(flags - OFlag::O_NONBLOCK))?;
+        Ok(Socket::new(fd))
+    }
+
+    fn submit(&mut self, token: Token, op: Op) -> OpKey {
+        if let Some(route) = op.file().map(|file| file.route)
+            && route != FileRoute::Ring
+        {
+            self.files.submit(token, op, route);
+            return OpKey(0);
+        }
+        let key = self.ops.insert(Pending {
+            token,
+            op,
+            moved: 0,
+            message: None,
+        });
+        self.push_op(key);
+        key
+    }
+
+    fn cancel(&mut self, key: OpKey) {
+        if self.ops.get(key).is_some() {
+            let entry = opcode::AsyncCancel::new(key.0)
+                .build()
+                .user_data(USER_DATA_NOBODY);
+            // SAFETY: the entry points to nothing.
+            unsafe { self.push(&entry) };
+        }
+    }
+
+    fn turn(&mut self, timeout: Option<Duration>, done: &mut Vec<Completion>) -> Result<(), Errno> {
+        if self.files.inline_bytes() > INLINE_BYTES_FIRST_MAX {
+            self.enter(None)?;
+        }
+        let inline = self.files.has_inline();
+        self.files.run_inline(done);
+        self.files.collect(done);
+        // What these completions lead to may join what is queued in one `enter`. But never twice in
+        // a row, or inline work that begets inline work would starve everything else.
+        if inline && !self.skipped {
+            self.skipped = true;
+            return Ok(());
+        }
+        self.skipped = false;
+        self.enter(Some(if done.is_empty() {
+            timeout
+        } else {
+            Some(Duration::ZERO)
+        }))?;
+        self.reap(done);
+        self.files.collect(done);
+        Ok(())
+    }
+
+    fn in_flight(&self) -> usize {
+        self.ops.len() + self.files.in_flight()
+    }
+}
+
+impl Drop for Ring {
+    fn drop(&mut self) {
+        for key in self.ops.keys().collect::<Vec<_>>() {
+            self.cancel(key);
+        }
+        self.waker.wake();
+        let begin = super::clock::now();
+        let mut done = Vec::new();
+        while self.ops.len() > 0 && super::clock::now().since(begin) < DROP_WAIT {
+            if self.enter(Some(Some(Duration::from_millis(50)))).is_err() {
+                break;
+            }
+            self.reap(&mut done);
+            done.clear();
+        }
+        if self.ops.len() > 0 {
+            tracing::error!(
+                operations = self.ops.len(),
+                "dropping a ring with operations that do not end; their memory is given up"
+            );
+            std::mem::forget(std::mem::replace(&mut self.ops, Slab::new()));
+        }
+        // The waker's read is always in flight; eight bytes are not worth waiting for.
+        Box::leak(std::mem::take(&mut self.waker_count));
+    }
+}
+
+impl Default for MessageHeader {
+    fn default() -> Self {
+        // SAFETY: msghdr consists of integers and pointers, for which zeroes are valid.
+        let header = unsafe { std::mem::zeroed() };
+        Self {
+            header,
+            pieces: Vec::new(),
+        }
+    }
+}
+
+impl Pending {
+    /// The submission for what is left of the operation.
+    fn entry(&mut self) -> squeue::Entry {
+        let moved = self.moved;
+        match &mut self.op {
+            Op::Read { file, offset, buf } => {
+                let rest = &mut buf.as_mut()[moved..];
+                opcode::Read::new(Fd(file.raw()), rest.as_mut_ptr(), len32(rest.len()))
+                    .offset(*offset + moved as u64)
+                    .build()
+            }
+            Op::Write {
+                file,
+                offset,
+                payload,
+                durable,
+            } => {
+                let rest = &payload[moved..];
+                opcode::Write::new(Fd(file.raw()), rest.as_ptr(), len32(rest.len()))
+                    .offset(*offset + moved as u64)
+                    .rw_flags(if *durable { libc::RWF_DSYNC } else { 0 })
+                    .build()
+            }
+            Op::Sync { file } => opcode::Fsync::new(Fd(file.raw()))
+                .flags(FsyncFlags::DATASYNC)
+                .build(),
+            Op::Zero {
+                file,
+                offset,
+                len,
+                mode,
+            } => opcode::Fallocate::new(Fd(file.raw()), *len)
+                .offset(*offset)
+                .mode(zero_flags(*mode).bits())
+                .build(),
+            Op::Recv {
+                socket,
+                buf,
+                start,
+                end,
+                fill,
+            } => {
+                let free = &mut buf.as_mut()[*start + moved..*end];
+                opcode::Recv::new(Fd(socket.raw()), free.as_mut_ptr(), len32(free.len()))
+                    .flags(if *fill { libc::MSG_WAITALL } else { 0 })
+                    .build()
+            }
+            Op::Send { socket, batch } => {
+                let message = self.message.get_or_insert_default();
+                message.pieces.clear();
+                message
+                    .pieces
+                    .extend(
+                        batch
+                            .slices(moved)
+                            .take(BATCH_PIECES_MAX)
+                            .map(|slice| libc::iovec {
+                                iov_base: slice.as_ptr().cast_mut().cast(),
+                                iov_len: slice.len(),
+                            }),
+                    );
+                message.header.msg_iov = message.pieces.as_mut_ptr();
+                message.header.msg_iovlen = message.pieces.len() as _;
+                opcode::SendMsg::new(Fd(socket.raw()), &raw const message.header)
+                    .flags((libc::MSG_NOSIGNAL | libc::MSG_WAITALL).unsigned_abs())
+                    .build()
+            }
+            Op::Accept { listener } => opcode::Accept::new(
+                Fd(listener.raw()),
+                std::ptr::null_mut(),
+                std::ptr::null_mut(),
+            )
+            .flags(libc::SOCK_CLOEXEC)
+            .build(),
+            Op::Connect { socket, address } => {
+                opcode::Connect::new(Fd(socket.raw()), address.as_ptr(), address.len()).build()
+            }
+        }
+    }
+}
+
+/// One step moves at most what 32 bits hold; a larger operation goes on from there.
+fn len32(len: usize) -> u32 {
+    u32::try_from(len).unwrap_or(1 << 30)
+}
+
+/// Tries set-ups from the best to the plainest.
+fn set_up() -> io::Result<IoUring> {
+    let deferred = |builder: &mut io_uring::Builder| {
+        builder
+            .setup_single_issuer()
+            .setup_defer_taskrun()
+            .setup_taskrun_flag();
+    };
+    let cooperative = |builder: &mut io_uring::Builder| {
+        builder.setup_coop_taskrun().setup_taskrun_flag();
+    };
+    let plain = |_: &mut io_uring::Builder| {};
+    let tries: [&dyn Fn(&mut io_uring::Builder); 3] = [&deferred, &cooperative, &plain];
+    let mut last = io::Error::from(io::ErrorKind::Unsupported);
+    for adjust in tries {
+        let mut builder = IoUring::builder();
+        builder.setup_clamp().setup_cqsize(COMPLETIONS);
+        adjust(&mut builder);
+        match builder.build(SUBMISSIONS) {
+            Ok(ring) => return Ok(ring),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+/// Refuses kernels without what this file uses without asking.
+fn check_operations(ring: &IoUring) -> io::Result<()> {
+    let params = ring.params();
+    let mut probe = Probe::new();
+    ring.submitter().register_probe(&mut probe)?;
+    let needed = [
+        opcode::Read::CODE,
+        opcode::Write::CODE,
+        opcode::Fsync::CODE,
+        opcode::Fallocate::CODE,
+        opcode::Recv::CODE,
+        opcode::SendMsg::CODE,
+        opcode::Accept::CODE,
+        opcode::Connect::CODE,
+        opcode::AsyncCancel::CODE,
+    ];
+    let complete = needed.iter().all(|&code| probe.is_supported(code))
+        && params.is_feature_nodrop()
+        && params.is_feature_submit_stable()
+        && params.is_feature_ext_arg();
+    let too_old = || {
+        io::Error::new(
+            io::ErrorKind::Unsupported,
+            "this kernel's io_uring is too old",
+        )
+    };
+    complete.then_some(()).ok_or_else(too_old)
+}

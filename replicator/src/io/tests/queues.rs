@@ -1,0 +1,171 @@
+//! The engine's disk and metadata commands on every backend and kind of file.
+
+use std::path::Path;
+use std::time::Duration;
+
+use super::scratch::{Scratch, loop_device};
+use crate::engine::{DiskCommand, DiskReply, MetaPage, MetaRequest};
+use crate::io::disk::Disk;
+use crate::io::disk_queue::{DiskQueue, DiskResult};
+use crate::io::meta_queue::MetaQueue;
+use crate::io::{Backend, BufferPool, Portable, Ring, Token, clock};
+use crate::types::{
+    BlockCount, BlockIndex, BlockRange, ByteLen, ByteOffset, DiskError, OpId, Payload,
+};
+
+const LEN: u64 = 4 << 20;
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Runs the test on both backends over a file on disk, one in memory and a loop device.
+fn each(test: impl Fn(&mut dyn Backend, &Path)) {
+    let mut backends: Vec<Box<dyn Backend>> = vec![Box::new(Portable::new().unwrap())];
+    backends.extend(
+        Ring::new()
+            .ok()
+            .map(|ring| Box::new(ring) as Box<dyn Backend>),
+    );
+    for backend in &mut backends {
+        for scratch in [Scratch::on_disk(), Scratch::in_memory()] {
+            test(backend.as_mut(), &scratch.file("data", LEN));
+        }
+        let scratch = Scratch::on_disk();
+        if let Some(device) = loop_device(&scratch.file("data", LEN)) {
+            test(backend.as_mut(), device.path());
+        }
+    }
+}
+
+struct Rig<'a> {
+    backend: &'a mut dyn Backend,
+    queue: DiskQueue,
+}
+
+impl Rig<'_> {
+    fn run(&mut self, command: DiskCommand) -> DiskResult {
+        self.queue.begin(self.backend, OpId(5), command);
+        let begin = clock::now();
+        let mut done = Vec::new();
+        loop {
+            assert!(clock::now().since(begin) < PATIENCE);
+            self.backend
+                .turn(Some(Duration::from_millis(100)), &mut done)
+                .unwrap();
+            for completion in done.drain(..) {
+                if let Some((op, result)) = self.queue.on_completion(self.backend, completion) {
+                    assert_eq!((op, self.queue.in_flight()), (OpId(5), 0));
+                    return result;
+                }
+            }
+        }
+    }
+
+    fn read(&mut self, range: BlockRange) -> Payload {
+        match self.run(DiskCommand::Read(range)).unwrap() {
+            DiskReply::Data(payload) => payload,
+            DiskReply::Done => panic!("a read without data"),
+        }
+    }
+}
+
+fn blocks(start: u64, count: u64) -> BlockRange {
+    BlockRange::new(BlockIndex(start), BlockCount(count))
+}
+
+#[test]
+fn writes_zeroes_and_flushes_are_read_back() {
+    each(|backend, path| {
+        let pool = BufferPool::new();
+        let queue = DiskQueue::new(Disk::open(path).unwrap(), pool, Token(1 << 40));
+        let mut rig = Rig { backend, queue };
+        // From a vector: not aligned, so it is copied.
+        let payload = Payload::from(vec![9; 64 * 4096 + 1]).slice(1, 64 * 4096 + 1);
+        for fua in [true, false] {
+            let write = DiskCommand::Write {
+                range: blocks(1, 64),
+                payload: payload.clone(),
+                fua,
+            };
+            assert_eq!(rig.run(write), Ok(DiskReply::Done));
+        }
+        assert_eq!(rig.run(DiskCommand::Flush), Ok(DiskReply::Done));
+        for (at, may_unmap, fua) in [(8, true, false), (16, false, false), (24, true, true)] {
+            let zeroes = DiskCommand::Zeroes {
+                range: blocks(at, 4),
+                may_unmap,
+                fua,
+            };
+            assert_eq!(rig.run(zeroes), Ok(DiskReply::Done));
+        }
+        let all = rig.read(blocks(0, 70));
+        for (nr, block) in all.chunks(4096).enumerate() {
+            let zero =
+                !(1..65).contains(&nr) || [8, 16, 24].iter().any(|at| (*at..at + 4).contains(&nr));
+            let expected = if zero { 0 } else { 9 };
+            assert!(
+                block.iter().all(|&byte| byte == expected),
+                "block {nr} of {path:?}"
+            );
+        }
+    });
+}
+
+#[test]
+fn a_read_past_the_end_is_short() {
+    each(|backend, path| {
+        let queue = DiskQueue::new(Disk::open(path).unwrap(), BufferPool::new(), Token(0));
+        let mut rig = Rig { backend, queue };
+        let past = DiskCommand::Read(blocks(LEN / 4096 - 1, 2));
+        assert_eq!(rig.run(past), Err(DiskError::Short));
+    });
+}
+
+#[test]
+fn metadata_requests_run_in_order_one_after_the_other() {
+    each(|backend, path| {
+        let pool = BufferPool::new();
+        let disk = Disk::open(path).unwrap();
+        let mut queue = MetaQueue::new(disk, ByteOffset(1 << 20), pool, Token(9 << 40));
+        let page = |nr: u64, fill: u8| MetaPage {
+            offset: ByteOffset(nr * 4096),
+            bytes: vec![fill; 4096].into(),
+        };
+        let requests = [
+            MetaRequest::Write(vec![page(0, 1)]),
+            MetaRequest::Write(vec![page(5, 2), page(0, 3), page(1, 4)]),
+            MetaRequest::Read {
+                offset: ByteOffset(4090),
+                len: ByteLen(12),
+            },
+            MetaRequest::Write(Vec::new()),
+            MetaRequest::Write(vec![page(0, 6)]),
+            MetaRequest::Read {
+                offset: ByteOffset(0),
+                len: ByteLen(4096),
+            },
+            MetaRequest::Read {
+                offset: ByteOffset(LEN),
+                len: ByteLen(4096),
+            },
+        ];
+        for (op, request) in (0..).zip(requests.clone()) {
+            queue.begin(backend, OpId(op), request);
+        }
+        let (mut done, mut results) = (Vec::new(), Vec::new());
+        let begin = clock::now();
+        while queue.in_flight() > 0 {
+            assert!(clock::now().since(begin) < PATIENCE);
+            backend
+                .turn(Some(Duration::from_millis(100)), &mut done)
+                .unwrap();
+            for completion in done.drain(..) {
+                results.extend(queue.on_completion(backend, completion));
+            }
+        }
+        let order: Vec<u64> = results.iter().map(|(op, _)| op.0).collect();
+        assert_eq!(order, [0, 1, 2, 3, 4, 5, 6]);
+        let data = |bytes: Vec<u8>| Ok(DiskReply::Data(bytes.into()));
+        assert_eq!(results[2].1, data([[3; 6], [4; 6]].concat()));
+        assert_eq!(results[5].1, data(vec![6; 4096]));
+        assert_eq!(results[6].1, Err(DiskError::Short));
+    });
+}
