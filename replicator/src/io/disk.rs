@@ -26,7 +26,7 @@ use crate::types::{BLOCK_LEN, ByteLen, DiskError};
 const RAMFS_MAGIC: i64 = 0x8584_58f6;
 
 /// Why a device cannot be used.
-#[derive(Debug, Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum OpenError {
     /// Another process, a mount, or operations of an earlier process have it. Worth trying again.
