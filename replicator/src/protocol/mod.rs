@@ -1,7 +1,31 @@
-//! What the two data nodes say to each other: values here, bytes in the codec.
+//! What the two data nodes say to each other: values in [`message`], bytes in [`codec`].
+//!
+//! A connection begins with a [`preamble`]; then frames follow, each a fixed header ([`frame`]) and
+//! its payload. Byte for byte in `docs/protocol.md`. Nothing that arrives panics: what is not a
+//! frame of ours is a [`FrameError`], and the connection is closed.
 
+pub mod codec;
+mod control;
+pub mod frame;
 pub mod message;
+pub mod preamble;
 
+pub use codec::{Decoded, Encoded, Frame, decode, encode};
+pub use frame::{FRAME_LEN_MAX, FrameError, HEADER_LEN, Header};
 pub use message::{
-    DataKind, Hello, Message, MessageKind, Refusal, ReplicaClaim, ResyncReply, WriteId,
+    DataKind, DiskErrorCode, Hello, Message, MessageKind, Refusal, ReplicaClaim, ResyncReply,
+    WriteId,
 };
+pub use preamble::{
+    PREAMBLE_LEN, PREAMBLE_REPLY_LEN, Preamble, PreambleError, PreambleReply, PreambleStatus,
+    VersionRange,
+};
+
+use crate::types::fixed::FieldLayout;
+
+/// The fixed layouts of the protocol, by name: `docs/protocol.md` is checked against them.
+pub const FIXED_LAYOUTS: [(&str, &[FieldLayout]); 3] = [
+    ("preamble", preamble::RawPreamble::FIELDS),
+    ("preamble answer", preamble::RawPreambleReply::FIELDS),
+    ("frame header", frame::RawHeader::FIELDS),
+];
