@@ -1,14 +1,393 @@
-//! The replication state machine of one resource.
+//! The replication state machine of one resource, Primary and Secondary alike.
+//!
+//! [`Engine`] is a value. [`Engine::handle`] takes one [`Input`] and appends every resulting
+//! [`Action`]; it never blocks and never reads a clock. Completions come back as inputs, and
+//! nothing that promises durability is emitted before the completion that makes it true.
+//!
+//! Read it as stories, one file each:
+//!
+//! * a guest's request: `guest` (admission, holding), `gate`, `write`, `read`, `flush`, `edge`
+//!   (any alignment → whole blocks), `overlap` (who may touch which blocks);
+//! * the other side of a write: `replica`;
+//! * what may differ: `tracking` (bitmap, activity log, unretired writes);
+//! * meeting the peer: `session`, [`handshake`] (the decision table), `resync`, `target`;
+//! * the local replica: `attach`; role and view: `role`; what others see: `snapshot`.
+//!
+//! Dropped alternatives: one state machine for each role (a node changes role with operations in
+//! flight, R14, so both would need the same table of them); tasks with channels (their
+//! interleavings cannot be enumerated).
 
+mod attach;
+mod edge;
+mod flush;
+mod gate;
+mod guest;
+pub mod handshake;
 pub mod input;
+mod ops;
 pub mod output;
+mod overlap;
+mod read;
+mod replica;
+mod resync;
+mod role;
+mod session;
+mod slab;
+mod snapshot;
+mod target;
+mod tracking;
+mod write;
+
+use core::time::Duration;
+use std::collections::VecDeque;
 
 pub use input::{
     AdminRequest, AttachRequest, DiskReply, GuestKind, GuestRequest, Input, LinkDownReason,
     StepDownReason,
 };
 pub use output::{
-    Action, CloseReason, Counters, DiskCommand, Event, GuestError, GuestReply, MetaPage,
-    MetaRequest, Outbox, Progress, ReplicaFacts, ReplicaMark, Snapshot,
+    Action, AttachError, CloseReason, Counters, DiskCommand, Event, GuestError, GuestReply,
+    HeldReason, MetaPage, MetaRequest, Outbox, Progress, ReplicaFacts, ReplicaMark, Snapshot,
 };
-pub use output::{AttachError, HeldReason};
+
+use self::attach::{Attaching, MetaThen};
+use self::flush::{NextRound, Round};
+use self::ops::{DiskOp, Op};
+use self::overlap::Overlap;
+use self::role::{Active, Quiesce};
+use self::session::Session;
+use self::slab::{Key, Slab};
+use self::tracking::{Replica, Unretired};
+use crate::protocol::Refusal;
+use crate::types::time::earliest;
+use crate::types::{
+    BlockRange, DiskError, Instant, NodeId, OpId, Payload, ResourceId, View, ViewNumber, VolumeId,
+    WriteEpoch,
+};
+
+/// What an engine is made with; never changes.
+#[derive(Clone, Debug)]
+pub struct EngineConfig {
+    /// This node.
+    pub node: NodeId,
+    /// The resource.
+    pub resource: ResourceId,
+    /// The volume.
+    pub volume: VolumeId,
+    /// A peer that says nothing for this long is gone.
+    pub timeout: Duration,
+    /// Compare digests before copying in every resync, not only after a crash.
+    pub checksum_first: bool,
+    /// Random id of this boot.
+    pub boot_id: u128,
+    /// Random id of this process.
+    pub incarnation: u128,
+}
+
+/// State of the local backing device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum LocalDisk {
+    Diskless,
+    Attaching,
+    Attached,
+    Failed,
+    Detaching,
+}
+
+/// Who waits for or holds a range of blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum LockOwner {
+    Write(Key),
+    Read(Key),
+    Peer(Key),
+    Source(Key),
+    Target(Key),
+}
+
+/// The state machine of one resource on one node.
+#[derive(Clone, Debug)]
+pub struct Engine {
+    config: EngineConfig,
+    /// Time of the input being handled.
+    now: Instant,
+    ops: Slab<Op>,
+    /// Disk operations under way: nothing of a new session or activation may pass them (R14).
+    disk_ops: usize,
+    meta_ops: usize,
+
+    local: LocalDisk,
+    attaching: Option<Attaching>,
+    replica: Option<Replica>,
+    /// The marks may be of equal blocks: the next resync compares digests first.
+    coarse: bool,
+    detach_flushing: bool,
+
+    active: Option<Active>,
+    view: Option<View>,
+    lease_until: Instant,
+    seal: ViewNumber,
+    draining: Option<ViewNumber>,
+    quiesce: Option<Quiesce>,
+    peer_lost_reported: bool,
+    facts_reported: Option<ReplicaFacts>,
+
+    session: Option<Session>,
+    connect_wanted: bool,
+    refused: Option<Refusal>,
+    /// The record that lets the session go on is being made durable; messages wait.
+    recording: bool,
+
+    held: VecDeque<GuestRequest>,
+    requests: Slab<guest::Request>,
+    writes: Slab<write::Write>,
+    reads: Slab<read::Read>,
+    remote_reads: Slab<read::RemoteRead>,
+    parked_reads: Vec<(DiskOp, BlockRange)>,
+    blocked: Vec<Key>,
+    blocked_reads: Vec<Key>,
+    lost_legs: Vec<Key>,
+    overlap: Overlap<LockOwner>,
+
+    epoch: WriteEpoch,
+    /// Writes of the open epoch with a leg under way.
+    open_writes: usize,
+    unretired: Unretired,
+    round: Option<Round>,
+    next_round: NextRound,
+    last_write: Instant,
+    /// Writes that wait for the activity log, in order.
+    cold: VecDeque<Key>,
+    starved: bool,
+
+    peer_work: Slab<replica::PeerWork>,
+    peer_epochs: replica::PeerEpochs,
+    source_reads: Slab<resync::SourceRead>,
+    target_requests: Slab<target::TargetRequest>,
+    target_writes: Slab<target::TargetWrite>,
+    progress: Option<Progress>,
+
+    counters: Counters,
+}
+
+impl Engine {
+    /// Guest write parts in progress; more wait at the gate. Bounds the payload memory of a
+    /// Primary whose peer is slow: 1,024 parts of at most 1 MiB, and NBD's own cap is far lower.
+    pub const WRITES_MAX: usize = 1024;
+    /// Writes between two barriers, so that memory and the marks after a lost session are bounded.
+    pub const UNRETIRED_MAX: usize = 4096;
+    /// A round closes the last epoch after this much idleness, so that the activity log is not
+    /// pinned for ever (interleavings F19).
+    pub const IDLE_ROUND_AFTER: Duration = Duration::from_secs(1);
+    /// Work for the peer in progress: its window is `WRITES_MAX` writes and as many reads.
+    pub const PEER_WORK_MAX: usize = 2 * Self::WRITES_MAX + 64;
+    /// Barriers not acknowledged: a source has one under way at a time.
+    pub const PEER_EPOCHS_MAX: usize = 16;
+    /// Messages kept while a record is made durable: a window of writes and some control.
+    pub const DEFERRED_MAX: usize = 2 * Self::WRITES_MAX + 64;
+    /// Blocks in one resync request: 512 KiB, large enough for any disk, small enough that guest
+    /// writes do not wait long behind its lock.
+    pub const RESYNC_REQUEST_BLOCKS: u64 = 128;
+    /// Resync requests a target keeps under way: 8 MiB in flight.
+    pub const RESYNC_WINDOW: usize = 16;
+    /// Resync requests a source serves at once; a target that asks for more is broken.
+    pub const RESYNC_REQUESTS_MAX: usize = 64;
+    /// Cleared marks reach the disk after this many blocks: 1 GiB is copied again at most.
+    pub const SETTLE_EVERY_BLOCKS: u64 = 1 << 18;
+    /// Pages in one metadata request: 1 MiB.
+    pub const META_PAGES_MAX: usize = 256;
+
+    /// An engine with no disk, no session and no role.
+    #[must_use]
+    pub fn new(config: EngineConfig) -> Self {
+        Self {
+            config,
+            now: Instant::ZERO,
+            ops: Slab::default(),
+            disk_ops: 0,
+            meta_ops: 0,
+            local: LocalDisk::Diskless,
+            attaching: None,
+            replica: None,
+            coarse: false,
+            detach_flushing: false,
+            active: None,
+            view: None,
+            lease_until: Instant::ZERO,
+            seal: ViewNumber::NONE,
+            draining: None,
+            quiesce: None,
+            peer_lost_reported: false,
+            facts_reported: None,
+            session: None,
+            connect_wanted: true,
+            refused: None,
+            recording: false,
+            held: VecDeque::new(),
+            requests: Slab::default(),
+            writes: Slab::default(),
+            reads: Slab::default(),
+            remote_reads: Slab::default(),
+            parked_reads: Vec::new(),
+            blocked: Vec::new(),
+            blocked_reads: Vec::new(),
+            lost_legs: Vec::new(),
+            overlap: Overlap::default(),
+            epoch: WriteEpoch(1),
+            open_writes: 0,
+            unretired: Unretired::default(),
+            round: None,
+            next_round: NextRound::default(),
+            last_write: Instant::ZERO,
+            cold: VecDeque::new(),
+            starved: false,
+            peer_work: Slab::default(),
+            peer_epochs: replica::PeerEpochs::default(),
+            source_reads: Slab::default(),
+            target_requests: Slab::default(),
+            target_writes: Slab::default(),
+            progress: None,
+            counters: Counters::default(),
+        }
+    }
+
+    /// Consumes one input and appends every resulting action, in order. `now` never goes back.
+    pub fn handle(&mut self, now: Instant, input: Input, out: &mut Outbox) {
+        debug_assert!(
+            now >= self.now,
+            "time went back from {:?} to {now:?}",
+            self.now
+        );
+        self.now = now;
+        match input {
+            Input::Guest(guest) => self.handle_guest(guest, out),
+            Input::DiskDone { op, result } => self.handle_disk_done(op, result, out),
+            Input::MetaDone { op, result } => self.handle_meta_done(op, result, out),
+            // The superblock holds the same mark; that both places failed changes nothing here.
+            Input::MarkDone { op, result: _ } => drop(self.ops.remove(Key(op.0))),
+            Input::LinkUp { session } => self.handle_link_up(session, out),
+            Input::Received { session, message } => self.handle_received(session, message, out),
+            Input::LinkDown { session, reason } => self.handle_link_down(session, reason, out),
+            Input::Lease { until } => self.lease_until = self.lease_until.max(until),
+            Input::Committed(committed) => self.committed(&committed, out),
+            Input::Learned(view) => self.learned(view, out),
+            Input::Activate(activation) => self.activate(&activation, out),
+            Input::StepDown(reason) => self.step_down(reason, out),
+            Input::Drain { seal } => self.drain(seal, out),
+            Input::BeginAdd { view } => self.begin_add(view, out),
+            Input::ProposalAborted => self.draining = None,
+            Input::Admin(request) => self.handle_admin(request, out),
+            Input::Tick => {}
+        }
+        self.pump(out);
+    }
+
+    /// When `Input::Tick` is wanted, if nothing else comes before.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Instant> {
+        let idle = (self.unretired_len() > 0 && self.round.is_none() && self.active.is_some())
+            .then(|| self.last_write.plus(Self::IDLE_ROUND_AFTER));
+        earliest(self.session_deadline(), idle)
+    }
+
+    fn handle_admin(&mut self, request: AdminRequest, out: &mut Outbox) {
+        match request {
+            AdminRequest::Attach(request) => self.attach(request, out),
+            AdminRequest::Detach => self.detach(out),
+            AdminRequest::Connect => {
+                self.connect_wanted = true;
+                self.refused = None;
+            }
+            AdminRequest::Disconnect => {
+                self.connect_wanted = false;
+                self.end_session(CloseReason::Ordered, out);
+            }
+            AdminRequest::Quiesce => self.begin_quiesce(out),
+            AdminRequest::Unquiesce => self.quiesce = None,
+        }
+    }
+
+    fn handle_disk_done(
+        &mut self,
+        op: OpId,
+        result: Result<DiskReply, DiskError>,
+        out: &mut Outbox,
+    ) {
+        let Some(Op::Disk(what)) = self.ops.remove(Key(op.0)) else {
+            return;
+        };
+        self.disk_ops -= 1;
+        match what {
+            DiskOp::Write(key) => self.on_local_write(key, done(result), out),
+            DiskOp::Edge { .. } | DiskOp::Read(_) => match data(result) {
+                Ok(data) => self.on_guest_blocks(what, Ok(data), out),
+                Err(error) => self.on_local_read_error(what, error, out),
+            },
+            DiskOp::RoundFlush(epoch) => self.on_round_flush(epoch, done(result), out),
+            DiskOp::PeerWrite(key) => self.on_peer_write(key, done(result), out),
+            DiskOp::PeerFlush => self.on_peer_flush(done(result), out),
+            DiskOp::PeerRead(key) => self.on_peer_read(key, data(result), out),
+            DiskOp::SourceRead(key) => self.on_source_read(key, data(result), out),
+            DiskOp::TargetDigest(key) => self.on_target_digest(key, data(result), out),
+            DiskOp::TargetWrite(key) => self.on_target_write(key, done(result), out),
+            DiskOp::DetachFlush => self.on_detach_flush(done(result), out),
+        }
+    }
+
+    /// Everything that the input may have made possible, cheap when nothing is. Two passes: what
+    /// the first lets go may open the gate for what it held.
+    fn pump(&mut self, out: &mut Outbox) {
+        for _ in 0..2 {
+            for key in core::mem::take(&mut self.lost_legs) {
+                self.settle_write(key, out);
+            }
+            self.pump_activity_log(out);
+            self.pump_blocked(out);
+            self.pump_blocked_reads(out);
+            self.pump_parked_reads(out);
+            self.pump_held(out);
+            self.settle_round(out);
+            self.round_when_due(out);
+            self.pump_round(out);
+        }
+        self.tick_session(out);
+        self.pump_detach(out);
+        self.pump_drain(out);
+        self.pump_quiesce(out);
+        self.tidy_secondary(out);
+        self.pump_greeting(out);
+        self.report_facts(out);
+        self.report_lost_peer(out);
+    }
+
+    /// The controller decides from what the replica says of itself: told whenever that changed.
+    fn report_facts(&mut self, out: &mut Outbox) {
+        let facts = self.replica_facts();
+        if facts != self.facts_reported
+            && let Some(facts) = facts
+        {
+            out.push(Action::Event(Event::Replica(facts)));
+        }
+        self.facts_reported = facts;
+    }
+
+    /// Guests wait for the peer or for its Remove: the controller must know, once each time.
+    fn report_lost_peer(&mut self, out: &mut Outbox) {
+        let serving = self.active.as_ref().is_some_and(|active| active.serving);
+        let lost = serving && self.strict() && self.session.is_none();
+        if lost && !self.peer_lost_reported {
+            out.push(Action::Event(Event::PeerLost));
+        }
+        self.peer_lost_reported = lost;
+    }
+}
+
+fn done(result: Result<DiskReply, DiskError>) -> Result<(), DiskError> {
+    result.map(|_| ())
+}
+
+fn data(result: Result<DiskReply, DiskError>) -> Result<Payload, DiskError> {
+    match result? {
+        DiskReply::Data(data) => Ok(data),
+        DiskReply::Done => Err(DiskError::Short),
+    }
+}

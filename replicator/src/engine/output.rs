@@ -1,5 +1,6 @@
 //! What an engine wants done.
 
+pub use crate::meta::MetaPage;
 use crate::protocol::{Message, Refusal};
 use crate::types::{
     BlockRange, ByteLen, ByteOffset, ConnectionState, DiskError, DiskState, Instant, OpId, Payload,
@@ -101,15 +102,6 @@ pub enum MetaRequest {
     },
     /// Write the pages (in any order), then make them durable.
     Write(Vec<MetaPage>),
-}
-
-/// One metadata page to write: whole 4 KiB, 4 KiB-aligned.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct MetaPage {
-    /// Where in the metadata area.
-    pub offset: ByteOffset,
-    /// 4096 bytes.
-    pub bytes: Payload,
 }
 
 /// What must survive the death of the data device (R23).

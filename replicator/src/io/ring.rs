@@ -47,7 +47,10 @@ pub struct Ring {
     ring: IoUring,
     ops: Slab<Pending>,
     /// Spare message headers: stable addresses for what the kernel reads at submission.
-    #[allow(clippy::vec_box, reason = "the addresses must stay while they move between owners")]
+    #[allow(
+        clippy::vec_box,
+        reason = "the addresses must stay while they move between owners"
+    )]
     messages: Vec<Box<MessageHeader>>,
     files: FileWork,
     waker: Waker,

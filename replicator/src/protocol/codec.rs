@@ -127,10 +127,10 @@ fn parts_of(message: &Message) -> (Fields, Option<Payload>) {
         Message::NegAck { write, error } => (with_detail(id(write.0), error.0.into()), None),
         Message::Barrier { epoch } | Message::BarrierAck { epoch } => (id(epoch.0), None),
         Message::ReadRequest { read, range } => (ranged(*read, *range), None),
-        Message::ReadReply { read, data } => match data {
-            Ok(payload) => (id(read.0), Some(payload.clone())),
+        Message::ReadReply { read, range, data } => match data {
+            Ok(payload) => (ranged(*read, *range), Some(payload.clone())),
             Err(error) => {
-                let fields = with_detail(id(read.0), error.0.into());
+                let fields = with_detail(ranged(*read, *range), error.0.into());
                 (with_flags(fields, flag::ERROR), None)
             }
         },
@@ -230,6 +230,7 @@ impl Message {
             MessageKind::ReadRequest => Self::ReadRequest { read: id, range },
             MessageKind::ReadReply => Self::ReadReply {
                 read: id,
+                range,
                 data: if fields.has(flag::ERROR) {
                     Err(error()?)
                 } else {

@@ -326,7 +326,6 @@ impl Rules {
                 P::PerBlock(BLOCK_LEN, count)
             }
         };
-        let block = usize::try_from(BLOCK_LEN).expect("4096");
         let (flags, has_range, payload) = match kind {
             MessageKind::Hello => plain(P::Units {
                 unit: 1,
@@ -341,11 +340,7 @@ impl Rules {
                 (flags, true, data_or(flag::ZEROES))
             }
             MessageKind::ReadRequest | MessageKind::ResyncAck => (0, true, P::None),
-            MessageKind::ReadReply if fields.has(flag::ERROR) => (flag::ERROR, false, P::None),
-            MessageKind::ReadReply => plain(P::Units {
-                unit: block,
-                max: Message::MAX_PAYLOAD,
-            }),
+            MessageKind::ReadReply => (flag::ERROR, true, data_or(flag::ERROR)),
             MessageKind::ResyncRequest if fields.detail == 0 => (0, true, P::None),
             MessageKind::ResyncRequest => (0, true, P::PerBlock(DIGEST_LEN as u64, count)),
             MessageKind::ResyncData => {

@@ -161,6 +161,8 @@ pub enum Message {
     ReadReply {
         /// Which.
         read: WriteId,
+        /// The blocks asked for.
+        range: BlockRange,
         /// The bytes, or why not.
         data: Result<Payload, DiskErrorCode>,
     },

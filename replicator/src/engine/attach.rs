@@ -1,0 +1,472 @@
+//! The local replica: attaching, recording what it is, failing, letting go.
+//!
+//! What is promised is recorded first: "in sync as of this view" before guests are served, "resync
+//! target" before the first foreign block lands, "failed" in two places before its effect (R23).
+
+use super::input::{AttachRequest, DiskReply};
+use super::ops::{DiskOp, Op};
+use super::output::{Action, AttachError, CloseReason, DiskCommand, Event, MetaRequest, Outbox};
+use super::session::Phase;
+use super::slab::Key;
+use super::tracking::Replica;
+use super::{Engine, LocalDisk, ReplicaMark};
+use crate::meta::{Loader, OpenError, ReplicaState, Superblock};
+use crate::protocol::{Message, ReplicaClaim, WriteId};
+use crate::types::{BlockCount, DiskError, OpId, ReplicaId, SessionId, ViewNumber};
+
+/// What follows a metadata operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum MetaThen {
+    /// Nothing waits for it.
+    Nothing,
+    /// Feed the loader.
+    Load,
+    /// The attach is recorded.
+    Attached,
+    /// The activation is recorded: guests may be served.
+    Activated(ViewNumber),
+    /// An activity-log transaction is durable.
+    ActivityLog,
+    /// Union and "resync target" are recorded.
+    TargetRecorded(SessionId),
+    /// "In sync from" is recorded.
+    AddRecorded(ViewNumber, SessionId),
+    /// "The Primary's replica needs everything" is recorded.
+    LeaveRecorded(ViewNumber, SessionId),
+    /// "Closed" is recorded.
+    Closed,
+}
+
+/// An attach in progress.
+#[derive(Clone, Debug)]
+pub(super) struct Attaching {
+    request: AttachRequest,
+    loader: Loader,
+}
+
+impl Engine {
+    pub(super) fn attach(&mut self, request: AttachRequest, out: &mut Outbox) {
+        if matches!(
+            self.local,
+            LocalDisk::Attached | LocalDisk::Attaching | LocalDisk::Detaching
+        ) {
+            return;
+        }
+        self.end_session(CloseReason::DiskChanged, out);
+        self.replica = None;
+        let loader = Loader::new(request.meta_len);
+        self.attaching = Some(Attaching { request, loader });
+        self.set_local(LocalDisk::Attaching, out);
+        self.load_next(out);
+    }
+
+    fn set_local(&mut self, local: LocalDisk, out: &mut Outbox) {
+        self.local = local;
+        out.push(Action::Event(Event::Changed));
+    }
+
+    fn load_next(&mut self, out: &mut Outbox) {
+        let Some(attaching) = &self.attaching else {
+            return;
+        };
+        match attaching.loader.next_read() {
+            Some(range) => {
+                let (offset, len) = (range.offset(), range.len());
+                self.meta(MetaRequest::Read { offset, len }, MetaThen::Load, out);
+            }
+            None => self.finish_load(out),
+        }
+    }
+
+    fn finish_load(&mut self, out: &mut Outbox) {
+        let Some(Attaching { request, loader }) = self.attaching.take() else {
+            return;
+        };
+        let recovered = match loader.finish() {
+            Ok(recovered) => recovered,
+            Err(error) => return self.refuse_attach(attach_error(error), out),
+        };
+        let superblock = recovered.superblock.current();
+        if let Err(error) = self.check_identity(superblock, &request) {
+            return self.refuse_attach(error, out);
+        }
+        let lost_volatile = superblock.open && superblock.boot_id != request.boot_id;
+        let replica_id = superblock.replica;
+        self.coarse = superblock.bits_coarse;
+        self.replica = Some(Replica {
+            superblock: recovered.superblock,
+            activity_log: recovered.activity_log,
+            bitmap: recovered.bitmap,
+            lost_volatile,
+        });
+        if let Some(repair) = recovered.activity_log_repair {
+            self.persist_bitmap(MetaThen::Nothing, out);
+            self.meta_write(repair, MetaThen::Nothing, out);
+        }
+        self.persist_bitmap(MetaThen::Nothing, out);
+        self.reset_activity_log(out);
+        let failed = request.marked_failed;
+        self.mark(ReplicaMark::Attached(replica_id), out);
+        self.record(
+            |superblock| {
+                superblock.open = true;
+                // While writes of another boot are missing, that stays known to the next attach.
+                if !lost_volatile {
+                    superblock.boot_id = request.boot_id;
+                }
+                if failed {
+                    superblock.state = ReplicaState::Failed;
+                }
+            },
+            MetaThen::Attached,
+            out,
+        );
+    }
+
+    fn check_identity(
+        &self,
+        superblock: &Superblock,
+        request: &AttachRequest,
+    ) -> Result<(), AttachError> {
+        let own = superblock.resource == self.config.resource
+            && superblock.volume == self.config.volume
+            && superblock.node == self.config.node;
+        if !own {
+            return Err(AttachError::Foreign);
+        }
+        if request
+            .expected_replica
+            .is_some_and(|expected| expected != superblock.replica)
+        {
+            return Err(AttachError::OtherReplica);
+        }
+        if BlockCount::whole_blocks_in(request.device_len) < superblock.size {
+            return Err(AttachError::DeviceTooSmall);
+        }
+        Ok(())
+    }
+
+    fn refuse_attach(&mut self, error: AttachError, out: &mut Outbox) {
+        self.replica = None;
+        self.attaching = None;
+        self.set_local(LocalDisk::Diskless, out);
+        out.push(Action::Event(Event::Attached(Err(error))));
+    }
+
+    /// Changes the superblock durably.
+    pub(super) fn record(
+        &mut self,
+        change: impl FnOnce(&mut Superblock),
+        then: MetaThen,
+        out: &mut Outbox,
+    ) {
+        let coarse = self.coarse;
+        let Some(replica) = &mut self.replica else {
+            return;
+        };
+        let page = replica.superblock.next_write(|superblock| {
+            superblock.bits_coarse = coarse;
+            change(superblock);
+        });
+        self.counters.superblock_writes += 1;
+        self.meta_write(vec![page], then, out);
+    }
+
+    fn mark(&mut self, mark: ReplicaMark, out: &mut Outbox) {
+        let key = self.ops.insert(Op::Mark);
+        out.push(Action::Mark {
+            op: OpId(key.0),
+            mark,
+        });
+    }
+
+    pub(super) fn handle_meta_done(
+        &mut self,
+        op: OpId,
+        result: Result<DiskReply, DiskError>,
+        out: &mut Outbox,
+    ) {
+        let Some(Op::Meta(then)) = self.ops.remove(Key(op.0)) else {
+            return;
+        };
+        self.meta_ops -= 1;
+        match result {
+            Ok(reply) => self.on_meta(then, reply, out),
+            Err(error) if self.local == LocalDisk::Attaching => {
+                self.refuse_attach(AttachError::Disk(error), out);
+            }
+            Err(error) => {
+                if then == MetaThen::Closed {
+                    self.on_closed(out);
+                }
+                self.fail_local_disk(error, out);
+            }
+        }
+    }
+
+    fn on_meta(&mut self, then: MetaThen, reply: DiskReply, out: &mut Outbox) {
+        let session = self.session.as_ref().map(|session| session.id);
+        match then {
+            MetaThen::Nothing => {}
+            MetaThen::Load => {
+                if let (Some(attaching), DiskReply::Data(bytes)) = (&mut self.attaching, reply) {
+                    attaching.loader.feed(&bytes);
+                    self.load_next(out);
+                }
+            }
+            MetaThen::Attached => {
+                if self.local == LocalDisk::Attaching
+                    && let Some(replica) = self.replica_id()
+                {
+                    self.set_local(LocalDisk::Attached, out);
+                    out.push(Action::Event(Event::Attached(Ok(replica))));
+                }
+            }
+            MetaThen::Activated(view) => self.on_activation_recorded(view, out),
+            MetaThen::ActivityLog => self.on_activity_log_written(out),
+            MetaThen::TargetRecorded(of) if session == Some(of) => self.on_target_recorded(out),
+            MetaThen::AddRecorded(view, of) if session == Some(of) => {
+                self.send(Message::AddReady { view }, out);
+            }
+            MetaThen::LeaveRecorded(view, of) if session == Some(of) => {
+                self.send(Message::LeaveReady { view }, out);
+            }
+            MetaThen::TargetRecorded(_)
+            | MetaThen::AddRecorded(..)
+            | MetaThen::LeaveRecorded(..) => {}
+            MetaThen::Closed => self.on_closed(out),
+        }
+    }
+
+    pub(super) fn replica_id(&self) -> Option<ReplicaId> {
+        Some(self.replica.as_ref()?.superblock.current().replica)
+    }
+
+    pub(super) fn replica_state(&self) -> Option<ReplicaState> {
+        Some(self.replica.as_ref()?.superblock.current().state)
+    }
+
+    /// What the replica says of itself; nothing when it cannot be used, or when this node serves
+    /// from the peer's because its own was left out of the view.
+    pub(super) fn claim(&self) -> Option<ReplicaClaim> {
+        let left = self
+            .active
+            .as_ref()
+            .is_some_and(|active| !active.view.in_sync.contains(self.config.node));
+        if self.local != LocalDisk::Attached || left {
+            return None;
+        }
+        let replica = self.replica.as_ref()?;
+        let superblock = replica.superblock.current();
+        let failed = superblock.state == ReplicaState::Failed;
+        let founded = superblock.data_generation.is_some();
+        Some(ReplicaClaim {
+            replica: superblock.replica,
+            data_generation: superblock.data_generation,
+            size_blocks: if founded {
+                self.volume_blocks().0
+            } else {
+                superblock.size.0
+            },
+            blank: superblock.state == ReplicaState::Blank,
+            zero_proven: superblock.zero_proven && !failed,
+            bitmap_base: superblock.bitmap_base.filter(|_| !failed),
+            dirty_blocks: replica.bitmap.count().0,
+            marks_are_coarse: self.coarse,
+            inconsistent: failed || superblock.state == ReplicaState::SyncTarget,
+            lost_volatile: replica.lost_volatile,
+        })
+    }
+
+    /// Source: the marks are relative to this peer from now on, and durable before that is said.
+    pub(super) fn record_base(&mut self, peer: Option<ReplicaId>, out: &mut Outbox) {
+        self.persist_bitmap(MetaThen::Nothing, out);
+        self.record(
+            |superblock| {
+                superblock.bitmap_base = peer;
+                superblock.zero_proven = false;
+                superblock.full_sync_needed = false;
+            },
+            MetaThen::Nothing,
+            out,
+        );
+    }
+
+    /// Target: marks united, lineage and base taken over, "resync target" unless it still holds
+    /// every acknowledged write (promise 8).
+    pub(super) fn record_target(&mut self, out: &mut Outbox) {
+        let Some(session) = &self.session else { return };
+        let (Some(sync), Some(peer)) = (self.sync_of(), &session.peer) else {
+            return;
+        };
+        let Some(source) = peer.replica.clone() else {
+            return;
+        };
+        let (id, marked) = (session.id, self.dirty_blocks() > 0);
+        self.recording = true;
+        self.coarse |= sync.coarse;
+        self.persist_bitmap(MetaThen::Nothing, out);
+        self.record(
+            |superblock| {
+                superblock.data_generation = source.data_generation;
+                superblock.bitmap_base = Some(source.replica);
+                superblock.zero_proven = false;
+                superblock.full_sync_needed = false;
+                if !sync.equalise {
+                    superblock.in_sync_from = None;
+                    superblock.state = match superblock.state {
+                        _ if marked => ReplicaState::SyncTarget,
+                        ReplicaState::SyncTarget => ReplicaState::SyncTarget,
+                        _ => ReplicaState::Outdated,
+                    };
+                }
+            },
+            MetaThen::TargetRecorded(id),
+            out,
+        );
+    }
+
+    /// Target: "in sync from `view` on", void unless the register agrees (R19).
+    pub(super) fn record_in_sync_from(&mut self, view: ViewNumber, out: &mut Outbox) {
+        let Some(session) = self.session.as_ref().map(|session| session.id) else {
+            return;
+        };
+        let boot_id = self.config.boot_id;
+        if let Some(replica) = &mut self.replica {
+            replica.lost_volatile = false;
+        }
+        self.record(
+            |superblock| {
+                superblock.in_sync_from = Some(view);
+                superblock.boot_id = boot_id;
+            },
+            MetaThen::AddRecorded(view, session),
+            out,
+        );
+    }
+
+    /// The Primary's disk failed: its replica gets everything when it comes back, so no mark has to
+    /// be kept for it (R18).
+    pub(super) fn on_leave_marks(&mut self, view: ViewNumber, out: &mut Outbox) {
+        let Some(session) = self.session.as_ref().map(|session| session.id) else {
+            return;
+        };
+        self.record(
+            |superblock| {
+                superblock.bitmap_base = None;
+                superblock.zero_proven = false;
+            },
+            MetaThen::LeaveRecorded(view, session),
+            out,
+        );
+    }
+
+    /// A write, flush or metadata write failed: this replica is out, at once and for good (promise
+    /// 6), and that is written down in two places before anything depends on it (R23).
+    pub(super) fn fail_local_disk(&mut self, error: DiskError, out: &mut Outbox) {
+        self.counters.io_errors += 1;
+        if self.local != LocalDisk::Attached {
+            return;
+        }
+        self.set_local(LocalDisk::Failed, out);
+        out.push(Action::Event(Event::DiskFailed(error)));
+        self.mark(ReplicaMark::Failed, out);
+        self.record(
+            |superblock| superblock.state = ReplicaState::Failed,
+            MetaThen::Nothing,
+            out,
+        );
+        self.fail_round(error);
+        if self.active.is_some() {
+            self.begin_leave(out);
+        } else if self.session.is_some() {
+            self.send(
+                Message::NegAck {
+                    write: WriteId(0),
+                    error: error.into(),
+                },
+                out,
+            );
+            self.end_session(CloseReason::DiskChanged, out);
+        }
+    }
+
+    /// The peer serves from here on, once the Leave is committed.
+    pub(super) fn begin_leave(&mut self, out: &mut Outbox) {
+        let peer = self.config.node.peer();
+        let Some(active) = &self.active else { return };
+        if !active.view.in_sync.contains(peer) || !active.view.in_sync.contains(self.config.node) {
+            return;
+        }
+        let view = active.view.number.next();
+        if self.peer_is_equal() {
+            if let Some(session) = &mut self.session {
+                session.phase = Phase::ForwardSource;
+            }
+            self.send(Message::LeaveMarks { view }, out);
+        }
+    }
+
+    /// The peer said that its disk failed: it acknowledges nothing any more.
+    pub(super) fn on_peer_disk_failed(&mut self, out: &mut Outbox) {
+        out.push(Action::Event(Event::PeerDiskFailed));
+        self.end_session(CloseReason::DiskChanged, out);
+    }
+
+    /// Lets go of the device: flushed and marked closed, so that the next attach is a clean one.
+    pub(super) fn detach(&mut self, out: &mut Outbox) {
+        if self.active.is_some() || self.local != LocalDisk::Attached {
+            if matches!(self.local, LocalDisk::Failed | LocalDisk::Diskless) {
+                self.replica = None;
+                self.set_local(LocalDisk::Diskless, out);
+                out.push(Action::Event(Event::Detached));
+            }
+            return;
+        }
+        self.end_session(CloseReason::DiskChanged, out);
+        self.set_local(LocalDisk::Detaching, out);
+    }
+
+    /// Flushes once nothing else is under way.
+    pub(super) fn pump_detach(&mut self, out: &mut Outbox) {
+        if self.local == LocalDisk::Detaching
+            && !self.detach_flushing
+            && self.disk_ops == 0
+            && self.meta_ops == 0
+        {
+            self.detach_flushing = true;
+            self.disk(DiskOp::DetachFlush, DiskCommand::Flush, out);
+        }
+    }
+
+    pub(super) fn on_detach_flush(&mut self, result: Result<(), DiskError>, out: &mut Outbox) {
+        self.persist_bitmap(MetaThen::Nothing, out);
+        let clean = result.is_ok();
+        self.record(
+            |superblock| {
+                superblock.open &= !clean;
+                if !clean {
+                    superblock.state = ReplicaState::Failed;
+                }
+            },
+            MetaThen::Closed,
+            out,
+        );
+    }
+
+    fn on_closed(&mut self, out: &mut Outbox) {
+        self.detach_flushing = false;
+        self.replica = None;
+        self.set_local(LocalDisk::Diskless, out);
+        out.push(Action::Event(Event::Detached));
+    }
+}
+
+fn attach_error(error: OpenError) -> AttachError {
+    match error {
+        OpenError::NoMetadata => AttachError::NoMetadata,
+        OpenError::NotOurs => AttachError::Foreign,
+        OpenError::TooNew { .. } => AttachError::TooNew,
+        _ => AttachError::Damaged,
+    }
+}

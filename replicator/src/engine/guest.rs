@@ -1,0 +1,157 @@
+//! Guest requests: admission, holding, and answering once.
+
+use super::Engine;
+use super::edge;
+use super::gate::Closed;
+use super::input::{GuestKind, GuestRequest};
+use super::output::{Action, GuestError, GuestReply, Outbox};
+use super::slab::Key;
+use crate::types::{ByteLen, ByteOffset, ByteRange, DiskError, Payload, RequestId};
+
+/// A request that was admitted and not answered yet.
+#[derive(Clone, Debug)]
+pub(super) struct Request {
+    id: RequestId,
+    /// Parts still going on.
+    parts: usize,
+    failed: Option<DiskError>,
+    data: Option<Payload>,
+}
+
+impl Engine {
+    pub(super) fn handle_guest(&mut self, guest: GuestRequest, out: &mut Outbox) {
+        if !self.in_range(&guest.kind) {
+            let result = Err(GuestError::OutOfRange);
+            out.push(Action::Complete {
+                request: guest.request,
+                result,
+            });
+            return;
+        }
+        // Behind held ones, a new one is held too: nobody overtakes.
+        match self.may_admit() {
+            Ok(()) if self.held.is_empty() => self.admit(guest, out),
+            Err(Closed::NotPrimary) => out.push(Action::DropClients),
+            Ok(()) | Err(Closed::Held(_) | Closed::Busy) => self.held.push_back(guest),
+        }
+    }
+
+    /// Admits what was held, as far as the gate lets it.
+    pub(super) fn pump_held(&mut self, out: &mut Outbox) {
+        while !self.held.is_empty() && self.may_admit().is_ok() {
+            let Some(guest) = self.held.pop_front() else {
+                return;
+            };
+            self.admit(guest, out);
+        }
+    }
+
+    fn admit(&mut self, guest: GuestRequest, out: &mut Outbox) {
+        match guest.kind {
+            GuestKind::Read { offset, len } => self.begin_read(guest.request, offset, len, out),
+            GuestKind::Flush => self.begin_flush(guest.request, out),
+            GuestKind::Write {
+                offset,
+                payload,
+                fua,
+            } => {
+                self.counters.writes += 1;
+                self.counters.written_bytes += payload.len() as u64;
+                self.begin_parts(guest.request, edge::write_parts(offset, &payload), fua, out);
+            }
+            GuestKind::Trim { offset, len, fua } => {
+                self.begin_parts(guest.request, edge::trim_parts(offset, len), fua, out);
+            }
+            GuestKind::Zeroes {
+                offset,
+                len,
+                may_unmap,
+                fua,
+            } => {
+                let parts = edge::zero_parts(offset, len, may_unmap);
+                self.begin_parts(guest.request, parts, fua, out);
+            }
+        }
+    }
+
+    fn begin_parts(&mut self, id: RequestId, parts: Vec<edge::Part>, fua: bool, out: &mut Outbox) {
+        let request = self.begin_request(id, parts.len());
+        if parts.is_empty() {
+            self.finish_request(request, out);
+        }
+        for part in parts {
+            self.begin_write(request, part, fua, out);
+        }
+    }
+
+    pub(super) fn begin_request(&mut self, id: RequestId, parts: usize) -> Key {
+        self.requests.insert(Request {
+            id,
+            parts,
+            failed: None,
+            data: None,
+        })
+    }
+
+    /// One part of a request ended; the last one answers it. The caller has just passed the gate.
+    pub(super) fn end_part(
+        &mut self,
+        key: Key,
+        result: Result<Option<Payload>, DiskError>,
+        out: &mut Outbox,
+    ) {
+        let Some(request) = self.requests.get_mut(key) else {
+            return;
+        };
+        match result {
+            Ok(data) => request.data = data,
+            Err(error) => request.failed = Some(error),
+        }
+        request.parts -= 1;
+        if request.parts == 0 {
+            self.finish_request(key, out);
+        }
+    }
+
+    fn finish_request(&mut self, key: Key, out: &mut Outbox) {
+        let Some(request) = self.requests.remove(key) else {
+            return;
+        };
+        let result = match (request.failed, request.data) {
+            (Some(error), _) => Err(GuestError::Io(error)),
+            (None, Some(data)) => Ok(GuestReply::Data(data)),
+            (None, None) => Ok(GuestReply::Done),
+        };
+        out.push(Action::Complete {
+            request: request.id,
+            result,
+        });
+    }
+
+    /// Forgets every request for ever (R9). What they wrote is remembered elsewhere, as marks.
+    pub(super) fn drop_guests(&mut self, out: &mut Outbox) {
+        self.held.clear();
+        // One by one: the keys must stay dead, writes in flight still hold them.
+        for key in self.requests.keys() {
+            self.requests.remove(key);
+        }
+        out.push(Action::DropClients);
+    }
+
+    fn in_range(&self, kind: &GuestKind) -> bool {
+        let (offset, len) = match kind {
+            GuestKind::Flush => return true,
+            GuestKind::Write {
+                offset, payload, ..
+            } => (*offset, ByteLen(payload.len() as u64)),
+            GuestKind::Read { offset, len }
+            | GuestKind::Trim { offset, len, .. }
+            | GuestKind::Zeroes { offset, len, .. } => (*offset, *len),
+        };
+        byte_range_within(offset, len, self.volume_blocks().bytes())
+    }
+}
+
+fn byte_range_within(offset: ByteOffset, len: ByteLen, volume: ByteLen) -> bool {
+    ByteRange::new(offset, len).is_some_and(|range| range.end().0 <= volume.0)
+}

@@ -1,0 +1,83 @@
+//! Effects asked of the executor, and what each is for.
+
+use super::output::{Action, DiskCommand, MetaPage, MetaRequest, Outbox};
+use super::slab::Key;
+use super::{Engine, MetaThen};
+use crate::protocol::Message;
+use crate::types::{OpId, WriteEpoch};
+
+/// What a disk operation is for. Its completion is routed by this, never by its content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum DiskOp {
+    /// The local leg of a guest write.
+    Write(Key),
+    /// The first (0) or last (1) block of a partial guest write.
+    Edge { write: Key, edge: usize },
+    /// A guest read.
+    Read(Key),
+    /// The local flush of a flush round.
+    RoundFlush(WriteEpoch),
+    /// A replicated write.
+    PeerWrite(Key),
+    /// The flush that a barrier asked for.
+    PeerFlush,
+    /// A read for the Primary.
+    PeerRead(Key),
+    /// A read at the source of a resync.
+    SourceRead(Key),
+    /// A read at the target of a resync, to be digested.
+    TargetDigest(Key),
+    /// A write at the target of a resync.
+    TargetWrite(Key),
+    /// The flush before the device is let go.
+    DetachFlush,
+}
+
+/// An operation in flight.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Op {
+    Disk(DiskOp),
+    Meta(MetaThen),
+    Mark,
+}
+
+impl Engine {
+    pub(super) fn disk(&mut self, what: DiskOp, command: DiskCommand, out: &mut Outbox) {
+        let key = self.ops.insert(Op::Disk(what));
+        self.disk_ops += 1;
+        out.push(Action::Disk {
+            op: OpId(key.0),
+            command,
+        });
+    }
+
+    /// Writes pages durably, in requests of bounded size; `then` happens after the last.
+    pub(super) fn meta_write(&mut self, pages: Vec<MetaPage>, then: MetaThen, out: &mut Outbox) {
+        let mut rest = pages;
+        while rest.len() > Self::META_PAGES_MAX {
+            let tail = rest.split_off(Self::META_PAGES_MAX);
+            self.meta(MetaRequest::Write(rest), MetaThen::Nothing, out);
+            rest = tail;
+        }
+        self.meta(MetaRequest::Write(rest), then, out);
+    }
+
+    pub(super) fn meta(&mut self, request: MetaRequest, then: MetaThen, out: &mut Outbox) {
+        let key = self.ops.insert(Op::Meta(then));
+        self.meta_ops += 1;
+        out.push(Action::Meta {
+            op: OpId(key.0),
+            request,
+        });
+    }
+
+    /// Sends in the current session, if there is one.
+    pub(super) fn send(&mut self, message: Message, out: &mut Outbox) {
+        if let Some(session) = &self.session {
+            out.push(Action::Send {
+                session: session.id,
+                message,
+            });
+        }
+    }
+}

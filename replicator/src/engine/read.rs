@@ -1,0 +1,311 @@
+//! Guest reads: local, or from the peer when the local disk cannot.
+
+use super::edge;
+use super::ops::DiskOp;
+use super::output::{DiskCommand, Outbox};
+use super::overlap::{Access, Ticket};
+use super::slab::Key;
+use super::{Engine, LockOwner};
+use crate::protocol::{Message, WriteId};
+use crate::types::{
+    BlockRange, ByteLen, ByteOffset, ByteRange, DiskError, Payload, RequestId, SessionId,
+};
+
+/// A guest read in progress. It holds its blocks shared, so it never sees a write that the peer
+/// does not have yet (R15).
+#[derive(Clone, Debug)]
+pub(super) struct Read {
+    request: Key,
+    asked: ByteRange,
+    range: BlockRange,
+    ticket: Ticket,
+    started: bool,
+    /// Done, but the gate was shut when the data came.
+    ready: Option<Result<Payload, DiskError>>,
+}
+
+/// Blocks being fetched from the peer, in pieces of one frame.
+#[derive(Clone, Debug)]
+pub(super) struct RemoteRead {
+    for_op: DiskOp,
+    session: SessionId,
+    pieces: Vec<(BlockRange, Option<Payload>)>,
+}
+
+impl Engine {
+    pub(super) fn begin_read(
+        &mut self,
+        id: RequestId,
+        offset: ByteOffset,
+        len: ByteLen,
+        out: &mut Outbox,
+    ) {
+        self.counters.reads += 1;
+        self.counters.read_bytes += len.0;
+        let request = self.begin_request(id, 1);
+        let asked = ByteRange::new(offset, len).expect("checked against the volume at admission");
+        if asked.is_empty() {
+            self.end_part(request, Ok(Some(Payload::default())), out);
+            return;
+        }
+        let range = asked.blocks_outward();
+        let ticket = Ticket::default();
+        let key = self.reads.insert(Read {
+            request,
+            asked,
+            range,
+            ticket,
+            started: false,
+            ready: None,
+        });
+        let (ticket, held) = self
+            .overlap
+            .acquire(range, Access::Shared, LockOwner::Read(key));
+        if let Some(read) = self.reads.get_mut(key) {
+            read.ticket = ticket;
+        }
+        if held {
+            self.on_read_locked(key, out);
+        }
+    }
+
+    pub(super) fn on_read_locked(&mut self, key: Key, out: &mut Outbox) {
+        let Some(read) = self.reads.get_mut(key) else {
+            return;
+        };
+        read.started = true;
+        let range = read.range;
+        self.read_blocks(DiskOp::Read(key), range, out);
+    }
+
+    /// Reads for a guest: from the local disk, or from the peer when there is none.
+    pub(super) fn read_blocks(&mut self, what: DiskOp, range: BlockRange, out: &mut Outbox) {
+        if self.local_usable() {
+            self.disk(what, DiskCommand::Read(range), out);
+        } else {
+            self.read_from_peer(what, range, DiskError::Gone, out);
+        }
+    }
+
+    /// A local read failed, or there is no local disk. Only a peer in `in_sync` without a mark may
+    /// answer (interleavings F16); being equal says both.
+    pub(super) fn read_from_peer(
+        &mut self,
+        what: DiskOp,
+        range: BlockRange,
+        error: DiskError,
+        out: &mut Outbox,
+    ) {
+        let trusted = self.strict() && (self.peer_is_equal() || self.forwarding());
+        let session = match &self.session {
+            Some(session) if trusted => session.id,
+            _ => {
+                self.on_guest_blocks(what, Err(error), out);
+                return;
+            }
+        };
+        let blocks_max = edge::PART_LEN_MAX / crate::types::BLOCK_LEN;
+        let pieces: Vec<_> = edge::pieces(range, blocks_max)
+            .map(|piece| (piece, None))
+            .collect();
+        let wanted: Vec<_> = pieces.iter().map(|(piece, _)| *piece).collect();
+        let key = self.remote_reads.insert(RemoteRead {
+            for_op: what,
+            session,
+            pieces,
+        });
+        for range in wanted {
+            self.send(
+                Message::ReadRequest {
+                    read: WriteId(key.0),
+                    range,
+                },
+                out,
+            );
+        }
+    }
+
+    pub(super) fn on_read_reply(
+        &mut self,
+        id: WriteId,
+        range: BlockRange,
+        data: Result<Payload, DiskError>,
+        out: &mut Outbox,
+    ) {
+        let key = Key(id.0);
+        let Some(remote) = self.remote_reads.get_mut(key) else {
+            return;
+        };
+        let data = data.and_then(|data| {
+            if data.len() as u64 == range.len().0 {
+                Ok(data)
+            } else {
+                Err(DiskError::Short)
+            }
+        });
+        match data {
+            Err(error) => {
+                let what = remote.for_op;
+                self.remote_reads.remove(key);
+                self.on_guest_blocks(what, Err(error), out);
+                return;
+            }
+            Ok(data) => {
+                for (piece, slot) in &mut remote.pieces {
+                    if *piece == range {
+                        *slot = Some(data.clone());
+                    }
+                }
+            }
+        }
+        if remote.pieces.iter().all(|(_, data)| data.is_some()) {
+            let Some(remote) = self.remote_reads.remove(key) else {
+                return;
+            };
+            let whole = join(remote.pieces);
+            self.on_guest_blocks(remote.for_op, Ok(whole), out);
+        }
+    }
+
+    /// The session is gone: reads from the peer are asked again when there is one, or fail.
+    pub(super) fn lose_remote_reads(&mut self, session: SessionId, out: &mut Outbox) {
+        for key in self.remote_reads.keys() {
+            if self
+                .remote_reads
+                .get(key)
+                .is_some_and(|remote| remote.session == session)
+                && let Some(remote) = self.remote_reads.remove(key)
+            {
+                if self.active.is_some() && !self.local_usable() {
+                    let start = remote.pieces.first().map(|(piece, _)| piece.start());
+                    let end = remote.pieces.last().map(|(piece, _)| piece.end());
+                    if let (Some(start), Some(end)) = (start, end) {
+                        self.parked_reads
+                            .push((remote.for_op, BlockRange::between(start, end)));
+                    }
+                } else {
+                    self.on_guest_blocks(remote.for_op, Err(DiskError::Gone), out);
+                }
+            }
+        }
+    }
+
+    /// Asks parked reads again once the peer serves.
+    pub(super) fn pump_parked_reads(&mut self, out: &mut Outbox) {
+        if self.parked_reads.is_empty() || !self.forwarding() {
+            return;
+        }
+        for (what, range) in core::mem::take(&mut self.parked_reads) {
+            self.read_from_peer(what, range, DiskError::Gone, out);
+        }
+    }
+
+    /// A local read failed: the peer may have the blocks. The replica stays: nothing it promised is
+    /// broken by a block it cannot read.
+    pub(super) fn on_local_read_error(&mut self, what: DiskOp, error: DiskError, out: &mut Outbox) {
+        self.counters.io_errors += 1;
+        let range = match what {
+            DiskOp::Read(key) => self.reads.get(key).map(|read| read.range),
+            DiskOp::Edge { write, edge } => self.edge_block(write, edge),
+            _ => None,
+        };
+        match range {
+            Some(range) => self.read_from_peer(what, range, error, out),
+            None => self.on_guest_blocks(what, Err(error), out),
+        }
+    }
+
+    /// Blocks read for a guest arrived from whichever replica.
+    pub(super) fn on_guest_blocks(
+        &mut self,
+        what: DiskOp,
+        result: Result<Payload, DiskError>,
+        out: &mut Outbox,
+    ) {
+        match what {
+            DiskOp::Edge { write, edge } => self.on_edge_read(write, edge, result, out),
+            DiskOp::Read(key) => self.on_guest_read(key, result, out),
+            _ => unreachable!("only guest reads and edges are read this way"),
+        }
+    }
+
+    fn on_guest_read(&mut self, key: Key, result: Result<Payload, DiskError>, out: &mut Outbox) {
+        let Some(read) = self.reads.get_mut(key) else {
+            return;
+        };
+        if self.requests.get(read.request).is_none() {
+            let ticket = read.ticket;
+            self.reads.remove(key);
+            self.release_lock(ticket, out);
+            return;
+        }
+        read.ready = Some(result);
+        self.settle_read(key, out);
+    }
+
+    fn settle_read(&mut self, key: Key, out: &mut Outbox) {
+        if !self.may_reply() {
+            if !self.blocked_reads.contains(&key) {
+                self.blocked_reads.push(key);
+            }
+            return;
+        }
+        let Some(Read {
+            request,
+            asked,
+            range,
+            ticket,
+            ready: Some(result),
+            ..
+        }) = self.reads.remove(key)
+        else {
+            return;
+        };
+        let data = result.map(|data| Some(edge::cut(asked, range, &data)));
+        self.release_lock(ticket, out);
+        self.end_part(request, data, out);
+    }
+
+    /// Answers reads whose data came while the lease was over. The lease that holds now was given
+    /// without a gap in between: had a view come between them, the activation would be gone.
+    pub(super) fn pump_blocked_reads(&mut self, out: &mut Outbox) {
+        if self.blocked_reads.is_empty() || !self.may_reply() {
+            return;
+        }
+        for key in core::mem::take(&mut self.blocked_reads) {
+            self.settle_read(key, out);
+        }
+    }
+
+    /// Step-down: reads that only wait are forgotten, those on the disk end by themselves.
+    pub(super) fn drop_waiting_reads(&mut self, out: &mut Outbox) {
+        self.parked_reads.clear();
+        self.blocked_reads.clear();
+        let mut tickets = Vec::new();
+        for key in self.reads.keys() {
+            let waiting = self
+                .reads
+                .get(key)
+                .is_some_and(|r| !r.started || r.ready.is_some());
+            if waiting && let Some(read) = self.reads.remove(key) {
+                tickets.push(read.ticket);
+            }
+        }
+        for ticket in tickets {
+            self.release_lock(ticket, out);
+        }
+    }
+}
+
+fn join(mut pieces: Vec<(BlockRange, Option<Payload>)>) -> Payload {
+    if pieces.len() == 1
+        && let Some((_, Some(only))) = pieces.pop()
+    {
+        return only;
+    }
+    let mut whole = Vec::new();
+    for (_, data) in pieces {
+        whole.extend_from_slice(&data.unwrap_or_default());
+    }
+    whole.into()
+}

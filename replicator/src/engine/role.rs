@@ -1,0 +1,300 @@
+//! Role and view: activation, step-down, Add, drain before a takeover, orderly quiescence.
+
+use super::input::StepDownReason;
+use super::output::{Action, CloseReason, Event, Outbox};
+use super::session::Phase;
+use super::{Engine, LocalDisk, MetaThen};
+use crate::meta::ReplicaState;
+use crate::protocol::Message;
+use crate::types::{Activation, CommittedView, Instant, View, ViewNumber};
+
+/// A Primary's state.
+#[derive(Clone, Debug)]
+pub(super) struct Active {
+    /// The newest view this activation committed.
+    pub(super) view: View,
+    /// The replica has recorded the activation: guests are served.
+    pub(super) serving: bool,
+    /// An Add was started and not followed by a view that says how it ended (R4).
+    pub(super) add_begun: Option<ViewNumber>,
+}
+
+/// How far an orderly quiescence is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Quiesce {
+    /// Waiting for admitted requests.
+    Requests,
+    /// Waiting for the closing flush round.
+    Flush,
+    /// Waiting for the activity log to be empty.
+    ActivityLog,
+    /// Said so.
+    Done,
+}
+
+impl Engine {
+    pub(super) fn activate(&mut self, activation: &Activation, out: &mut Outbox) {
+        let view = *activation.view();
+        if activation.node() != self.config.node || self.local != LocalDisk::Attached {
+            return;
+        }
+        self.end_session(CloseReason::RoleChanged, out);
+        self.lease_until = Instant::ZERO;
+        self.draining = None;
+        self.quiesce = None;
+        self.peer_lost_reported = false;
+        self.view = Some(view);
+        self.active = Some(Active {
+            view,
+            serving: false,
+            add_begun: None,
+        });
+        if let Some(replica) = &mut self.replica {
+            replica.lost_volatile = false;
+        }
+        let boot_id = self.config.boot_id;
+        self.record(
+            |superblock| {
+                superblock.state = ReplicaState::InSync { since: view.number };
+                superblock.data_generation = Some(view.data_generation);
+                superblock.last_view = view.number;
+                superblock.in_sync_from = None;
+                superblock.open = true;
+                superblock.boot_id = boot_id;
+            },
+            MetaThen::Activated(view.number),
+            out,
+        );
+        out.push(Action::Event(Event::Changed));
+    }
+
+    pub(super) fn on_activation_recorded(&mut self, view: ViewNumber, out: &mut Outbox) {
+        if let Some(active) = &mut self.active
+            && active.view.number >= view
+            && !active.serving
+        {
+            active.serving = true;
+            out.push(Action::Event(Event::Serving));
+            out.push(Action::Event(Event::Changed));
+        }
+    }
+
+    /// R9: everything in flight fails for ever; its blocks are remembered as marks.
+    pub(super) fn step_down(&mut self, _reason: StepDownReason, out: &mut Outbox) {
+        if self.active.take().is_none() {
+            return;
+        }
+        self.drop_guests(out);
+        self.end_session(CloseReason::RoleChanged, out);
+        self.mark_unretired();
+        self.drop_waiting_writes(out);
+        self.drop_waiting_reads(out);
+        self.next_round = super::flush::NextRound::default();
+        self.quiesce = None;
+        self.lease_until = Instant::ZERO;
+        out.push(Action::Event(Event::NotServing));
+        out.push(Action::Event(Event::Changed));
+    }
+
+    pub(super) fn committed(&mut self, committed: &CommittedView, out: &mut Outbox) {
+        let view = *committed.view();
+        let node = self.config.node;
+        let newer = self
+            .view
+            .as_ref()
+            .is_none_or(|known| known.number < view.number);
+        if !newer {
+            return;
+        }
+        let Some(active) = &mut self.active else {
+            return self.learned(view, out);
+        };
+        if view.primary != node {
+            // The controller steps down; nothing here may rest on this view.
+            return;
+        }
+        self.view = Some(view);
+        let needed = active.view.in_sync.contains(node.peer()) || active.add_begun.is_some();
+        active.view = view;
+        active.add_begun = None;
+        if needed && !view.in_sync.contains(node.peer()) {
+            self.end_session(CloseReason::Removed, out);
+        }
+        self.record(
+            |superblock| superblock.last_view = view.number,
+            MetaThen::Nothing,
+            out,
+        );
+        out.push(Action::Event(Event::Changed));
+    }
+
+    /// Gossip of a committed view: a Secondary brings its own record in line.
+    pub(super) fn learned(&mut self, view: View, out: &mut Outbox) {
+        let newer = self
+            .view
+            .as_ref()
+            .is_none_or(|known| known.number < view.number);
+        if !newer || self.active.is_some() {
+            return;
+        }
+        self.view = Some(view);
+        out.push(Action::Event(Event::Changed));
+        let named = view.in_sync.contains(self.config.node);
+        let Some(superblock) = self
+            .replica
+            .as_ref()
+            .map(|r| r.superblock.current().clone())
+        else {
+            return;
+        };
+        let recorded = superblock
+            .in_sync_from
+            .is_some_and(|from| from <= view.number);
+        match superblock.state {
+            ReplicaState::InSync { .. } if !named => {
+                let change = |s: &mut crate::meta::Superblock| {
+                    s.state = ReplicaState::Outdated;
+                    s.last_view = view.number;
+                };
+                self.record(change, MetaThen::Nothing, out);
+            }
+            ReplicaState::Outdated | ReplicaState::SyncTarget if named && recorded => {
+                let change = |s: &mut crate::meta::Superblock| {
+                    s.state = ReplicaState::InSync { since: view.number };
+                    s.in_sync_from = None;
+                    s.last_view = view.number;
+                };
+                self.record(change, MetaThen::Nothing, out);
+            }
+            _ => {}
+        }
+    }
+
+    /// Whether this replica may be promoted as far as its own record goes (R10). The register
+    /// decides whether a view names it.
+    pub(super) fn eligible(&self) -> bool {
+        let Some(replica) = &self.replica else {
+            return false;
+        };
+        let superblock = replica.superblock.current();
+        let whole = matches!(superblock.state, ReplicaState::InSync { .. })
+            || (superblock.in_sync_from.is_some() && superblock.state != ReplicaState::Failed);
+        self.local == LocalDisk::Attached && whole
+    }
+
+    // --- Add -------------------------------------------------------------------------------
+
+    /// The Add's round ended: if both sides are flushed and nothing is marked, the peer records it.
+    pub(super) fn on_add_round(&mut self, view: ViewNumber, durable: bool, out: &mut Outbox) {
+        let current = self.active.as_ref().and_then(|active| active.add_begun) == Some(view);
+        if !current {
+            return;
+        }
+        let equal = matches!(
+            self.session.as_ref().map(|session| &session.phase),
+            Some(Phase::MirrorSource)
+        );
+        if durable && equal && self.dirty_blocks() == 0 {
+            self.send(Message::PrepareAdd { view }, out);
+        } else {
+            out.push(Action::Event(Event::AddAborted { view }));
+        }
+    }
+
+    pub(super) fn on_add_ready(&mut self, view: ViewNumber, out: &mut Outbox) {
+        let current = self.active.as_ref().and_then(|active| active.add_begun) == Some(view);
+        let replica = self
+            .session
+            .as_ref()
+            .and_then(super::session::Session::peer_replica);
+        if let (true, Some(replica)) = (current, replica) {
+            self.coarse = false;
+            out.push(Action::Event(Event::AddPrepared { view, replica }));
+        }
+    }
+
+    // --- Drain before a takeover -----------------------------------------------------------
+
+    /// R13: the session is over, and nothing that was submitted may land later.
+    pub(super) fn drain(&mut self, seal: ViewNumber, out: &mut Outbox) {
+        self.seal = self.seal.max(seal);
+        self.draining = Some(seal);
+        self.end_session(CloseReason::Drained, out);
+    }
+
+    pub(super) fn pump_drain(&mut self, out: &mut Outbox) {
+        if let Some(seal) = self.draining
+            && self.disk_ops == 0
+            && self.meta_ops == 0
+        {
+            self.draining = None;
+            out.push(Action::Event(Event::Drained {
+                seal,
+                ok: self.eligible(),
+            }));
+        }
+    }
+
+    // --- Orderly quiescence ----------------------------------------------------------------
+
+    pub(super) fn begin_quiesce(&mut self, out: &mut Outbox) {
+        if self.active.is_none() {
+            out.push(Action::Event(Event::Quiesced));
+        } else if self.quiesce.is_none() {
+            self.quiesce = Some(Quiesce::Requests);
+        } else if self.quiesce == Some(Quiesce::Done) {
+            out.push(Action::Event(Event::Quiesced));
+        }
+    }
+
+    pub(super) fn pump_quiesce(&mut self, out: &mut Outbox) {
+        let idle = self.requests.is_empty() && self.writes.is_empty() && self.reads.is_empty();
+        if self.quiesce == Some(Quiesce::Requests) && idle {
+            self.quiesce = Some(Quiesce::Flush);
+            self.next_round.quiesce = true;
+            self.want_round(out);
+        }
+        if self.quiesce == Some(Quiesce::ActivityLog) && self.reset_activity_log(out) {
+            self.quiesce = Some(Quiesce::Done);
+            out.push(Action::Event(Event::Quiesced));
+        }
+    }
+
+    /// The closing round ended: it began after the last request was answered.
+    pub(super) fn on_quiesce_round(&mut self, with_peer: bool, out: &mut Outbox) {
+        if self.quiesce != Some(Quiesce::Flush) {
+            return;
+        }
+        if self.strict() && !with_peer {
+            self.quiesce = Some(Quiesce::Requests);
+        } else {
+            self.quiesce = Some(Quiesce::ActivityLog);
+            self.pump_quiesce(out);
+        }
+    }
+
+    /// A Secondary needs no activity log: what an earlier activation left in it becomes marks, so
+    /// that the next start does not bring it back.
+    pub(super) fn tidy_secondary(&mut self, out: &mut Outbox) {
+        let quiet = self.active.is_none()
+            && self.local == LocalDisk::Attached
+            && self.writes.is_empty()
+            && self.round.is_none()
+            && self.meta_ops == 0;
+        let unclean = self
+            .replica
+            .as_ref()
+            .is_some_and(|r| !r.activity_log.is_clean());
+        if !quiet || !unclean {
+            return;
+        }
+        // Every block of a failed or unretired write is marked; once the marks are durable the log
+        // has nothing left to say.
+        self.persist_bitmap(MetaThen::Nothing, out);
+        let epoch = self.epoch;
+        if let Some(replica) = &mut self.replica {
+            replica.activity_log.retire(epoch.0);
+        }
+        self.reset_activity_log(out);
+    }
+}

@@ -1,0 +1,394 @@
+//! The session with the peer: greeting, verdict, liveness, end.
+//!
+//! A session belongs to one role of each side: whoever changes role closes it (R3, R21), so a
+//! verdict never goes stale. Nothing but greetings is exchanged while an operation of an earlier
+//! session or activation may still land on the disk (R14).
+
+use super::Engine;
+use super::handshake::{self, Rule, Sync, Verdict};
+use super::input::LinkDownReason;
+use super::output::{Action, CloseReason, Event, Outbox};
+use super::resync::{SourceSync, TargetSync};
+use crate::protocol::{Hello, Message, Refusal};
+use crate::types::{Instant, ReplicaId, SessionId, ViewNumber};
+
+/// The connection to the peer and what was agreed on it.
+#[derive(Clone, Debug)]
+pub(super) struct Session {
+    pub(super) id: SessionId,
+    pub(super) phase: Phase,
+    hello_sent: Option<Box<Hello>>,
+    pub(super) peer: Option<Box<Hello>>,
+    pub(super) rule: Option<Rule>,
+    last_received: Instant,
+    pinged: Option<Instant>,
+    pub(super) rtt: Option<core::time::Duration>,
+    /// Messages that came while this side's record of the session was being made durable.
+    pub(super) deferred: std::collections::VecDeque<Message>,
+}
+
+/// How far the session is, and as what.
+#[derive(Clone, Debug)]
+pub(super) enum Phase {
+    /// Hellos are under way.
+    Greeting,
+    /// Connected, nothing to replicate.
+    Idle,
+    /// Primary; the peer has everything.
+    MirrorSource,
+    /// Secondary of that.
+    MirrorTarget,
+    /// Primary; the peer is catching up.
+    SyncSource(SourceSync),
+    /// Secondary, catching up.
+    SyncTarget(Box<TargetSync>),
+    /// Primary without a disk.
+    ForwardSource,
+    /// Secondary that holds its only good replica.
+    ForwardTarget,
+}
+
+impl Session {
+    fn new(id: SessionId, now: Instant) -> Self {
+        Self {
+            id,
+            phase: Phase::Greeting,
+            hello_sent: None,
+            peer: None,
+            rule: None,
+            last_received: now,
+            pinged: None,
+            rtt: None,
+            deferred: std::collections::VecDeque::new(),
+        }
+    }
+
+    /// The peer holds all that this Primary holds, apart from writes in flight.
+    pub(super) fn is_equal(&self) -> bool {
+        matches!(self.phase, Phase::MirrorSource | Phase::ForwardSource)
+    }
+
+    pub(super) fn is_forwarding(&self) -> bool {
+        matches!(self.phase, Phase::ForwardSource)
+    }
+
+    /// Guest writes are sent to the peer.
+    pub(super) fn is_replicating(&self) -> bool {
+        matches!(
+            self.phase,
+            Phase::MirrorSource | Phase::SyncSource(_) | Phase::ForwardSource
+        )
+    }
+
+    /// The peer may write to this side's disk.
+    pub(super) fn is_replica(&self) -> bool {
+        matches!(
+            self.phase,
+            Phase::MirrorTarget | Phase::SyncTarget(_) | Phase::ForwardTarget
+        )
+    }
+
+    pub(super) fn peer_replica(&self) -> Option<ReplicaId> {
+        Some(self.peer.as_ref()?.replica.as_ref()?.replica)
+    }
+}
+
+impl Engine {
+    pub(super) fn replicating(&self) -> bool {
+        self.session.as_ref().is_some_and(Session::is_replicating)
+    }
+
+    pub(super) fn session_is_source(&self) -> bool {
+        self.session
+            .as_ref()
+            .is_some_and(|s| matches!(s.phase, Phase::MirrorSource | Phase::SyncSource(_)))
+    }
+
+    pub(super) fn handle_link_up(&mut self, id: SessionId, out: &mut Outbox) {
+        self.end_session(CloseReason::Replaced, out);
+        if !self.may_connect() {
+            out.push(Action::CloseLink {
+                session: id,
+                reason: CloseReason::Ordered,
+            });
+            return;
+        }
+        self.session = Some(Session::new(id, self.now));
+        out.push(Action::Event(Event::Changed));
+        self.pump_greeting(out);
+    }
+
+    /// Whether a session is wanted at all.
+    fn may_connect(&self) -> bool {
+        self.connect_wanted && self.draining.is_none()
+    }
+
+    /// Sends this side's hello as soon as nothing of before can land any more (R14) and the
+    /// replica's own story is settled.
+    pub(super) fn pump_greeting(&mut self, out: &mut Outbox) {
+        let waiting = self
+            .session
+            .as_ref()
+            .is_some_and(|s| s.hello_sent.is_none());
+        if !waiting || self.disk_ops > 0 || self.meta_ops > 0 || !self.story_is_settled() {
+            return;
+        }
+        let hello = Box::new(self.hello());
+        self.send(Message::Hello(hello.clone()), out);
+        if let Some(session) = &mut self.session {
+            session.hello_sent = Some(hello);
+        }
+        self.begin_verdict(out);
+    }
+
+    fn story_is_settled(&self) -> bool {
+        !matches!(
+            self.local,
+            super::LocalDisk::Attaching | super::LocalDisk::Detaching
+        ) && self.active.as_ref().is_none_or(|active| active.serving)
+    }
+
+    fn hello(&self) -> Hello {
+        let view = self.view.as_ref();
+        Hello {
+            node: self.config.node,
+            resource: self.config.resource,
+            volume: self.config.volume,
+            replica: self.claim(),
+            view: view.map_or(ViewNumber::NONE, |view| view.number),
+            in_sync: view.map(|view| view.in_sync).unwrap_or_default(),
+            active: self.active.as_ref().map(|active| active.view.number),
+            seal: self.seal,
+            boot_id: self.config.boot_id,
+            incarnation: self.config.incarnation,
+        }
+    }
+
+    pub(super) fn handle_received(&mut self, id: SessionId, message: Message, out: &mut Outbox) {
+        let Some(session) = &mut self.session else {
+            return;
+        };
+        if session.id != id {
+            return;
+        }
+        session.last_received = self.now;
+        match message {
+            Message::Ping => self.send(Message::Pong, out),
+            Message::Pong => {
+                if let Some(sent) = session.pinged.take() {
+                    session.rtt = Some(self.now.since(sent));
+                }
+            }
+            Message::Goodbye => self.end_session(CloseReason::Ordered, out),
+            Message::Refused(refusal) => self.on_refused(refusal, out),
+            Message::Hello(hello) => self.on_hello(hello, out),
+            message if self.recording => {
+                if session.deferred.len() < Self::DEFERRED_MAX {
+                    session.deferred.push_back(message);
+                } else {
+                    self.end_session(CloseReason::Protocol, out);
+                }
+            }
+            message => self.on_message(message, out),
+        }
+    }
+
+    fn on_hello(&mut self, hello: Box<Hello>, out: &mut Outbox) {
+        let Some(session) = &mut self.session else {
+            return;
+        };
+        if session.peer.is_some() {
+            self.end_session(CloseReason::Protocol, out);
+            return;
+        }
+        session.peer = Some(hello);
+        self.begin_verdict(out);
+    }
+
+    fn on_refused(&mut self, refusal: Refusal, out: &mut Outbox) {
+        self.refused = Some(refusal);
+        out.push(Action::Event(Event::Refused(refusal)));
+        self.end_session(CloseReason::Refused(refusal), out);
+    }
+
+    /// Both hellos are known: decide and start.
+    fn begin_verdict(&mut self, out: &mut Outbox) {
+        let Some(session) = &mut self.session else {
+            return;
+        };
+        let (Some(own), Some(peer)) = (&session.hello_sent, &session.peer) else {
+            return;
+        };
+        let (verdict, rule) = handshake::decide(own, peer);
+        session.rule = Some(rule);
+        if let Verdict::Refuse(refusal) = verdict {
+            self.send(Message::Refused(refusal), out);
+            self.on_refused(refusal, out);
+            return;
+        }
+        self.refused = None;
+        let peer_replica = session.peer_replica();
+        out.push(Action::Event(Event::Connected { peer_replica }));
+        out.push(Action::Event(Event::Changed));
+        match verdict {
+            Verdict::Refuse(_) => unreachable!("returned above"),
+            Verdict::Idle => self.enter(Phase::Idle, out),
+            Verdict::MirrorSource => self.enter(Phase::MirrorSource, out),
+            Verdict::MirrorTarget => self.enter(Phase::MirrorTarget, out),
+            Verdict::ForwardSource => self.enter(Phase::ForwardSource, out),
+            Verdict::ForwardTarget => self.enter(Phase::ForwardTarget, out),
+            Verdict::SyncSource(sync) => self.begin_source(sync, out),
+            Verdict::SyncTarget(sync) => self.begin_target(sync, out),
+        }
+    }
+
+    pub(super) fn enter(&mut self, phase: Phase, out: &mut Outbox) {
+        if let Some(session) = &mut self.session {
+            session.phase = phase;
+        }
+        out.push(Action::Event(Event::Changed));
+        if self.forwarding() {
+            self.resend_forwarded(out);
+        }
+    }
+
+    /// Messages other than greetings, routed by what this side is in the session.
+    pub(super) fn on_message(&mut self, message: Message, out: &mut Outbox) {
+        let Some(session) = &self.session else { return };
+        let (source, target) = (session.is_replicating(), session.is_replica());
+        match message {
+            Message::WriteAck { write } if source => self.on_write_ack(write, out),
+            Message::NegAck { .. } if source => self.on_peer_disk_failed(out),
+            Message::BarrierAck { epoch } if source => self.on_barrier_ack(epoch, out),
+            Message::ReadReply { read, range, data } if source => {
+                self.on_read_reply(read, range, data.map_err(Into::into), out);
+            }
+            Message::AddReady { view } if source => self.on_add_ready(view, out),
+            Message::LeaveReady { view } if source => {
+                out.push(Action::Event(Event::LeavePrepared { view }));
+            }
+            Message::BitmapChunk { first_block, bits } => {
+                self.on_bitmap_chunk(first_block, &bits, out);
+            }
+            Message::BitmapEnd => self.on_bitmap_end(out),
+            Message::ResyncReady if source => self.on_resync_ready(out),
+            Message::ResyncRequest { id, range, digests } if source => {
+                self.on_resync_request(id, range, digests, out);
+            }
+            Message::ResyncAck { id: _, range } if source => self.on_resync_ack(range, out),
+            Message::Data {
+                write,
+                range,
+                kind,
+                fua,
+            } if target => {
+                self.on_data(write, range, kind, fua, out);
+            }
+            Message::Barrier { epoch } if target => self.on_barrier(epoch, out),
+            Message::ReadRequest { read, range } if target => {
+                self.on_read_request(read, range, out);
+            }
+            Message::ResyncData {
+                id,
+                range,
+                reply,
+                last,
+            } if target => {
+                self.on_resync_data(id, range, reply, last, out);
+            }
+            Message::PrepareAdd { view } if target => self.on_prepare_add(view, out),
+            Message::LeaveMarks { view } if target => self.on_leave_marks(view, out),
+            _ => self.end_session(CloseReason::Protocol, out),
+        }
+    }
+
+    /// Lets deferred messages go once the record is durable.
+    pub(super) fn pump_deferred(&mut self, out: &mut Outbox) {
+        while !self.recording {
+            let next = self
+                .session
+                .as_mut()
+                .and_then(|session| session.deferred.pop_front());
+            let Some(message) = next else { return };
+            self.on_message(message, out);
+        }
+    }
+
+    pub(super) fn handle_link_down(
+        &mut self,
+        id: SessionId,
+        _reason: LinkDownReason,
+        out: &mut Outbox,
+    ) {
+        if self
+            .session
+            .as_ref()
+            .is_some_and(|session| session.id == id)
+        {
+            self.forget_session(out);
+        }
+    }
+
+    /// Closes the session from this side.
+    pub(super) fn end_session(&mut self, reason: CloseReason, out: &mut Outbox) {
+        let Some(session) = &self.session else { return };
+        out.push(Action::CloseLink {
+            session: session.id,
+            reason,
+        });
+        self.forget_session(out);
+    }
+
+    /// The id is dead from here on (R21): what the peer has not made durable becomes marks before
+    /// anything is acknowledged without it.
+    fn forget_session(&mut self, out: &mut Outbox) {
+        let Some(session) = self.session.take() else {
+            return;
+        };
+        self.recording = false;
+        self.lose_legs();
+        self.mark_unretired();
+        self.lose_round();
+        self.abandon_resync(session.phase, out);
+        self.drop_peer_work(out);
+        self.lose_remote_reads(session.id, out);
+        if let Some(view) = self.active.as_ref().and_then(|active| active.add_begun) {
+            out.push(Action::Event(Event::AddAborted { view }));
+        }
+        out.push(Action::Event(Event::Disconnected));
+        out.push(Action::Event(Event::Changed));
+        self.settle_round(out);
+    }
+
+    /// Pings, and the end of a peer that does not answer.
+    pub(super) fn tick_session(&mut self, out: &mut Outbox) {
+        let Some(session) = &mut self.session else {
+            return;
+        };
+        let silent = self.now.since(session.last_received);
+        if silent >= self.config.timeout {
+            self.end_session(CloseReason::Timeout, out);
+        } else if silent >= self.config.timeout / 3 && session.pinged.is_none() {
+            session.pinged = Some(self.now);
+            self.send(Message::Ping, out);
+        }
+    }
+
+    pub(super) fn session_deadline(&self) -> Option<Instant> {
+        let session = self.session.as_ref()?;
+        let patience = if session.pinged.is_some() {
+            self.config.timeout
+        } else {
+            self.config.timeout / 3
+        };
+        Some(session.last_received.plus(patience))
+    }
+
+    pub(super) fn sync_of(&self) -> Option<Sync> {
+        match &self.session.as_ref()?.phase {
+            Phase::SyncSource(source) => Some(source.sync),
+            Phase::SyncTarget(target) => Some(target.sync),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! The engine's state as users see it.
+
+use super::output::{ReplicaFacts, Snapshot};
+use super::session::Phase;
+use super::{Engine, LocalDisk};
+use crate::meta::ReplicaState;
+use crate::protocol::Refusal;
+use crate::types::{
+    BlockCount, ConnectionState, DiskState, NodeId, ReplicationState, Role, ViewNumber,
+};
+
+impl Engine {
+    /// The state as others may see it.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        let peer = self
+            .session
+            .as_ref()
+            .and_then(|session| session.peer.as_ref());
+        let serving = self.active.as_ref().is_some_and(|active| active.serving);
+        Snapshot {
+            role: if serving {
+                Role::Primary
+            } else {
+                Role::Secondary
+            },
+            disk: self.disk_state(),
+            connection: self.connection_state(),
+            refused: self.refused,
+            replication: self.replication_state(),
+            peer_role: match peer {
+                None => Role::Unknown,
+                Some(hello) if hello.active.is_some() => Role::Primary,
+                Some(_) => Role::Secondary,
+            },
+            peer_disk: self.peer_disk_state(),
+            view: self
+                .view
+                .as_ref()
+                .map_or(ViewNumber::NONE, |view| view.number),
+            out_of_sync_blocks: self.dirty_blocks(),
+            resync: self.progress,
+            held: self.held_reason(),
+            size_blocks: Some(self.volume_blocks().0).filter(|blocks| *blocks > 0),
+            rtt: self.session.as_ref().and_then(|session| session.rtt),
+            inflight: self.requests.len() + self.held.len(),
+            counters: self.counters,
+        }
+    }
+
+    /// What the controller must know of the local replica; `None` while there is none.
+    #[must_use]
+    pub fn replica_facts(&self) -> Option<ReplicaFacts> {
+        if self.local != LocalDisk::Attached {
+            return None;
+        }
+        let replica = self.replica.as_ref()?;
+        let superblock = replica.superblock.current();
+        let own = superblock.size.0;
+        let peer = self
+            .session
+            .as_ref()
+            .and_then(|session| session.peer.as_ref());
+        let theirs = peer
+            .and_then(|hello| hello.replica.as_ref())
+            .map(|claim| claim.size_blocks);
+        let founded = superblock.data_generation.is_some();
+        let size_blocks = match theirs {
+            _ if founded => self.volume_blocks().0,
+            Some(theirs) => own.min(theirs),
+            None => own,
+        };
+        Some(ReplicaFacts {
+            replica: superblock.replica,
+            eligible: self.eligible(),
+            size_blocks,
+            blank: superblock.state == ReplicaState::Blank,
+            lost_volatile: replica.lost_volatile,
+            unclean: !replica.bitmap.is_empty(),
+        })
+    }
+
+    /// Size of the volume: what the view says, never more than the replica has.
+    #[must_use]
+    pub fn volume_blocks(&self) -> BlockCount {
+        let own = self
+            .replica
+            .as_ref()
+            .map(|replica| replica.superblock.current().size.0);
+        let agreed = self
+            .view
+            .as_ref()
+            .map(|view| view.size_blocks)
+            .filter(|size| *size > 0);
+        BlockCount(match (agreed, own) {
+            (Some(agreed), Some(own)) => agreed.min(own),
+            (Some(only), None) | (None, Some(only)) => only,
+            (None, None) => 0,
+        })
+    }
+
+    fn disk_state(&self) -> DiskState {
+        match self.local {
+            LocalDisk::Diskless | LocalDisk::Detaching => DiskState::Diskless,
+            LocalDisk::Attaching => DiskState::Attaching,
+            LocalDisk::Failed => DiskState::Failed,
+            LocalDisk::Attached => self.attached_state(),
+        }
+    }
+
+    fn attached_state(&self) -> DiskState {
+        let named = self.view_names(self.config.node);
+        match self.replica_state() {
+            Some(ReplicaState::InSync { .. }) => match named {
+                Some(true) => DiskState::UpToDate,
+                Some(false) => DiskState::Outdated,
+                None => DiskState::Consistent,
+            },
+            Some(ReplicaState::Outdated) => DiskState::Outdated,
+            Some(ReplicaState::Blank | ReplicaState::SyncTarget | ReplicaState::Failed) | None => {
+                DiskState::Inconsistent
+            }
+        }
+    }
+
+    fn peer_disk_state(&self) -> DiskState {
+        let peer = self
+            .session
+            .as_ref()
+            .and_then(|session| session.peer.as_ref());
+        let Some(hello) = peer else {
+            return DiskState::DUnknown;
+        };
+        if self.view_names(hello.node) == Some(true)
+            && (hello.replica.is_some() || hello.active.is_some())
+        {
+            return DiskState::UpToDate;
+        }
+        match &hello.replica {
+            None => DiskState::Diskless,
+            Some(claim) if claim.blank || claim.inconsistent => DiskState::Inconsistent,
+            Some(_) if matches!(self.replication_state(), ReplicationState::SyncSource) => {
+                DiskState::Inconsistent
+            }
+            Some(_) if self.view.is_none() => DiskState::Consistent,
+            Some(_) => DiskState::Outdated,
+        }
+    }
+
+    fn view_names(&self, node: NodeId) -> Option<bool> {
+        self.view.as_ref().map(|view| view.in_sync.contains(node))
+    }
+
+    fn connection_state(&self) -> ConnectionState {
+        let greeted = self
+            .session
+            .as_ref()
+            .is_some_and(|session| !matches!(session.phase, Phase::Greeting));
+        // A peer that is merely behind or ahead in views finds out by itself.
+        let lasting = self
+            .refused
+            .is_some_and(|why| !matches!(why, Refusal::Sealed | Refusal::BothActive));
+        match (greeted, self.connect_wanted && !lasting) {
+            (true, _) => ConnectionState::Connected,
+            (false, true) => ConnectionState::Connecting,
+            (false, false) => ConnectionState::StandAlone,
+        }
+    }
+
+    fn replication_state(&self) -> ReplicationState {
+        match self.session.as_ref().map(|session| &session.phase) {
+            None | Some(Phase::Greeting | Phase::Idle) => ReplicationState::Off,
+            Some(Phase::SyncSource(source)) if source.is_exchanging() => {
+                ReplicationState::WFBitMapS
+            }
+            Some(Phase::SyncSource(_)) => ReplicationState::SyncSource,
+            Some(Phase::SyncTarget(target)) if !target.pulling => ReplicationState::WFBitMapT,
+            Some(Phase::SyncTarget(_)) => ReplicationState::SyncTarget,
+            Some(_) => ReplicationState::Established,
+        }
+    }
+}

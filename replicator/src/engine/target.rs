@@ -1,0 +1,334 @@
+//! Resync, the target's side: record, pull, write, acknowledge.
+
+use super::handshake::Sync;
+use super::ops::DiskOp;
+use super::output::{DiskCommand, Outbox};
+use super::overlap::{Access, Ticket};
+use super::resync::{TargetSync, digest, request_blocks};
+use super::session::Phase;
+use super::slab::Key;
+use super::write::disk_command;
+use super::{CloseReason, Engine, LockOwner, MetaThen};
+use crate::protocol::{DataKind, Message, ResyncReply, WriteId};
+use crate::types::{BLOCK_LEN, BlockIndex, BlockRange, DiskError, Payload};
+
+/// A request to the source.
+#[derive(Clone, Debug)]
+pub(super) struct TargetRequest {
+    range: BlockRange,
+    /// Pieces being written.
+    writing: usize,
+    /// The source has sent its last piece.
+    answered: bool,
+    /// A piece could not be read there; the marks stay.
+    unreadable: bool,
+    /// The digests are still being made.
+    digesting: bool,
+}
+
+/// A piece being written.
+#[derive(Clone, Debug)]
+pub(super) struct TargetWrite {
+    request: Key,
+    range: BlockRange,
+    kind: DataKind,
+    ticket: Ticket,
+    started: bool,
+}
+
+impl Engine {
+    pub(super) fn begin_target(&mut self, sync: Sync, out: &mut Outbox) {
+        let cursor = BlockIndex(0);
+        let target = TargetSync {
+            sync,
+            pulling: false,
+            cursor,
+            requests: 0,
+        };
+        self.enter(Phase::SyncTarget(Box::new(target)), out);
+        if sync.full {
+            self.mark_everything();
+        }
+        self.send_bitmap(out);
+    }
+
+    /// The union and "resync target" are durable.
+    pub(super) fn on_target_recorded(&mut self, out: &mut Outbox) {
+        self.recording = false;
+        self.send(Message::ResyncReady, out);
+        self.pull(out);
+        self.pump_deferred(out);
+    }
+
+    fn target_sync(&mut self) -> Option<&mut TargetSync> {
+        match &mut self.session.as_mut()?.phase {
+            Phase::SyncTarget(target) => Some(target),
+            _ => None,
+        }
+    }
+
+    /// Keeps the window of requests full.
+    pub(super) fn pull(&mut self, out: &mut Outbox) {
+        loop {
+            let Some(target) = self.target_sync() else {
+                return;
+            };
+            let (cursor, coarse) = (target.cursor, target.sync.coarse);
+            if !target.pulling || target.requests >= Self::RESYNC_WINDOW || self.recording {
+                return;
+            }
+            let Some(run) = self.next_dirty_run(cursor) else {
+                self.finish_target_when_done(out);
+                return;
+            };
+            let range = request_blocks(run);
+            if let Some(target) = self.target_sync() {
+                target.cursor = range.end();
+                target.requests += 1;
+            }
+            let digesting = coarse || self.config.checksum_first;
+            let request = TargetRequest {
+                range,
+                writing: 0,
+                answered: false,
+                unreadable: false,
+                digesting,
+            };
+            let key = self.target_requests.insert(request);
+            if digesting {
+                self.disk(DiskOp::TargetDigest(key), DiskCommand::Read(range), out);
+            } else {
+                self.request_blocks_of(key, range, Payload::default(), out);
+            }
+        }
+    }
+
+    fn request_blocks_of(
+        &mut self,
+        key: Key,
+        range: BlockRange,
+        digests: Payload,
+        out: &mut Outbox,
+    ) {
+        self.send(
+            Message::ResyncRequest {
+                id: WriteId(key.0),
+                range,
+                digests,
+            },
+            out,
+        );
+    }
+
+    /// This side's blocks were read: their digests go to the source. A guest write may overtake
+    /// the read; then the digest is of what was there before, and the source, answering in stream
+    /// order, says "same" only of what it held before sending that write.
+    pub(super) fn on_target_digest(
+        &mut self,
+        key: Key,
+        result: Result<Payload, DiskError>,
+        out: &mut Outbox,
+    ) {
+        let digest_key = self.digest_key();
+        let Some(request) = self.target_requests.get_mut(key) else {
+            return;
+        };
+        request.digesting = false;
+        let range = request.range;
+        // An unreadable target block has no digest: it is simply asked for.
+        let digests = result.map_or_else(
+            |_| Payload::default(),
+            |data| {
+                let block_len = usize::try_from(BLOCK_LEN).unwrap_or(usize::MAX);
+                let all: Vec<u8> = data
+                    .chunks(block_len)
+                    .flat_map(|block| digest(block, &digest_key))
+                    .collect();
+                all.into()
+            },
+        );
+        self.request_blocks_of(key, range, digests, out);
+    }
+
+    pub(super) fn on_resync_data(
+        &mut self,
+        id: WriteId,
+        range: BlockRange,
+        reply: ResyncReply,
+        last: bool,
+        out: &mut Outbox,
+    ) {
+        let key = Key(id.0);
+        let fits = |payload: &Payload| payload.len() as u64 == range.len().0;
+        let inside = self
+            .target_requests
+            .get(key)
+            .is_some_and(|r| r.range.contains(range) && !r.answered && !r.digesting);
+        let sane = !matches!(&reply, ResyncReply::Data(payload) if !fits(payload));
+        if !inside || !sane {
+            self.end_session(CloseReason::Protocol, out);
+            return;
+        }
+        let Some(request) = self.target_requests.get_mut(key) else {
+            return;
+        };
+        request.answered |= last;
+        let count = range.count().0;
+        let (kind, copied) = match reply {
+            ResyncReply::Data(payload) => (Some(DataKind::Write(payload)), true),
+            ResyncReply::Zeroes => (Some(DataKind::Zeroes { may_unmap: true }), true),
+            ResyncReply::Same => (None, false),
+            ResyncReply::Unreadable => {
+                request.unreadable = true;
+                (None, false)
+            }
+        };
+        if let Some(progress) = &mut self.progress {
+            let counter = if copied {
+                &mut progress.copied_blocks
+            } else {
+                &mut progress.same_blocks
+            };
+            *counter += count;
+        }
+        if let Some(kind) = kind {
+            self.write_resynced(key, range, kind, out);
+        }
+        self.settle_target_request(key, out);
+    }
+
+    fn write_resynced(
+        &mut self,
+        request: Key,
+        range: BlockRange,
+        kind: DataKind,
+        out: &mut Outbox,
+    ) {
+        if let Some(request) = self.target_requests.get_mut(request) {
+            request.writing += 1;
+        }
+        let ticket = Ticket::default();
+        let write = TargetWrite {
+            request,
+            range,
+            kind,
+            ticket,
+            started: false,
+        };
+        let key = self.target_writes.insert(write);
+        let owner = LockOwner::Target(key);
+        let (ticket, held) = self.overlap.acquire(range, Access::Exclusive, owner);
+        if let Some(write) = self.target_writes.get_mut(key) {
+            write.ticket = ticket;
+        }
+        if held {
+            self.on_target_locked(key, out);
+        }
+    }
+
+    pub(super) fn on_target_locked(&mut self, key: Key, out: &mut Outbox) {
+        let Some(write) = self.target_writes.get_mut(key) else {
+            return;
+        };
+        write.started = true;
+        let command = disk_command(write.range, write.kind.clone(), false);
+        self.disk(DiskOp::TargetWrite(key), command, out);
+    }
+
+    pub(super) fn on_target_write(
+        &mut self,
+        key: Key,
+        result: Result<(), DiskError>,
+        out: &mut Outbox,
+    ) {
+        let Some(write) = self.target_writes.remove(key) else {
+            return;
+        };
+        self.release_lock(write.ticket, out);
+        if let Err(error) = result {
+            self.fail_local_disk(error, out);
+            return;
+        }
+        if let Some(request) = self.target_requests.get_mut(write.request) {
+            request.writing -= 1;
+        }
+        self.settle_target_request(write.request, out);
+    }
+
+    fn settle_target_request(&mut self, key: Key, out: &mut Outbox) {
+        let over = self
+            .target_requests
+            .get(key)
+            .is_some_and(|r| r.answered && r.writing == 0);
+        if !over {
+            return;
+        }
+        let Some(request) = self.target_requests.remove(key) else {
+            return;
+        };
+        if let Some(target) = self.target_sync() {
+            target.requests -= 1;
+        }
+        if !request.unreadable {
+            self.clear_dirty(request.range);
+            let range = request.range;
+            self.send(
+                Message::ResyncAck {
+                    id: WriteId(key.0),
+                    range,
+                },
+                out,
+            );
+        }
+        self.note_progress();
+        self.pull(out);
+    }
+
+    fn finish_target_when_done(&mut self, out: &mut Outbox) {
+        let done = self.dirty_blocks() == 0;
+        if let Some(target) = self.target_sync()
+            && target.requests == 0
+            && done
+        {
+            self.end_progress();
+            self.enter(Phase::MirrorTarget, out);
+        }
+    }
+
+    /// The session ended: pieces on the disk end by themselves, the rest is forgotten.
+    pub(super) fn abandon_target(&mut self, out: &mut Outbox) {
+        for key in self.target_requests.keys() {
+            self.target_requests.remove(key);
+        }
+        let mut tickets = Vec::new();
+        for key in self.target_writes.keys() {
+            let waiting = self
+                .target_writes
+                .get(key)
+                .is_some_and(|write| !write.started);
+            if waiting && let Some(write) = self.target_writes.remove(key) {
+                tickets.push(write.ticket);
+            }
+        }
+        for ticket in tickets {
+            self.release_lock(ticket, out);
+        }
+    }
+
+    /// R19: records "in sync from `view`", if nothing is missing.
+    pub(super) fn on_prepare_add(&mut self, view: crate::types::ViewNumber, out: &mut Outbox) {
+        let equal = matches!(
+            self.session.as_ref().map(|session| &session.phase),
+            Some(Phase::MirrorTarget)
+        );
+        if !equal || self.dirty_blocks() > 0 {
+            self.end_session(CloseReason::Protocol, out);
+            return;
+        }
+        // The source sends this only after the round that made both sides durable.
+        self.settle();
+        self.set_coarse(false);
+        self.persist_bitmap(MetaThen::Nothing, out);
+        self.record_in_sync_from(view, out);
+    }
+}

@@ -1,0 +1,318 @@
+//! What may differ from the peer: bitmap, activity log, and writes not retired yet.
+//!
+//! The one invariant (promise 4): a block that differs is marked in the bitmap, or its extent is in
+//! the durable activity log, or its write is in `unretired` on a live session.
+
+use std::collections::VecDeque;
+
+use super::output::{MetaPage, Outbox};
+use super::overlap::Ticket;
+use super::slab::Key;
+use super::write::{Leg, Submitted};
+use super::{Engine, LockOwner, MetaThen};
+use crate::meta::{Acquire, ActivityLog, Begin, Bitmap, SuperblockWriter};
+use crate::types::{BlockCount, BlockIndex, BlockRange, ExtentNr, Payload, WriteEpoch};
+
+/// The attached (or failed) replica's own structures.
+#[derive(Clone, Debug)]
+pub(super) struct Replica {
+    pub(super) superblock: SuperblockWriter,
+    pub(super) activity_log: ActivityLog,
+    pub(super) bitmap: Bitmap,
+    /// The boot that last had it open was another one, and it was not closed: completed but
+    /// unflushed writes may be gone.
+    pub(super) lost_volatile: bool,
+}
+
+/// Writes whose durability on both replicas is not known yet, in order of submission.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Unretired(VecDeque<(WriteEpoch, BlockRange)>);
+
+impl Engine {
+    // --- Marks -----------------------------------------------------------------------------
+
+    pub(super) fn mark_dirty(&mut self, range: BlockRange) {
+        if let Some(replica) = &mut self.replica {
+            replica.bitmap.set(range);
+        }
+    }
+
+    pub(super) fn mark_everything(&mut self) {
+        if let Some(replica) = &mut self.replica {
+            replica.bitmap.set_all();
+        }
+    }
+
+    pub(super) fn clear_dirty(&mut self, range: BlockRange) {
+        if let Some(replica) = &mut self.replica {
+            replica.bitmap.clear(range);
+        }
+    }
+
+    pub(super) fn dirty_blocks(&self) -> u64 {
+        self.replica
+            .as_ref()
+            .map_or(0, |replica| replica.bitmap.count().0)
+    }
+
+    pub(super) fn unsettled_blocks(&self) -> u64 {
+        self.replica
+            .as_ref()
+            .map_or(0, |replica| replica.bitmap.unsettled_count().0)
+    }
+
+    pub(super) fn next_dirty_run(&self, from: BlockIndex) -> Option<BlockRange> {
+        let max = BlockCount(Self::RESYNC_REQUEST_BLOCKS);
+        self.replica.as_ref()?.bitmap.next_run(from, max)
+    }
+
+    pub(super) fn set_coarse(&mut self, coarse: bool) {
+        self.coarse = coarse;
+    }
+
+    pub(super) fn bitmap_chunks(&self) -> Vec<(u64, Payload)> {
+        let mut chunks = Vec::new();
+        let Some(replica) = &self.replica else {
+            return chunks;
+        };
+        let mut from = BlockIndex(0);
+        while let Some(chunk) = replica.bitmap.next_chunk(from) {
+            from = BlockIndex(chunk.end().0.next_multiple_of(64));
+            chunks.push((chunk.first_block.0, chunk.bits));
+        }
+        chunks
+    }
+
+    pub(super) fn unite_bitmap(&mut self, first_block: u64, bits: &Payload) -> bool {
+        let first = BlockIndex(first_block);
+        self.replica
+            .as_mut()
+            .is_some_and(|r| r.bitmap.union_chunk(first, bits).is_ok())
+    }
+
+    pub(super) fn begin_settle(&mut self) {
+        if let Some(replica) = &mut self.replica {
+            replica.bitmap.begin_settle();
+        }
+    }
+
+    /// Both replicas flushed since `begin_settle`.
+    pub(super) fn end_settle(&mut self, out: &mut Outbox) {
+        if let Some(replica) = &mut self.replica {
+            replica.bitmap.end_settle();
+            self.persist_bitmap(MetaThen::Nothing, out);
+        }
+    }
+
+    /// Both replicas flushed, and nothing was cleared since.
+    pub(super) fn settle(&mut self) {
+        if let Some(replica) = &mut self.replica {
+            replica.bitmap.end_settle();
+            replica.bitmap.begin_settle();
+            replica.bitmap.end_settle();
+        }
+    }
+
+    pub(super) fn unsettle(&mut self) {
+        if let Some(replica) = &mut self.replica {
+            replica.bitmap.unsettle_all();
+        }
+    }
+
+    pub(super) fn dirty_bitmap_pages(&mut self) -> Vec<MetaPage> {
+        let Some(replica) = &mut self.replica else {
+            return Vec::new();
+        };
+        let pages: Vec<_> = replica.bitmap.dirty_pages().collect();
+        pages
+            .into_iter()
+            .map(|page| replica.bitmap.write_page(page))
+            .collect()
+    }
+
+    // --- Writes not retired yet ------------------------------------------------------------
+
+    pub(super) fn note_unretired(&mut self, epoch: WriteEpoch, range: BlockRange) {
+        self.unretired.0.push_back((epoch, range));
+    }
+
+    pub(super) fn unretired_len(&self) -> usize {
+        self.unretired.0.len()
+    }
+
+    /// A round ended: everything up to `epoch` is durable here and, `with_peer`, there.
+    pub(super) fn retire(&mut self, epoch: WriteEpoch, with_peer: bool, out: &mut Outbox) {
+        while self
+            .unretired
+            .0
+            .front()
+            .is_some_and(|(theirs, _)| *theirs <= epoch)
+        {
+            if let Some((_, range)) = self.unretired.0.pop_front()
+                && !with_peer
+            {
+                self.mark_dirty(range);
+            }
+        }
+        if let Some(replica) = &mut self.replica {
+            replica.activity_log.retire(epoch.0);
+        }
+        if with_peer {
+            self.end_settle(out);
+        }
+        self.pump_activity_log(out);
+    }
+
+    /// The session is over: what the peer has not made durable is marked, before anything is
+    /// acknowledged without it (R21).
+    pub(super) fn mark_unretired(&mut self) {
+        while let Some((_, range)) = self.unretired.0.pop_front() {
+            self.mark_dirty(range);
+        }
+    }
+
+    /// Answers that can never come are lost. Their writes are settled by `pump` at the end of this
+    /// very step, after `mark_unretired`: marks first, then anything that may answer.
+    pub(super) fn lose_legs(&mut self) {
+        for key in self.writes.keys() {
+            if let Some(Submitted { peer, .. }) = self.submitted_mut(key)
+                && *peer == Leg::Pending
+            {
+                *peer = Leg::Lost;
+                self.lost_legs.push(key);
+            }
+        }
+    }
+
+    // --- Activity log ----------------------------------------------------------------------
+
+    /// A write whose blocks are whole waits here until its extents are hot.
+    pub(super) fn queue_for_activity_log(&mut self, key: Key, out: &mut Outbox) {
+        if !self.local_usable() {
+            self.submit_write(key, false, out);
+            return;
+        }
+        if self.cold.is_empty() && self.try_hot(key) {
+            self.submit_write(key, true, out);
+            return;
+        }
+        self.cold.push_back(key);
+        self.pump_activity_log(out);
+    }
+
+    fn try_hot(&mut self, key: Key) -> bool {
+        let Some(range) = self.writes.get(key).map(|write| write.range) else {
+            return true;
+        };
+        let Some(replica) = &mut self.replica else {
+            return true;
+        };
+        replica.activity_log.acquire(range) == Acquire::Hot
+    }
+
+    /// First come, first in: nobody overtakes a large request for ever (interleavings F19).
+    pub(super) fn pump_activity_log(&mut self, out: &mut Outbox) {
+        while let Some(key) = self.cold.front().copied() {
+            let logged = self.writes.get(key).is_some() && self.local_usable();
+            if logged && !self.try_hot(key) {
+                break;
+            }
+            self.cold.pop_front();
+            self.submit_write(key, logged, out);
+        }
+        if self.cold.is_empty() {
+            return;
+        }
+        let waiting: Vec<BlockRange> = self
+            .cold
+            .iter()
+            .filter_map(|key| self.writes.get(*key))
+            .map(|w| w.range)
+            .collect();
+        let Some(replica) = &mut self.replica else {
+            return;
+        };
+        match replica.activity_log.begin_transaction(waiting) {
+            Begin::Transaction(transaction) => {
+                self.write_leaving(&transaction.leaving, out);
+                self.counters.activity_log_writes += 1;
+                self.meta_write(vec![transaction.page], MetaThen::ActivityLog, out);
+            }
+            Begin::Starved => self.starved = true,
+            Begin::NotNeeded | Begin::InFlight => {}
+        }
+    }
+
+    /// The marks of extents that drop out must be durable before the log forgets them; metadata
+    /// requests are carried out in order, so asking first is enough.
+    fn write_leaving(&mut self, leaving: &[ExtentNr], out: &mut Outbox) {
+        let Some(replica) = &mut self.replica else {
+            return;
+        };
+        let size = replica.bitmap.size();
+        let mut pages = Vec::new();
+        for extent in leaving {
+            let grown: Vec<_> = replica.bitmap.grown_pages_in(extent.blocks(size)).collect();
+            pages.extend(
+                grown
+                    .into_iter()
+                    .map(|page| replica.bitmap.write_page(page)),
+            );
+        }
+        if !pages.is_empty() {
+            self.counters.bitmap_writes += pages.len() as u64;
+            self.meta_write(pages, MetaThen::Nothing, out);
+        }
+    }
+
+    pub(super) fn on_activity_log_written(&mut self, out: &mut Outbox) {
+        if let Some(replica) = &mut self.replica {
+            replica.activity_log.commit_done();
+        }
+        self.pump_activity_log(out);
+        self.pump_quiesce(out);
+    }
+
+    /// Slots are short: a round must retire some (asked once; answered by `retire`).
+    pub(super) fn activity_log_is_short(&mut self) -> bool {
+        core::mem::take(&mut self.starved)
+    }
+
+    pub(super) fn release_extents(&mut self, range: BlockRange, epoch: WriteEpoch) {
+        if let Some(replica) = &mut self.replica {
+            replica.activity_log.release(range, epoch.0);
+        }
+    }
+
+    /// Empties the log when nothing pins it: the orderly end of an activation.
+    pub(super) fn reset_activity_log(&mut self, out: &mut Outbox) -> bool {
+        let Some(replica) = &mut self.replica else {
+            return true;
+        };
+        if replica.activity_log.is_clean() {
+            return true;
+        }
+        if let Begin::Transaction(transaction) = replica.activity_log.begin_reset() {
+            self.write_leaving(&transaction.leaving, out);
+            self.counters.activity_log_writes += 1;
+            self.meta_write(vec![transaction.page], MetaThen::ActivityLog, out);
+        }
+        false
+    }
+
+    // --- Locks -----------------------------------------------------------------------------
+
+    pub(super) fn release_lock(&mut self, ticket: Ticket, out: &mut Outbox) {
+        let mut granted = Vec::new();
+        self.overlap.release(ticket, &mut granted);
+        for owner in granted {
+            match owner {
+                LockOwner::Write(key) => self.on_write_locked(key, out),
+                LockOwner::Read(key) => self.on_read_locked(key, out),
+                LockOwner::Peer(key) => self.on_peer_locked(key, out),
+                LockOwner::Source(key) => self.on_source_locked(key, out),
+                LockOwner::Target(key) => self.on_target_locked(key, out),
+            }
+        }
+    }
+}

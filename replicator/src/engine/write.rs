@@ -1,0 +1,375 @@
+//! The guest write path of the Primary.
+//!
+//! ```text
+//! begin_write ── lock held? ──▶ edges whole? ──▶ activity log hot? ──▶ submit_write
+//!                  │ no            │ no             │ no                 │        │
+//!                  ▼               ▼                ▼                 Disk     Send Data
+//!              wait for it    read, merge    transaction first          │        │
+//!                                                                    local    WriteAck
+//!                                                                     leg      peer leg
+//!                                                                       └───┬────┘
+//!                         both legs over: lock and log released ◀───────────┤
+//!                         policy + gate allow: the guest is answered ◀──────┘
+//! ```
+//! A write that may not be answered yet (lease over, peer lost while strict) waits in `blocked`.
+
+use super::edge::{self, Content, Part};
+use super::ops::DiskOp;
+use super::output::{DiskCommand, Outbox};
+use super::overlap::{Access, Ticket};
+use super::slab::Key;
+use super::{Engine, LockOwner};
+use crate::protocol::{DataKind, Message, WriteId};
+use crate::types::{BlockCount, BlockRange, DiskError, Payload, WriteEpoch};
+
+/// One part of a guest write in progress.
+#[derive(Clone, Debug)]
+pub(super) struct Write {
+    request: Key,
+    pub(super) range: BlockRange,
+    content: Content,
+    fua: bool,
+    ticket: Ticket,
+    /// Edge blocks of a partial write, as read so far.
+    edge: [Option<Payload>; 2],
+    edges_pending: usize,
+    pub(super) submitted: Option<Submitted>,
+}
+
+/// What is known of a write after both its legs were started in one step.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Submitted {
+    pub(super) epoch: WriteEpoch,
+    pub(super) local: Leg,
+    pub(super) peer: Leg,
+    /// Its extents are referenced in the activity log.
+    logged: bool,
+    /// Lock and activity-log references were given back.
+    released: bool,
+}
+
+/// One replica's share of a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Leg {
+    /// Not asked of that replica.
+    Unneeded,
+    /// Under way.
+    Pending,
+    /// Completed there.
+    Done,
+    /// It failed there.
+    Failed(DiskError),
+    /// The session ended before the answer: unknown there, marked here.
+    Lost,
+}
+
+impl Engine {
+    pub(super) fn begin_write(&mut self, request: Key, part: Part, fua: bool, out: &mut Outbox) {
+        let range = part.range;
+        let key = self.writes.insert(Write {
+            request,
+            range,
+            content: part.content,
+            fua,
+            ticket: Ticket::default(),
+            edge: [None, None],
+            edges_pending: 0,
+            submitted: None,
+        });
+        let (ticket, held) = self
+            .overlap
+            .acquire(range, Access::Exclusive, LockOwner::Write(key));
+        if let Some(write) = self.writes.get_mut(key) {
+            write.ticket = ticket;
+        }
+        if held {
+            self.on_write_locked(key, out);
+        }
+    }
+
+    pub(super) fn on_write_locked(&mut self, key: Key, out: &mut Outbox) {
+        let Some(write) = self.writes.get_mut(key) else {
+            return;
+        };
+        let Content::Partial { skip, bytes } = &write.content else {
+            self.queue_for_activity_log(key, out);
+            return;
+        };
+        let wanted = edge::edges(write.range, *skip, bytes.len());
+        write.edges_pending = wanted.iter().flatten().count();
+        for (edge, block) in wanted.into_iter().enumerate() {
+            if let Some(block) = block {
+                let range = BlockRange::new(block, BlockCount(1));
+                self.read_blocks(DiskOp::Edge { write: key, edge }, range, out);
+            }
+        }
+    }
+
+    /// The block that edge `edge` of a partial write reads.
+    pub(super) fn edge_block(&self, key: Key, edge: usize) -> Option<BlockRange> {
+        let write = self.writes.get(key)?;
+        let Content::Partial { skip, bytes } = &write.content else {
+            return None;
+        };
+        let block = edge::edges(write.range, *skip, bytes.len())[edge]?;
+        Some(BlockRange::new(block, BlockCount(1)))
+    }
+
+    pub(super) fn on_edge_read(
+        &mut self,
+        key: Key,
+        edge: usize,
+        result: Result<Payload, DiskError>,
+        out: &mut Outbox,
+    ) {
+        let Some(write) = self.writes.get_mut(key) else {
+            return;
+        };
+        write.edges_pending -= 1;
+        match result {
+            Ok(block) => write.edge[edge] = Some(block),
+            Err(error) => {
+                // Nothing was written anywhere: the request fails, the replica is not to blame yet.
+                let Some(write) = self.writes.remove(key) else {
+                    return;
+                };
+                self.release_lock(write.ticket, out);
+                self.end_part(write.request, Err(error), out);
+                return;
+            }
+        }
+        if write.edges_pending > 0 {
+            return;
+        }
+        if let Content::Partial { skip, bytes } = &write.content {
+            let edge = [write.edge[0].as_ref(), write.edge[1].as_ref()];
+            write.content = Content::Whole(edge::merge(write.range, *skip, bytes, edge));
+            write.edge = [None, None];
+        }
+        self.queue_for_activity_log(key, out);
+    }
+
+    /// The write's extents are in the activity log (or there is no local disk): both replicas get
+    /// it in one step.
+    pub(super) fn submit_write(&mut self, key: Key, logged: bool, out: &mut Outbox) {
+        let local_usable = self.local_usable();
+        let replicating = self.replicating();
+        let Some(write) = self.writes.get_mut(key) else {
+            return;
+        };
+        let kind = match &write.content {
+            Content::Whole(payload) => DataKind::Write(payload.clone()),
+            Content::Zeroes { may_unmap } => DataKind::Zeroes {
+                may_unmap: *may_unmap,
+            },
+            Content::Partial { .. } => unreachable!("edges are merged before the activity log"),
+        };
+        let (range, fua, epoch) = (write.range, write.fua, self.epoch);
+        let leg = |asked: bool| if asked { Leg::Pending } else { Leg::Unneeded };
+        let submitted = Submitted {
+            epoch,
+            local: leg(local_usable),
+            peer: leg(replicating),
+            logged,
+            released: false,
+        };
+        write.submitted = Some(submitted);
+        self.open_writes += 1;
+        if replicating {
+            self.note_unretired(epoch, range);
+            let message = Message::Data {
+                write: WriteId(key.0),
+                range,
+                kind: kind.clone(),
+                fua,
+            };
+            self.send(message, out);
+        } else {
+            self.mark_dirty(range);
+        }
+        if local_usable {
+            let command = disk_command(range, kind, fua);
+            self.disk(DiskOp::Write(key), command, out);
+        }
+        self.last_write = self.now;
+        if submitted.local == Leg::Unneeded && submitted.peer == Leg::Unneeded {
+            // The disk failed between admission and here, and nobody else has it.
+            self.on_local_write(key, Err(DiskError::Gone), out);
+        }
+    }
+
+    pub(super) fn on_local_write(
+        &mut self,
+        key: Key,
+        result: Result<(), DiskError>,
+        out: &mut Outbox,
+    ) {
+        if let Some(Submitted { local, .. }) = self.submitted_mut(key) {
+            *local = match result {
+                Ok(()) => Leg::Done,
+                Err(error) => Leg::Failed(error),
+            };
+        }
+        if let Err(error) = result {
+            self.fail_local_disk(error, out);
+        }
+        self.settle_write(key, out);
+    }
+
+    pub(super) fn on_write_ack(&mut self, id: WriteId, out: &mut Outbox) {
+        let key = Key(id.0);
+        if let Some(submitted) = self.submitted_mut(key)
+            && submitted.peer == Leg::Pending
+        {
+            submitted.peer = Leg::Done;
+            self.settle_write(key, out);
+        }
+    }
+
+    pub(super) fn submitted_mut(&mut self, key: Key) -> Option<&mut Submitted> {
+        self.writes.get_mut(key)?.submitted.as_mut()
+    }
+
+    /// Both legs over: give back what the write held. Policy and gate allow: answer.
+    pub(super) fn settle_write(&mut self, key: Key, out: &mut Outbox) {
+        let Some(write) = self.writes.get_mut(key) else {
+            return;
+        };
+        let Some(submitted) = &mut write.submitted else {
+            return;
+        };
+        let over = submitted.local != Leg::Pending && submitted.peer != Leg::Pending;
+        let first_time = over && !submitted.released;
+        submitted.released |= over;
+        let (ticket, range, epoch, request) =
+            (write.ticket, write.range, submitted.epoch, write.request);
+        let submitted = *submitted;
+        if first_time {
+            if submitted.logged {
+                self.release_extents(range, epoch);
+            }
+            self.end_epoch_write(epoch, out);
+            self.release_lock(ticket, out);
+        }
+        // Without `strict` the guest is answered as soon as the local leg is over, even while a
+        // replica that is not in sync still works on it.
+        let mut wanted = self.requests.get(request).is_some();
+        if wanted
+            && self.may_reply()
+            && let Some(result) = self.write_result(submitted)
+        {
+            self.end_part(request, result.map(|()| None), out);
+            wanted = false;
+            if let Some(write) = self.writes.get_mut(key) {
+                write.request = Key::default();
+            }
+        }
+        if over && !wanted {
+            self.writes.remove(key);
+        } else if over && !self.blocked.contains(&key) {
+            self.blocked.push(key);
+        }
+    }
+
+    /// What the guest may be told, if anything yet: the completion policy of protocol C (R3, R4).
+    fn write_result(&self, submitted: Submitted) -> Option<Result<(), DiskError>> {
+        let active = self.active.as_ref()?;
+        let mine_counts = active.view.in_sync.contains(self.config.node);
+        let strict = self.strict();
+        match (submitted.local, submitted.peer) {
+            (Leg::Pending, _) | (_, Leg::Pending) if strict => None,
+            (Leg::Pending, _) => None,
+            (Leg::Done, Leg::Done) => Some(Ok(())),
+            (Leg::Done, _) if !strict => Some(Ok(())),
+            // Lost, then made equal again in a later session: the peer has it (R16, R21).
+            (Leg::Done, Leg::Lost | Leg::Unneeded) if self.peer_is_equal() => Some(Ok(())),
+            // Detached before acknowledged (promise 5): the Leave is committed, the peer has it.
+            (Leg::Failed(_) | Leg::Unneeded | Leg::Lost, Leg::Done) if !mine_counts => Some(Ok(())),
+            // The only good replica failed: the guest must know.
+            (Leg::Failed(error), Leg::Unneeded | Leg::Lost | Leg::Failed(_)) if !strict => {
+                Some(Err(error))
+            }
+            _ => None,
+        }
+    }
+
+    /// Step-down: parts that were submitted nowhere are forgotten; the others end by themselves.
+    pub(super) fn drop_waiting_writes(&mut self, out: &mut Outbox) {
+        self.cold.clear();
+        self.blocked.clear();
+        let mut tickets = Vec::new();
+        for key in self.writes.keys() {
+            let gone = self
+                .writes
+                .get(key)
+                .is_some_and(|write| match write.submitted {
+                    None => true,
+                    Some(submitted) => submitted.released,
+                });
+            if gone && let Some(write) = self.writes.remove(key) {
+                tickets.push(write.ticket);
+            }
+        }
+        for ticket in tickets {
+            self.release_lock(ticket, out);
+        }
+    }
+
+    /// Tries again to answer writes that waited for a lease, a Remove, a Leave or the peer.
+    pub(super) fn pump_blocked(&mut self, out: &mut Outbox) {
+        if self.blocked.is_empty() || !self.may_reply() {
+            return;
+        }
+        for key in core::mem::take(&mut self.blocked) {
+            self.settle_write(key, out);
+        }
+    }
+
+    /// A diskless Primary's unanswered writes exist nowhere else: sent again in the new session.
+    pub(super) fn resend_forwarded(&mut self, out: &mut Outbox) {
+        for key in self.writes.keys() {
+            let Some(write) = self.writes.get_mut(key) else {
+                continue;
+            };
+            let (range, fua) = (write.range, write.fua);
+            let kind = match &write.content {
+                Content::Whole(payload) => DataKind::Write(payload.clone()),
+                Content::Zeroes { may_unmap } => DataKind::Zeroes {
+                    may_unmap: *may_unmap,
+                },
+                Content::Partial { .. } => continue,
+            };
+            let Some(submitted) = &mut write.submitted else {
+                continue;
+            };
+            if submitted.peer == Leg::Lost {
+                submitted.peer = Leg::Pending;
+                self.send(
+                    Message::Data {
+                        write: WriteId(key.0),
+                        range,
+                        kind,
+                        fua,
+                    },
+                    out,
+                );
+            }
+        }
+    }
+}
+
+/// The disk command for a replicated or local write.
+pub(super) fn disk_command(range: BlockRange, kind: DataKind, fua: bool) -> DiskCommand {
+    match kind {
+        DataKind::Write(payload) => DiskCommand::Write {
+            range,
+            payload,
+            fua,
+        },
+        DataKind::Zeroes { may_unmap } => DiskCommand::Zeroes {
+            range,
+            may_unmap,
+            fua,
+        },
+    }
+}
