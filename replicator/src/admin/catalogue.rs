@@ -100,6 +100,10 @@ catalogue! {
     TlsNotYet = "W0135", exit::OK, [
         "write tls = \"off\" under [net], with loopback addresses or with insecure = true",
     ];
+    /// Degraded: the peer's replica is not up to date and no resync runs.
+    PeerDiskAway = "W0136", exit::DEGRADED, ["look at the other node: twinadm status RES there"];
+    /// The third voter is not heard of.
+    ArbitratorLost = "W0137", exit::DEGRADED, ["bring the arbitrator or the link to it back"];
 
     /// Metadata of ours is there already.
     MetadataExists = "E0401", exit::REFUSED, [
@@ -123,6 +127,8 @@ catalogue! {
     LastGoodCopy = "E0408", exit::REFUSED, ["wait for the other replica: twinadm wait-sync RES"];
     /// NBD clients are attached.
     ClientsAttached = "E0409", exit::REFUSED, ["stop the clients, or use --force to drop them"];
+    /// A backing device is missing or cannot be used.
+    DeviceUnusable = "E0410", exit::FAILED, ["make the device, or correct its path in the resource's file"];
     /// The data here is not the newest.
     NotUpToDate = "E0411", exit::REFUSED, ["twinadm primary RES on the node that is up to date"];
     /// Another node is Primary and alive.

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::status::{PeerStatus, ResourceStatus, Status};
-use crate::types::{DiskState, Role};
+use super::status::{PeerStatus, PeerVolumeStatus, ResourceStatus, Status, VolumeStatus};
+use crate::types::{ConnectionState, DiskState, Role};
 
 /// What happened to an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,6 +46,9 @@ pub struct Event {
     pub object: String,
     /// Name and value in the order they are printed: which object, then its states.
     pub fields: Vec<(String, String)>,
+    /// Sizes and counters, printed when asked for. They alone never make an event.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub statistics: Vec<(String, String)>,
 }
 
 /// Which object, in the order of the stream: a resource before its parts.
@@ -65,7 +68,15 @@ enum ObjectKind {
     PeerDevice,
 }
 
-type Objects = BTreeMap<ObjectKey, Vec<(&'static str, String)>>;
+type Fields = Vec<(&'static str, String)>;
+
+#[derive(Default)]
+struct Object {
+    states: Fields,
+    statistics: Fields,
+}
+
+type Objects = BTreeMap<ObjectKey, Object>;
 
 impl Event {
     /// `exists -`: what follows is change.
@@ -76,6 +87,7 @@ impl Event {
             event: EventKind::Exists,
             object: "-".to_owned(),
             fields: Vec::new(),
+            statistics: Vec::new(),
         }
     }
 
@@ -84,7 +96,7 @@ impl Event {
     pub fn snapshot(status: &Status, unix_millis: u64) -> Vec<Self> {
         objects(status)
             .iter()
-            .map(|(key, states)| Self::of(EventKind::Exists, key, states, unix_millis))
+            .map(|(key, object)| Self::of(EventKind::Exists, key, object, unix_millis))
             .collect()
     }
 
@@ -92,38 +104,32 @@ impl Event {
     #[must_use]
     pub fn changes(old: &Status, new: &Status, unix_millis: u64) -> Vec<Self> {
         let (old, new) = (objects(old), objects(new));
+        let nothing = Object::default();
         let gone = old
-            .iter()
+            .keys()
             .rev()
-            .filter(|(key, _)| !new.contains_key(key))
-            .map(|(key, _)| Self::of(EventKind::Destroy, key, &[], unix_millis));
-        let here = new.iter().filter_map(|(key, states)| match old.get(key) {
-            None => Some(Self::of(EventKind::Create, key, states, unix_millis)),
-            Some(before) if before != states => {
-                Some(Self::of(EventKind::Change, key, states, unix_millis))
-            }
-            Some(_) => None,
+            .filter(|key| !new.contains_key(key))
+            .map(|key| Self::of(EventKind::Destroy, key, &nothing, unix_millis));
+        let here = new.iter().filter_map(|(key, object)| {
+            let kind = match old.get(key) {
+                None => EventKind::Create,
+                Some(before) if before.states != object.states => EventKind::Change,
+                Some(_) => return None,
+            };
+            Some(Self::of(kind, key, object, unix_millis))
         });
         gone.chain(here).collect()
     }
 
-    fn of(
-        event: EventKind,
-        key: &ObjectKey,
-        states: &[(&'static str, String)],
-        unix_millis: u64,
-    ) -> Self {
-        let fields = key
-            .fields()
-            .into_iter()
-            .chain(states.iter().cloned())
-            .map(|(name, value)| (name.to_owned(), value))
-            .collect();
+    fn of(event: EventKind, key: &ObjectKey, object: &Object, unix_millis: u64) -> Self {
+        let owned = |(name, value): &(&'static str, String)| ((*name).to_owned(), value.clone());
+        let fields = key.fields();
         Self {
             unix_millis,
             event,
             object: key.kind.word().to_owned(),
-            fields,
+            fields: fields.iter().chain(&object.states).map(owned).collect(),
+            statistics: object.statistics.iter().map(owned).collect(),
         }
     }
 }
@@ -167,52 +173,95 @@ fn objects_of_resource(node: &str, resource: &ResourceStatus, objects: &mut Obje
         peer: peer.to_owned(),
         volume,
     };
-    let states = vec![
-        ("role", resource.role.unwrap_or(Role::Unknown).to_string()),
-        (
-            "suspended",
-            resource
-                .suspended
-                .clone()
-                .unwrap_or_else(|| "no".to_owned()),
-        ),
-        ("may_promote", yes_no(resource.may_promote)),
-        (
-            "promotion_score",
-            promotion_score(node, resource).to_string(),
-        ),
-    ];
-    objects.insert(key(ObjectKind::Resource, "", 0), states);
+    objects.insert(
+        key(ObjectKind::Resource, "", 0),
+        resource_object(node, resource),
+    );
     for volume in &resource.volumes {
-        let disk = volume.disk.unwrap_or(DiskState::Diskless);
-        let clients = volume.nbd_clients > 0;
-        let states = vec![("disk", disk.to_string()), ("open", yes_no(clients))];
-        objects.insert(key(ObjectKind::Device, "", volume.volume), states);
+        objects.insert(
+            key(ObjectKind::Device, "", volume.volume),
+            device_object(volume),
+        );
     }
     for peer in &resource.peers {
-        let states = vec![
-            ("connection", peer.connection.to_string()),
-            ("role", peer.role.to_string()),
-        ];
-        objects.insert(key(ObjectKind::Connection, &peer.node, 0), states);
-        objects_of_peer(&key, peer, objects);
+        objects.insert(
+            key(ObjectKind::Connection, &peer.node, 0),
+            connection_object(peer),
+        );
+        for volume in &peer.volumes {
+            let object = peer_device_object(volume);
+            objects.insert(
+                key(ObjectKind::PeerDevice, &peer.node, volume.volume),
+                object,
+            );
+        }
     }
 }
 
-fn objects_of_peer(
-    key: &impl Fn(ObjectKind, &str, u16) -> ObjectKey,
-    peer: &PeerStatus,
-    objects: &mut Objects,
-) {
-    for volume in &peer.volumes {
-        let states = vec![
+fn resource_object(node: &str, resource: &ResourceStatus) -> Object {
+    let suspended = resource.suspended.as_deref().unwrap_or("no");
+    Object {
+        states: vec![
+            ("role", resource.role.unwrap_or(Role::Unknown).to_string()),
+            ("suspended", suspended.to_owned()),
+            ("may_promote", yes_no(resource.may_promote)),
+            (
+                "promotion_score",
+                promotion_score(node, resource).to_string(),
+            ),
+        ],
+        statistics: Vec::new(),
+    }
+}
+
+fn device_object(volume: &VolumeStatus) -> Object {
+    let disk = volume.disk.unwrap_or(DiskState::Diskless);
+    let mut statistics = Vec::new();
+    if let Some(size) = volume.size_bytes {
+        statistics.push(("size", size.to_string()));
+    }
+    if let Some(counters) = volume.statistics {
+        statistics.extend([
+            ("read", counters.read_bytes.to_string()),
+            ("written", counters.written_bytes.to_string()),
+            ("al-writes", counters.activity_log_writes.to_string()),
+            ("bm-writes", counters.bitmap_writes.to_string()),
+        ]);
+    }
+    Object {
+        states: vec![
+            ("disk", disk.to_string()),
+            ("open", yes_no(volume.nbd_clients > 0)),
+        ],
+        statistics,
+    }
+}
+
+fn connection_object(peer: &PeerStatus) -> Object {
+    Object {
+        states: vec![
+            ("connection", peer.connection.to_string()),
+            ("role", peer.role.to_string()),
+        ],
+        statistics: Vec::new(),
+    }
+}
+
+fn peer_device_object(volume: &PeerVolumeStatus) -> Object {
+    let mut statistics = Vec::new();
+    if let Some(bytes) = volume.out_of_sync_bytes {
+        statistics.push(("out-of-sync", bytes.to_string()));
+    }
+    if let Some(resync) = &volume.resync {
+        statistics.push(("done", resync.done_bytes.to_string()));
+        statistics.push(("total", resync.total_bytes.to_string()));
+    }
+    Object {
+        states: vec![
             ("replication", volume.replication.to_string()),
             ("peer-disk", volume.disk.to_string()),
-        ];
-        objects.insert(
-            key(ObjectKind::PeerDevice, &peer.node, volume.volume),
-            states,
-        );
+        ],
+        statistics,
     }
 }
 
@@ -234,8 +283,11 @@ fn promotion_score(node: &str, resource: &ResourceStatus) -> u32 {
     let connected = resource
         .peers
         .iter()
-        .filter(|peer| peer.connection == crate::types::ConnectionState::Connected)
+        .filter(|peer| peer.connection == ConnectionState::Connected)
         .fold(0_u32, |sum, _| sum.saturating_add(100));
     let preferred = u32::from(resource.prefer.as_deref() == Some(node));
     connected.saturating_add(10_000 + preferred)
 }
+
+#[cfg(test)]
+mod tests;

@@ -14,10 +14,13 @@
 //! `events2` is the exception: it has no final answer unless `now` was asked for; the client ends
 //! it by closing.
 
+mod advice;
 mod catalogue;
 mod event;
 mod report;
 mod request;
+#[cfg(test)]
+mod samples;
 mod status;
 mod time;
 

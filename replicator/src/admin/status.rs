@@ -217,7 +217,8 @@ pub struct ResyncStatus {
     pub rate_bytes_per_second: Option<u64>,
     /// `None` until known.
     pub eta_seconds: Option<u64>,
-    /// Why it does not go on: `user`, `waiting-for RES`, `stalled 95s`…
+    /// Why it does not go at full speed, as it is printed: `paused:user`,
+    /// `paused:waiting-for vm-db`, `throttled:guest-latency 14ms`, `stalled 95s`.
     pub held: Option<String>,
 }
 
@@ -233,8 +234,11 @@ impl ResyncStatus {
         } else {
             done as f64 / total as f64
         };
+        let moves = !held
+            .as_deref()
+            .is_some_and(|why| !why.starts_with("throttled"));
         let eta_seconds = rate
-            .filter(|rate| *rate > 0 && held.is_none())
+            .filter(|rate| *rate > 0 && moves)
             .map(|rate| (total - done).div_ceil(rate));
         Self {
             done_bytes: done,
@@ -272,7 +276,7 @@ mod tests {
         assert_eq!(ResyncStatus::new(0, 10, None, None).eta_seconds, None);
         assert_eq!(ResyncStatus::new(0, 10, Some(0), None).eta_seconds, None);
         assert_eq!(
-            ResyncStatus::new(0, 10, Some(5), Some("user".into())).eta_seconds,
+            ResyncStatus::new(0, 10, Some(5), Some("paused:user".into())).eta_seconds,
             None
         );
         assert_eq!(ResyncStatus::new(0, 11, Some(5), None).eta_seconds, Some(3));

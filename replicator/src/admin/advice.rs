@@ -1,0 +1,222 @@
+//! What is wrong, in one plain sentence, and what to do about it: the last lines of `status`.
+
+use super::catalogue::ErrorId;
+use super::status::{ClusterStatus, PeerStatus, PeerVolumeStatus, ResourceStatus, Status};
+use crate::types::{ConnectionState, DiskState, Role};
+
+/// What to say about a resource that is not as it should be.
+#[derive(Debug, PartialEq, Eq)]
+struct Advice {
+    /// `None`: worth a sentence, but not a problem.
+    problem: Option<ErrorId>,
+    status: String,
+    action: Option<String>,
+}
+
+impl Status {
+    /// Fills `status`, `action` and `problem` of each resource and the count of problems from the
+    /// rest of the document. The daemon calls it last.
+    #[must_use]
+    pub fn concluded(mut self) -> Self {
+        let mut problems = 0;
+        for resource in &mut self.resources {
+            let advice = advise(&self.node, &self.cluster, resource);
+            let problem = advice.as_ref().and_then(|advice| advice.problem);
+            problems += u32::from(problem.is_some());
+            resource.problem = problem.map(|id| id.code().to_owned());
+            (resource.status, resource.action) =
+                advice.map_or((None, None), |advice| (Some(advice.status), advice.action));
+        }
+        problems += u32::from(self.cluster.arbitrator_lost());
+        self.cluster.problems = problems;
+        self
+    }
+}
+
+impl ClusterStatus {
+    /// Whether an arbitrator is configured and not heard of.
+    #[must_use]
+    pub fn arbitrator_lost(&self) -> bool {
+        self.arbitrator
+            .as_ref()
+            .is_some_and(|arbitrator| !arbitrator.seen)
+    }
+}
+
+/// The first of these that holds: guests wait, no data here, one copy, no peer, by hand, new.
+fn advise(node: &str, cluster: &ClusterStatus, resource: &ResourceStatus) -> Option<Advice> {
+    if !resource.up {
+        return None;
+    }
+    guests_wait(node, cluster, resource)
+        .or_else(|| local_disk_away(node, resource))
+        .or_else(|| resyncing(resource))
+        .or_else(|| {
+            resource
+                .peers
+                .iter()
+                .find_map(|peer| peer_away(resource, peer))
+        })
+        .or_else(|| never_founded(resource))
+        .or_else(|| {
+            resource
+                .peers
+                .iter()
+                .find_map(|peer| peer_disk_away(resource, peer))
+        })
+        .or_else(|| held_by_hand(resource))
+}
+
+fn guests_wait(node: &str, cluster: &ClusterStatus, resource: &ResourceStatus) -> Option<Advice> {
+    let peers = names(&resource.peers);
+    let (status, action) = match resource.suspended.as_deref()? {
+        "quorum" => {
+            let (seen, voters) = (cluster.voters_seen, cluster.voters);
+            let arbitrator = match &cluster.arbitrator {
+                Some(arbitrator) => format!(" or {}", arbitrator.node),
+                None => String::new(),
+            };
+            (
+                format!(
+                    "{node} sees {seen} of {voters} voters and holds all reads and writes; \
+                     {peers} may have taken over"
+                ),
+                format!(
+                    "restore the link to {peers}{arbitrator}; I/O then resumes, or, if {peers} \
+                     took over, {node} rejoins as Secondary by itself"
+                ),
+            )
+        }
+        "no-data" => (
+            "no up-to-date copy is reachable, so all reads and writes are held".to_owned(),
+            format!(
+                "mend the disk and run `twinadm attach {}`, or bring {peers} back",
+                resource.name
+            ),
+        ),
+        "quiesce" => (
+            "reads and writes are held while the role changes".to_owned(),
+            String::new(),
+        ),
+        _ => (
+            format!("reads and writes are held until {peers} answers or is left behind"),
+            String::new(),
+        ),
+    };
+    let action = (!action.is_empty()).then_some(action);
+    Some(Advice {
+        problem: Some(ErrorId::Held),
+        status,
+        action,
+    })
+}
+
+fn local_disk_away(node: &str, resource: &ResourceStatus) -> Option<Advice> {
+    let volume = resource.volumes.iter().find(|volume| {
+        matches!(
+            volume.disk,
+            None | Some(DiskState::Diskless | DiskState::Failed)
+        )
+    })?;
+    let disk = volume.disk.unwrap_or(DiskState::Diskless);
+    Some(Advice {
+        problem: Some(ErrorId::LocalDiskAway),
+        status: format!("the replica on {node} is {disk}, so there is one copy at most"),
+        action: Some(format!(
+            "mend the disk, then: twinadm attach {}",
+            resource.name
+        )),
+    })
+}
+
+fn resyncing(resource: &ResourceStatus) -> Option<Advice> {
+    volumes(resource)
+        .any(|volume| volume.resync.is_some())
+        .then(|| Advice {
+            problem: Some(ErrorId::Resyncing),
+            status: "one up-to-date copy until the resync ends".to_owned(),
+            action: None,
+        })
+}
+
+fn peer_away(resource: &ResourceStatus, peer: &PeerStatus) -> Option<Advice> {
+    let name = &peer.node;
+    let (status, action) = match (&peer.refused, peer.connection) {
+        (_, ConnectionState::Connected) => return None,
+        (Some(why), _) => (
+            format!("{name} is refused: {why}"),
+            format!("twinadm status {} on both nodes", resource.name),
+        ),
+        (None, ConnectionState::StandAlone) => (
+            format!("disconnected from {name} by hand, so there is one up-to-date copy at most"),
+            format!("twinadm connect {}", resource.name),
+        ),
+        (None, ConnectionState::Connecting) => (
+            format!("{name} does not answer, so there is one up-to-date copy at most"),
+            format!("bring {name} or the link to it back; it rejoins and resyncs by itself"),
+        ),
+    };
+    Some(Advice {
+        problem: Some(ErrorId::PeerAway),
+        status,
+        action: Some(action),
+    })
+}
+
+fn never_founded(resource: &ResourceStatus) -> Option<Advice> {
+    resource.view.is_none().then(|| Advice {
+        problem: None,
+        status: "new: no node has been Primary yet".to_owned(),
+        action: Some(format!(
+            "twinadm primary {} on the node that shall serve",
+            resource.name
+        )),
+    })
+}
+
+fn peer_disk_away(resource: &ResourceStatus, peer: &PeerStatus) -> Option<Advice> {
+    let volume = peer
+        .volumes
+        .iter()
+        .find(|volume| volume.disk != DiskState::UpToDate)?;
+    let disk = volume.disk;
+    let mend = matches!(disk, DiskState::Diskless | DiskState::Failed).then(|| {
+        format!(
+            "mend the disk on {0}, then there: twinadm attach {1}",
+            peer.node, resource.name
+        )
+    });
+    let nobody = resource.role != Some(Role::Primary) && peer.role != Role::Primary;
+    let promote = || nobody.then(|| format!("twinadm primary {}", resource.name));
+    Some(Advice {
+        problem: Some(ErrorId::PeerDiskAway),
+        status: format!("the replica on {} is {disk}", peer.node),
+        action: mend.or_else(promote),
+    })
+}
+
+fn held_by_hand(resource: &ResourceStatus) -> Option<Advice> {
+    resource.held.then(|| Advice {
+        problem: None,
+        status: "demoted by hand: no node promotes itself".to_owned(),
+        action: Some(format!(
+            "twinadm primary {} where it shall serve",
+            resource.name
+        )),
+    })
+}
+
+fn volumes(resource: &ResourceStatus) -> impl Iterator<Item = &PeerVolumeStatus> {
+    resource.peers.iter().flat_map(|peer| &peer.volumes)
+}
+
+fn names(peers: &[PeerStatus]) -> String {
+    peers
+        .iter()
+        .map(|peer| peer.node.as_str())
+        .collect::<Vec<_>>()
+        .join(", ")
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,90 @@
+use super::super::samples::healthy;
+use super::*;
+use crate::admin::ResyncStatus;
+
+fn conclude(change: impl FnOnce(&mut Status)) -> (Option<String>, Option<String>, u32) {
+    let mut status = healthy();
+    change(&mut status);
+    let status = status.concluded();
+    let resource = &status.resources[0];
+    (
+        resource.problem.clone(),
+        resource.status.clone(),
+        status.cluster.problems,
+    )
+}
+
+#[test]
+fn a_healthy_resource_needs_no_words() {
+    assert_eq!(conclude(|_| ()), (None, None, 0));
+}
+
+#[test]
+fn a_resource_that_is_not_up_is_no_problem() {
+    let (problem, ..) = conclude(|status| {
+        status.resources[0].up = false;
+        status.resources[0].volumes[0].disk = None;
+    });
+    assert_eq!(problem, None);
+}
+
+#[test]
+fn held_guests_come_before_the_missing_peer() {
+    let (problem, sentence, problems) = conclude(|status| {
+        status.cluster.voters_seen = 1;
+        status.resources[0].suspended = Some("quorum".to_owned());
+        status.resources[0].peers[0].connection = ConnectionState::Connecting;
+    });
+    assert_eq!(problem.as_deref(), Some("E0503"));
+    assert_eq!(problems, 1);
+    assert!(sentence.unwrap().starts_with("kvm-a sees 1 of 3 voters"));
+}
+
+#[test]
+fn a_resync_says_that_there_is_one_copy() {
+    let (problem, sentence, _) = conclude(|status| {
+        let volume = &mut status.resources[0].peers[0].volumes[0];
+        volume.disk = DiskState::Inconsistent;
+        volume.resync = Some(ResyncStatus::new(1, 2, None, None));
+    });
+    assert_eq!(problem.as_deref(), Some("W0107"));
+    assert_eq!(
+        sentence.as_deref(),
+        Some("one up-to-date copy until the resync ends")
+    );
+}
+
+#[test]
+fn each_way_of_losing_a_copy_is_a_problem() {
+    let (problem, ..) = conclude(|s| s.resources[0].volumes[0].disk = Some(DiskState::Failed));
+    assert_eq!(problem.as_deref(), Some("W0109"));
+    let (problem, ..) =
+        conclude(|s| s.resources[0].peers[0].connection = ConnectionState::StandAlone);
+    assert_eq!(problem.as_deref(), Some("W0108"));
+    let (problem, ..) = conclude(|s| s.resources[0].peers[0].volumes[0].disk = DiskState::Diskless);
+    assert_eq!(problem.as_deref(), Some("W0136"));
+}
+
+#[test]
+fn a_lost_arbitrator_counts_although_no_resource_suffers() {
+    let (problem, _, problems) = conclude(|status| {
+        status.cluster.voters_seen = 2;
+        if let Some(arbitrator) = &mut status.cluster.arbitrator {
+            arbitrator.seen = false;
+        }
+    });
+    assert_eq!((problem, problems), (None, 1));
+}
+
+#[test]
+fn new_and_held_resources_say_how_to_go_on() {
+    let (problem, sentence, _) = conclude(|status| {
+        status.resources[0].view = None;
+        status.resources[0].peers[0].volumes[0].disk = DiskState::Inconsistent;
+    });
+    assert_eq!(problem, None);
+    assert!(sentence.unwrap().starts_with("new"));
+    let (problem, sentence, _) = conclude(|status| status.resources[0].held = true);
+    assert_eq!(problem, None);
+    assert!(sentence.unwrap().contains("by hand"));
+}
