@@ -284,6 +284,7 @@ fn resolve_volume(
     Some(VolumeConfig {
         id: VolumeId(u16::try_from(draft.id.value).unwrap_or(0)),
         size: size.map(ByteLen),
+        al_extents: draft.al_extents,
         replicas: [
             ReplicaPaths {
                 disk: disk_a,

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use replicator::admin::ErrorId;
+use replicator::meta::activity_log::{SLOTS_DEFAULT, SLOTS_MAX, SLOTS_MIN};
 use replicator::types::ReplicationProtocol;
 use toml::de::DeTable;
 
@@ -65,6 +66,7 @@ pub(super) struct DraftResource<'a> {
 pub(super) struct DraftVolume<'a> {
     pub(super) id: Located<u32>,
     pub(super) size: Option<Located<u64>>,
+    pub(super) al_extents: u16,
     pub(super) disk: Option<Located<PerNode<'a>>>,
     pub(super) meta: Option<Located<PerNode<'a>>>,
 }
@@ -461,6 +463,8 @@ fn read_failback(section: &mut Section<'_>, found: &mut Findings) -> String {
 fn read_volume<'a>(mut section: Section<'a>, found: &mut Findings) -> Option<DraftVolume<'a>> {
     let id = section.integer("id", 0..=u32::from(u16::MAX), found);
     let size = section.size("size", found);
+    let al_range = u32::from(SLOTS_MIN)..=u32::from(SLOTS_MAX);
+    let al_extents = section.integer("al-extents", al_range, found);
     let disk = section.string_per_node("disk", found);
     let meta = section.string_per_node("meta", found);
     section.require("id", "id = 0", found);
@@ -470,6 +474,9 @@ fn read_volume<'a>(mut section: Section<'a>, found: &mut Findings) -> Option<Dra
     Some(DraftVolume {
         id: id?,
         size,
+        al_extents: al_extents
+            .and_then(|slots| u16::try_from(slots.value).ok())
+            .unwrap_or(SLOTS_DEFAULT),
         disk,
         meta,
     })

@@ -234,9 +234,9 @@ impl ResyncStatus {
         } else {
             done as f64 / total as f64
         };
-        let moves = !held
+        let moves = held
             .as_deref()
-            .is_some_and(|why| !why.starts_with("throttled"));
+            .is_none_or(|why| why.starts_with("throttled"));
         let eta_seconds = rate
             .filter(|rate| *rate > 0 && moves)
             .map(|rate| (total - done).div_ceil(rate));
