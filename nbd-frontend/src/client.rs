@@ -9,6 +9,8 @@
 //! Trusts the server as little as the session trusts clients: every length is bounded by what was
 //! asked for, and a reply that breaks the protocol is an error, never a panic.
 
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 mod handshake;
 mod replies;
 

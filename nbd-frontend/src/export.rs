@@ -1,5 +1,7 @@
 //! What a connection may attach to.
 
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 use std::sync::Arc;
 
 use crate::proto::constants::{STRING_LEN_MAX, transmission_flag as flag};

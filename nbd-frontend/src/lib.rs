@@ -17,6 +17,8 @@
 //! Invariant: whatever the bytes say, a session neither panics nor holds more than its named
 //! limits ([`session::limits`]).
 
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 #![forbid(unsafe_code)]
 
 pub mod client;

@@ -5,6 +5,8 @@
 //! outputs depend only on the bytes and completions and their order, never on how the bytes were
 //! cut.
 
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 mod in_flight;
 pub mod limits;
 mod negotiation;

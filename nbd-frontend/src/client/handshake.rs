@@ -1,5 +1,7 @@
 //! The client's handshake: flags, STRUCTURED_REPLY if wanted, GO.
 
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 use super::{ClientError, ExportInfo};
 use crate::proto::constants::{
     FLAG_FIXED_NEWSTYLE, FLAG_NO_ZEROES, GREETING_LEN, INIT_MAGIC, OPTION_MAGIC,

@@ -1,5 +1,7 @@
 //! Replies on an attached connection, put together from their chunks.
 
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 use std::collections::{BTreeMap, VecDeque};
 
 use super::{ClientError, ClientReply};

@@ -2,6 +2,8 @@
 //!
 //! Source: NBD proto.md, sections "Values" and "Size constraints".
 
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 /// First eight bytes of the server's greeting, `NBDMAGIC`.
 pub const INIT_MAGIC: u64 = 0x4e42_444d_4147_4943;
 /// Second half of the greeting and head of every option, `IHAVEOPT`.

@@ -1,5 +1,7 @@
 //! The closed set of error values a reply may carry.
 
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 /// An error as the protocol knows it (proto.md "Error values").
 ///
 /// Clients hand these to their guests at once and without retry, so a failover must never surface

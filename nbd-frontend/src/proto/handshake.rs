@@ -3,6 +3,8 @@
 //! Parsers check lengths and strings; whether an export exists or may be served is the session's
 //! question.
 
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 use super::constants::{
     self, BLOCK_SIZE_MIN, BLOCK_SIZE_PREFERRED, EXPORT_NAME_PADDING_LEN, FLAG_FIXED_NEWSTYLE,
     FLAG_NO_ZEROES, INIT_MAGIC, OPTION_MAGIC, OPTION_REPLY_MAGIC, PAYLOAD_LEN_ADVERTISED,

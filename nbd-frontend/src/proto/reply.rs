@@ -3,6 +3,8 @@
 //! With structured replies negotiated, every reply is one chunk with DONE set; a read is answered
 //! once all its data is here, so a data chunk may carry DONE (and DF needs no special case).
 
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 use super::constants::{
     SIMPLE_REPLY_MAGIC, STRUCTURED_REPLY_HEADER_LEN, STRUCTURED_REPLY_MAGIC, chunk,
 };

@@ -1,5 +1,7 @@
 //! Requests of the transmission phase.
 
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 use super::constants::{REQUEST_HEADER_LEN, REQUEST_MAGIC};
 use super::wire::ByteReader;
 

@@ -1,5 +1,7 @@
 //! Reading and building big-endian byte strings, checked.
 
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 /// Bytes a connection sends, kept inline when short so that a reply costs no allocation.
 #[derive(Clone, PartialEq, Eq)]
 pub struct WireBytes(Repr);

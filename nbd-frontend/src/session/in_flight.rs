@@ -3,6 +3,8 @@
 //! A slab of slots with generations: a completion that comes twice finds its generation gone
 //! instead of another request.
 
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 use super::limits::{REQUEST_BYTES_MAX, REQUEST_COUNT_MAX};
 
 /// Names a submitted request within its session.

@@ -1,5 +1,7 @@
 //! Bounds on what one connection may cost, each with its reason.
 
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 /// Longest option data in bytes. The largest sensible option is a 4 KiB name and a few dozen
 /// metadata queries; more is an attempt to make the server hold memory before it knows the client.
 pub const OPTION_LEN_MAX: u32 = 64 << 10;

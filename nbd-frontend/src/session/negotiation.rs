@@ -4,6 +4,8 @@
 //! in any order and number up to the limit; each error is a reply and changes nothing, except that
 //! a failed SET_META_CONTEXT clears the selection, as the spec wants.
 
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 use super::limits::{OPTION_COUNT_MAX, OPTION_LEN_MAX};
 use super::output::Wire;
 use super::{Attachment, CloseReason, Pause};

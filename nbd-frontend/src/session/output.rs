@@ -1,5 +1,7 @@
 //! What a session asks of its caller.
 
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 use super::CloseReason;
 use super::in_flight::RequestHandle;
 use crate::export::ExportIndex;

@@ -13,6 +13,8 @@
 //!   └──DISC, end of stream──▶ Draining ──nothing in flight──▶ closed
 //! ```
 
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 use super::in_flight::{Answer, InFlight, Pending, RequestHandle};
 use super::limits::{DIRECT_RECEIVE_LEN_MIN, DIRECT_RECEIVE_TAIL_MIN};
 use super::negotiation::ALLOCATION_CONTEXT_ID;

@@ -1,5 +1,7 @@
 //! Judges a request once; what comes out needs no further checks.
 
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 use super::Attachment;
 use crate::export::Access;
 use crate::proto::constants::{PAYLOAD_LEN_MAX, command, command_flag as flag};

@@ -1,6 +1,8 @@
 //! The handshake, row by row of the protocol's sections "Fixed newstyle negotiation" and "Option
 //! types".
 
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 use nbd_frontend::{CloseReason, ExportIndex, Phase};
 
 use crate::harness::{

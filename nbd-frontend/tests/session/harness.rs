@@ -2,6 +2,8 @@
 //!
 //! Bytes are built by hand here, not by the crate's encoders, so that a mistake there shows.
 
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 use nbd_frontend::{
     Access, BufferPool, CloseReason, Completion, Export, ExportList, NbdError, Outbox, Output,
     Request, RequestHandle, RequestKind, Session,

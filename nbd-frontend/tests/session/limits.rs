@@ -1,5 +1,7 @@
 //! What one connection may cost, and what a broken caller costs.
 
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 use nbd_frontend::session::limits::{REQUEST_COUNT_MAX, UNSENT_BYTES_MAX};
 use nbd_frontend::{CloseReason, Completion, Pause, RequestHandle, RequestKind};
 

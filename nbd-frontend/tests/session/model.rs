@@ -1,5 +1,7 @@
 //! The crate's client against its session, over random operations, beside a model of the disk.
 
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 use nbd_frontend::proto::reply::ReplyStyle;
 use nbd_frontend::{
     Client, ClientCommand, ClientError, ClientReply, Completion, NbdError, RequestHandle,

@@ -1,5 +1,7 @@
 //! Any bytes, cut anywhere.
 
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 use nbd_frontend::{CloseReason, Completion, RequestKind};
 use proptest::prelude::*;
 

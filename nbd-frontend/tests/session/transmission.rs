@@ -1,6 +1,8 @@
 //! The transmission phase, row by row of the protocol's sections "Request types" and "Error
 //! values".
 
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 use nbd_frontend::{CloseReason, Completion, NbdError, Phase, RequestKind};
 
 use crate::harness::{

@@ -3,6 +3,8 @@
 //! Beyond "does not panic": bytes are left untaken only in a pause, nothing follows a close, every
 //! session ends once its client is gone, and how the bytes were cut changes nothing.
 
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 use nbd_frontend::proto::reply::ReplyStyle;
 use nbd_frontend::{
     Access, BufferPool, Client, ClientCommand, CloseReason, Completion, Export, ExportList, Outbox,
