@@ -182,6 +182,7 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
         #[test]
         fn parts_do_to_an_image_what_the_request_says(
             offset in 0u64..5 << 20, len in 0u64..3 << 20, seed in any::<u8>(), zero in any::<bool>()

@@ -38,6 +38,9 @@ mod target;
 mod tracking;
 mod write;
 
+#[cfg(test)]
+mod tests;
+
 use core::time::Duration;
 use std::collections::VecDeque;
 
