@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use replicator::engine::{AttachError, Event, Input, ReplicaMark, Snapshot};
+use replicator::io::OpenError;
 use replicator::types::{Instant, NodeId, OpId, ReplicaId, ResourceId, StoreError, VolumeId};
 
 /// Commands a shard may have waiting. The controller sends a few per view change and none while
@@ -156,39 +157,6 @@ pub enum ShardEvent {
     Fatal {
         /// Why.
         error: String,
-    },
-}
-
-/// Why a backing device could not be opened.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum OpenError {
-    /// open(2) or a first look at it failed.
-    #[error("{path}: {error}")]
-    System {
-        /// What was opened.
-        path: String,
-        /// The system's words.
-        error: String,
-    },
-    /// Somebody else holds it: an earlier process of ours whose operations may still land (R14),
-    /// or a stranger.
-    #[error("{path} is in use by another process")]
-    Busy {
-        /// What was opened.
-        path: String,
-    },
-    /// Neither a regular file nor a block device.
-    #[error("{path} is neither a regular file nor a block device")]
-    NotADevice {
-        /// What was opened.
-        path: String,
-    },
-    /// No metadata of ours.
-    #[error("{path} holds no metadata of twinblk")]
-    NoMetadata {
-        /// What was opened.
-        path: String,
     },
 }
 

@@ -18,6 +18,12 @@ pub fn now() -> Instant {
     Instant(u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX))
 }
 
+/// Milliseconds since 1970-01-01 UTC, for people only: this clock may jump.
+#[must_use]
+pub fn unix_millis() -> u64 {
+    u64::try_from(read(ClockId::CLOCK_REALTIME).as_millis()).unwrap_or(u64::MAX)
+}
+
 /// Time this machine has spent suspended since it booted. When it has grown between two looks,
 /// the machine slept in between, `now()` did not count that, and every lease and grant is void.
 #[must_use]

@@ -16,6 +16,7 @@ mod file_work;
 pub mod meta_queue;
 pub mod op;
 pub mod portable;
+pub mod realtime;
 pub mod ring;
 pub mod send_batch;
 mod slab;

@@ -82,3 +82,13 @@ pub(super) fn try_lock_exclusive(file: &impl AsFd) -> Result<(), Errno> {
     let result = unsafe { libc::flock(file.as_fd().as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) };
     Errno::result(result).map(drop)
 }
+
+/// Puts the calling thread before every thread of the usual scheduling class.
+pub(super) fn schedule_fifo(priority: i32) -> Result<(), Errno> {
+    let parameters = libc::sched_param {
+        sched_priority: priority,
+    };
+    // SAFETY: the pointer is to a whole sched_param, valid for the call; 0 is the calling thread.
+    let result = unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const parameters) };
+    Errno::result(result).map(drop)
+}
