@@ -172,7 +172,7 @@ impl Engine {
         self.meta_write(vec![page], then, out);
     }
 
-    fn mark(&mut self, mark: ReplicaMark, out: &mut Outbox) {
+    pub(super) fn mark(&mut self, mark: ReplicaMark, out: &mut Outbox) {
         let key = self.ops.insert(Op::Mark);
         out.push(Action::Mark {
             op: OpId(key.0),

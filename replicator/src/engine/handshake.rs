@@ -113,7 +113,11 @@ fn decide_pair(primary: &Hello, secondary: &Hello, side: Side) -> (Verdict, Rule
     if !target.blank && target.data_generation != source.data_generation {
         return (Verdict::Refuse(Refusal::Diverged), Rule::Diverged);
     }
-    let trusted = primary.in_sync.contains(secondary.node) && !target.inconsistent;
+    // The view names nodes; a blank or replaced disk under a trusted name is a stranger (R10).
+    let trusted = primary.in_sync.contains(secondary.node)
+        && !target.inconsistent
+        && !target.blank
+        && matches!(bitmap_base(source, target), Base::Same);
     let marked = source.dirty_blocks > 0 || target.dirty_blocks > 0;
     if trusted && !marked {
         return (
@@ -311,6 +315,21 @@ mod tests {
         assert_eq!(
             verdict(&a, &b),
             (Verdict::SyncSource(sync), Rule::BlankZeroes)
+        );
+    }
+
+    #[test]
+    fn a_blank_disk_under_a_trusted_name_is_a_stranger() {
+        let a = hello(NodeId::A, Some(claim(1, 2)), Some(3));
+        let b = hello(NodeId::B, Some(blank(9)), None);
+        let sync = Sync {
+            full: true,
+            coarse: false,
+            equalise: false,
+        };
+        assert_eq!(
+            verdict(&a, &b),
+            (Verdict::SyncSource(sync), Rule::BitmapBaseUnknown)
         );
     }
 

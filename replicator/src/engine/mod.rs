@@ -373,10 +373,13 @@ impl Engine {
         self.facts_reported = facts;
     }
 
-    /// Guests wait for the peer or for its Remove: the controller must know, once each time.
+    /// Guests wait for the peer or for its Remove: the controller must know, once each time. A peer
+    /// that is being made equal again is not lost; one that needs a resync as a stranger is, even
+    /// while connected, because only a Remove and an Add can make it a replica again.
     fn report_lost_peer(&mut self, out: &mut Outbox) {
         let serving = self.active.as_ref().is_some_and(|active| active.serving);
-        let lost = serving && self.strict() && self.session.is_none();
+        let equalising = self.sync_of().is_some_and(|sync| sync.equalise);
+        let lost = serving && self.strict() && !self.peer_is_equal() && !equalising;
         if lost && !self.peer_lost_reported {
             out.push(Action::Event(Event::PeerLost));
         }

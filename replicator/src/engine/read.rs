@@ -244,7 +244,9 @@ impl Engine {
     }
 
     fn settle_read(&mut self, key: Key, out: &mut Outbox) {
-        if !self.may_reply() {
+        // A write that only this disk has may be in the data: not told before the peer has it too
+        // or is out (R15).
+        if !self.may_reply() || (self.strict() && !self.peer_is_equal()) {
             if !self.blocked_reads.contains(&key) {
                 self.blocked_reads.push(key);
             }
@@ -269,7 +271,7 @@ impl Engine {
     /// Answers reads whose data came while the lease was over. The lease that holds now was given
     /// without a gap in between: had a view come between them, the activation would be gone.
     pub(super) fn pump_blocked_reads(&mut self, out: &mut Outbox) {
-        if self.blocked_reads.is_empty() || !self.may_reply() {
+        if self.blocked_reads.is_empty() {
             return;
         }
         for key in core::mem::take(&mut self.blocked_reads) {

@@ -316,6 +316,7 @@ impl Engine {
             return;
         }
         self.end_progress();
+        self.coarse = false;
         self.enter(Phase::MirrorSource, out);
         if !equalise {
             out.push(Action::Event(Event::ResyncDone));

@@ -165,6 +165,7 @@ impl Engine {
                     s.last_view = view.number;
                 };
                 self.record(change, MetaThen::Nothing, out);
+                self.mark(super::ReplicaMark::Clean, out);
             }
             _ => {}
         }

@@ -245,3 +245,40 @@ fn an_orderly_demotion_leaves_nothing_in_the_activity_log() {
     pair.restart(A);
     assert_eq!(pair.snapshot(A).out_of_sync_blocks, 0);
 }
+
+#[test]
+fn a_read_never_tells_what_only_the_primary_has() {
+    // interleavings F7b: w1 is on A's disk, not on B's, and a read of it waits behind it.
+    let mut pair = Pair::in_sync();
+    pair.hold_disk(B, true);
+    let write = pair.write(A, 3, 0x33);
+    let read = pair.guest(
+        A,
+        GuestKind::Read {
+            offset: ByteOffset(3 * BLOCK),
+            len: ByteLen(BLOCK),
+        },
+    );
+    pair.run();
+    pair.cut_link();
+    pair.run();
+    assert_eq!((pair.answer(write), pair.answer(read)), (None, None));
+    pair.remove_peer(A);
+    pair.run();
+    assert_eq!(
+        pair.answer(read),
+        Some(Ok(GuestReply::Data(block(0x33).into())))
+    );
+}
+
+#[test]
+fn a_lost_peer_is_reported_once_each_time() {
+    let mut pair = Pair::in_sync();
+    pair.cut_link();
+    pair.write(A, 1, 1);
+    pair.run();
+    assert_eq!(pair.count(A, |event| *event == Event::PeerLost), 1);
+    pair.connect();
+    pair.cut_link();
+    assert_eq!(pair.count(A, |event| *event == Event::PeerLost), 2);
+}

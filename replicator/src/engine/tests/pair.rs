@@ -509,6 +509,14 @@ impl Pair {
         self.nodes[node.index()].events.iter().any(wanted)
     }
 
+    pub(super) fn count(&self, node: NodeId, wanted: impl Fn(&Event) -> bool) -> usize {
+        self.nodes[node.index()]
+            .events
+            .iter()
+            .filter(|event| wanted(event))
+            .count()
+    }
+
     pub(super) fn disk(&self, node: NodeId, nr: u64) -> Vec<u8> {
         self.nodes[node.index()].disk.read(nr)
     }
