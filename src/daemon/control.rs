@@ -157,7 +157,7 @@ impl Acceptor {
                     // stop signal instead of spinning.
                     tracing::warn!(%error, "control socket: accepting failed");
                     let mut fds = [PollFd::new(self.stop.as_fd(), PollFlags::POLLIN)];
-                    drop(poll(&mut fds, PollTimeout::from(100_u8)));
+                    poll(&mut fds, PollTimeout::from(100_u8)).ok();
                 }
             }
         }
