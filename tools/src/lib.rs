@@ -1,1 +1,3 @@
 //! Shared by twinadm and its tests.
+
+pub mod demo;
