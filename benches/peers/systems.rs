@@ -1,0 +1,242 @@
+//! The systems compared. Each mirrors every write synchronously between two files over TCP on
+//! loopback and serves the volume on a Unix socket.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpListener;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+/// A running system; its processes end with it.
+pub(crate) struct System {
+    pub(crate) socket: PathBuf,
+    pub(crate) export: &'static str,
+    /// The two replicas' files.
+    pub(crate) images: [PathBuf; 2],
+    /// Processes on the write path: primary and secondary.
+    pub(crate) servers: [u32; 2],
+    children: Vec<Child>,
+}
+
+impl Drop for System {
+    fn drop(&mut self) {
+        for child in &mut self.children {
+            let _killed = child.kill();
+            let _reaped = child.wait();
+        }
+    }
+}
+
+/// twinblk, protocol C, with arbitrator.
+pub(crate) fn twinblk(dir: &Path, size: u64) -> Result<System> {
+    let ports = free_ports(3)?;
+    let images = images(dir, size)?;
+    let config = dir.join("etc");
+    std::fs::create_dir_all(config.join("resources.d"))?;
+    std::fs::write(
+        config.join("twinblk.toml"),
+        format!(
+            "config-version = 1\n[cluster]\nname = \"bench\"\n\
+             [node.a]\naddress = [\"127.0.0.1:{}\"]\n[node.b]\naddress = [\"127.0.0.1:{}\"]\n\
+             [node.arb]\nrole = \"arbitrator\"\naddress = [\"127.0.0.1:{}\"]\n\
+             [net]\ntls = \"off\"\n[metrics]\nlisten = \"\"\n",
+            ports[0], ports[1], ports[2]
+        ),
+    )?;
+    std::fs::write(
+        config.join("resources.d/vol.toml"),
+        format!(
+            "[resource.vol]\n[[resource.vol.volume]]\nid = 0\n\
+             disk = {{ a = \"{0}/a.img\", b = \"{0}/b.img\" }}\n\
+             meta = {{ a = \"{0}/a.md\", b = \"{0}/b.md\" }}\n",
+            dir.display()
+        ),
+    )?;
+    let mut children = Vec::new();
+    for (node, program) in [
+        ("a", "twinblkd"),
+        ("b", "twinblkd"),
+        ("arb", "twinblk-arbitrator"),
+    ] {
+        let mut command = Command::new(beside(program)?);
+        command.arg("--config").arg(&config).args(["--node", node]);
+        command.arg("--state-dir").arg(dir.join(node).join("state"));
+        command.arg("--run-dir").arg(dir.join(node).join("run"));
+        let log = File::create(dir.join(format!("{node}.log")))?;
+        children.push(command.stdin(Stdio::null()).stderr(log).spawn()?);
+    }
+    for node in ["a", "b"] {
+        twinadm(dir, &config, node, &["create-md", "vol"])?;
+        twinadm(dir, &config, node, &["up", "vol"])?;
+    }
+    twinadm(dir, &config, "a", &["primary", "vol"])?;
+    twinadm(dir, &config, "a", &["wait-sync", "vol", "--timeout", "30s"])?;
+    let servers = [children[0].id(), children[1].id()];
+    let socket = dir.join("a/run/nbd/vol.sock");
+    Ok(System {
+        socket,
+        export: "vol",
+        images,
+        servers,
+        children,
+    })
+}
+
+fn twinadm(dir: &Path, config: &Path, node: &str, verb: &[&str]) -> Result<()> {
+    let output = Command::new(beside("twinadm")?)
+        .arg("--config")
+        .arg(config)
+        .args(["--node", node, "--run-dir"])
+        .arg(dir.join(node).join("run"))
+        .args(verb)
+        .output()?;
+    if !output.status.success() {
+        bail!(
+            "twinadm {verb:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+    Ok(())
+}
+
+/// A program built in the same profile as this benchmark: `cargo xtask bench-peers` builds all.
+fn beside(program: &str) -> Result<PathBuf> {
+    let ours = Path::new(env!("CARGO_BIN_EXE_twinblkd"));
+    let path = ours.with_file_name(program);
+    if !path.exists() {
+        bail!(
+            "{program} is not built beside {}: cargo xtask bench-peers does",
+            ours.display()
+        );
+    }
+    Ok(path)
+}
+
+/// QEMU's mirror in write-blocking mode towards a second machine's qemu-nbd. The export must exist
+/// on the source node before the mirror starts: attached afterwards it sits below the mirror's
+/// filter, nothing is replicated, and it looks three times as fast.
+pub(crate) fn qemu_mirror(dir: &Path, size: u64) -> Result<System> {
+    let images = images(dir, size)?;
+    let port = free_ports(1)?[0];
+    let mut children = Vec::new();
+    let secondary = Command::new("qemu-nbd")
+        .args([
+            "-t",
+            "-e",
+            "8",
+            "-f",
+            "raw",
+            "--cache=none",
+            "--discard=unmap",
+            "--aio=native",
+        ])
+        .args(["-b", "127.0.0.1", "-p", &port.to_string(), "-x", "dst"])
+        .arg(&images[1])
+        .stdin(Stdio::null())
+        .spawn()
+        .context("qemu-nbd")?;
+    children.push(secondary);
+    wait_until("qemu-nbd listens", || {
+        std::net::TcpStream::connect(("127.0.0.1", port)).is_ok()
+    })?;
+    let (socket, monitor) = (dir.join("nbd.sock"), dir.join("qmp.sock"));
+    let primary = Command::new("qemu-storage-daemon")
+        .args(["--chardev", &format!("socket,id=m,path={},server=on,wait=off", monitor.display())])
+        .args(["--monitor", "chardev=m"])
+        .args(["--blockdev", &format!(
+            "driver=file,node-name=src,filename={},aio=native,cache.direct=on,discard=unmap",
+            images[0].display()
+        )])
+        .args(["--blockdev", &format!(
+            "driver=nbd,node-name=dst,server.type=inet,server.host=127.0.0.1,server.port={port},export=dst"
+        )])
+        .args(["--nbd-server", &format!("addr.type=unix,addr.path={}", socket.display())])
+        .args(["--export", "nbd,id=e,node-name=src,name=vol,writable=on"])
+        .stdin(Stdio::null())
+        .spawn()
+        .context("qemu-storage-daemon")?;
+    children.push(primary);
+    wait_until("qemu-storage-daemon answers", || {
+        monitor.exists() && socket.exists()
+    })?;
+    let mut qmp = Qmp::connect(&monitor)?;
+    qmp.execute(r#"{"execute":"qmp_capabilities"}"#)?;
+    qmp.execute(
+        r#"{"execute":"blockdev-mirror","arguments":{"job-id":"m","device":"src","target":"dst","sync":"none","copy-mode":"write-blocking"}}"#,
+    )?;
+    let servers = [children[1].id(), children[0].id()];
+    Ok(System {
+        socket,
+        export: "vol",
+        images,
+        servers,
+        children,
+    })
+}
+
+struct Qmp(BufReader<UnixStream>);
+
+impl Qmp {
+    fn connect(path: &Path) -> Result<Self> {
+        let stream = UnixStream::connect(path)?;
+        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        let mut qmp = Self(BufReader::new(stream));
+        let mut greeting = String::new();
+        qmp.0.read_line(&mut greeting)?;
+        Ok(qmp)
+    }
+
+    fn execute(&mut self, command: &str) -> Result<()> {
+        self.0
+            .get_mut()
+            .write_all(format!("{command}\n").as_bytes())?;
+        loop {
+            let mut line = String::new();
+            self.0.read_line(&mut line)?;
+            if line.contains("\"return\"") {
+                return Ok(());
+            }
+            if line.is_empty() || line.contains("\"error\"") {
+                bail!("{command}: {line}");
+            }
+        }
+    }
+}
+
+/// Both images written once in full, so that no system allocates while it is measured.
+fn images(dir: &Path, size: u64) -> Result<[PathBuf; 2]> {
+    let images = [dir.join("a.img"), dir.join("b.img")];
+    for image in &images {
+        let mut file = File::create(image)?;
+        let chunk = vec![0u8; 1 << 20];
+        for _ in 0..size >> 20 {
+            file.write_all(&chunk)?;
+        }
+        file.sync_all()?;
+    }
+    Ok(images)
+}
+
+fn free_ports(count: usize) -> Result<Vec<u16>> {
+    let held: Vec<TcpListener> = (0..count)
+        .map(|_| TcpListener::bind("127.0.0.1:0"))
+        .collect::<std::io::Result<_>>()?;
+    held.iter()
+        .map(|listener| Ok(listener.local_addr()?.port()))
+        .collect()
+}
+
+fn wait_until(what: &str, ready: impl Fn() -> bool) -> Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !ready() {
+        if Instant::now() > deadline {
+            bail!("gave up waiting: {what}");
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
