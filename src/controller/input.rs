@@ -111,6 +111,25 @@ pub enum EngineReport {
     },
     /// Answer to [`super::EngineCommand::Quiesce`].
     Quiesced,
+    /// Something that must outlive the replica's own disk (R23); answered by
+    /// [`super::EngineCommand::MarkDone`].
+    Mark {
+        /// The engine's name for it.
+        op: OpId,
+        /// What.
+        mark: ReplicaMark,
+    },
+}
+
+/// What the voter store remembers about a replica.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReplicaMark {
+    /// Its disk failed.
+    Failed,
+    /// It is whole again.
+    Clean,
+    /// It was attached.
+    Attached(ReplicaId),
 }
 
 /// What an attached replica says about itself.

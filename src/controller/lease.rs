@@ -10,6 +10,8 @@ use core::time::Duration;
 use replicator::types::{Instant, ViewNumber};
 use thiserror::Error;
 
+use super::rules::Rules;
+
 /// How far a clock's rate may be off, in percent, each way: `CLOCK_MONOTONIC_RAW` is a plain
 /// crystal (well under 0.1 %), the rest is margin.
 pub const RATE_ERROR_PERCENT: u32 = 1;
@@ -92,7 +94,7 @@ impl Timing {
 }
 
 /// The holder's side: until when the peer certainly does not take over.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Lease {
     until: Option<Instant>,
 }
@@ -130,7 +132,7 @@ impl Lease {
 ///
 /// Grant check and seal are one step on one value, so that no beacon can be acknowledged between
 /// them (R22).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Grant {
     until: Instant,
     seal: ViewNumber,
@@ -152,11 +154,13 @@ impl Grant {
     /// At start, whatever was granted before is unknown: a grant given just before the restart is
     /// assumed (R7). `seal` is the durable one.
     #[must_use]
-    pub fn at_start(now: Instant, seal: ViewNumber, timing: &Timing) -> Self {
-        Self {
-            until: now.plus(timing.grant),
-            seal,
-        }
+    pub fn at_start(now: Instant, seal: ViewNumber, timing: &Timing, rules: &Rules) -> Self {
+        let until = if rules.boot_wait {
+            now.plus(timing.grant)
+        } else {
+            now
+        };
+        Self { until, seal }
     }
 
     /// The peer is active in `view` and asks to go on (R5).
@@ -188,11 +192,13 @@ impl Grant {
 
     /// Refuses every view up to `view` from this very moment, if the grant is over. Returns
     /// whether it is.
-    pub fn seal_if_over(&mut self, now: Instant, view: ViewNumber) -> bool {
-        if self.runs(now) {
+    pub fn seal_if_over(&mut self, now: Instant, view: ViewNumber, rules: &Rules) -> bool {
+        if self.runs(now) && rules.grant_outlives_lease {
             return false;
         }
-        self.seal = self.seal.max(view);
+        if rules.seal {
+            self.seal = self.seal.max(view);
+        }
         true
     }
 }
@@ -260,19 +266,19 @@ mod tests {
 
     #[test]
     fn a_restarted_granter_waits_a_whole_grant() {
-        let grant = Grant::at_start(at(1_000), ViewNumber::NONE, &Timing::FAST);
+        let grant = Grant::at_start(at(1_000), ViewNumber::NONE, &Timing::FAST, &Rules::ALL);
         assert!(grant.runs(at(1_649)) && !grant.runs(at(1_650)));
     }
 
     #[test]
     fn a_seal_waits_for_the_grant_and_refuses_at_once() {
-        let mut grant = Grant::at_start(at(0), ViewNumber::NONE, &Timing::FAST);
+        let mut grant = Grant::at_start(at(0), ViewNumber::NONE, &Timing::FAST, &Rules::ALL);
         assert_eq!(
             grant.note_beacon(at(600), ViewNumber(4), &Timing::FAST),
             GrantAnswer::Granted
         );
-        assert!(!grant.seal_if_over(at(1_249), ViewNumber(4)));
-        assert!(grant.seal_if_over(at(1_250), ViewNumber(4)));
+        assert!(!grant.seal_if_over(at(1_249), ViewNumber(4), &Rules::ALL));
+        assert!(grant.seal_if_over(at(1_250), ViewNumber(4), &Rules::ALL));
         let refused = GrantAnswer::Refused {
             seal: ViewNumber(4),
         };

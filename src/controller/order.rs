@@ -44,6 +44,8 @@ pub enum RefusalKind {
     Quorum,
     /// 7: no such resource.
     Unknown,
+    /// 9: what was waited for did not come in time.
+    Timeout,
     /// 1: anything else.
     Failed,
 }
@@ -72,4 +74,267 @@ pub struct Names<'a> {
     pub node: &'a str,
     /// The other data node.
     pub peer: &'a str,
+}
+
+impl OrderRefusal {
+    /// What, why and what next, for the order called `verb` ("primary", "secondary", "down", "up").
+    #[must_use]
+    pub fn explain(&self, verb: &str, names: &Names<'_>) -> Explanation {
+        let Names { resource, node, .. } = names;
+        let one = |id, kind, what: String, why: &str, next: String| Explanation {
+            id,
+            kind,
+            what,
+            why: vec![why.to_owned()],
+            next: vec![next],
+        };
+        match self {
+            Self::UnknownResource => one(
+                "E0701",
+                RefusalKind::Unknown,
+                format!("no resource {resource} on {node}"),
+                "it is not in this node's configuration",
+                "twinadm status".to_owned(),
+            ),
+            Self::Busy => one(
+                "E0405",
+                RefusalKind::Safety,
+                format!("{verb} {resource}: another order is being carried out on {node}"),
+                "one order for a resource at a time",
+                format!("wait for it, then: twinadm {verb} {resource}"),
+            ),
+            Self::Superseded => one(
+                "E0406",
+                RefusalKind::Safety,
+                format!("{verb} {resource} was given up on {node}"),
+                "a later order for the resource overruled it",
+                format!("twinadm status {resource}"),
+            ),
+            Self::Blocked { blockers, waited } => explain_blocked(verb, names, blockers, *waited),
+        }
+    }
+}
+
+fn explain_blocked(
+    verb: &str,
+    names: &Names<'_>,
+    blockers: &[Blocker],
+    waited: Duration,
+) -> Explanation {
+    let Names { resource, node, .. } = names;
+    // What waiting cannot mend comes first: it decides what the refusal is called.
+    let first = blockers
+        .iter()
+        .find(|blocker| !blocker.may_pass())
+        .or(blockers.first())
+        .unwrap_or(&Blocker::Undecided);
+    let (id, kind) = first.id();
+    let what = if verb == "primary" {
+        format!("{node} may not become Primary for {resource}")
+    } else {
+        format!("{verb} {resource} on {node} was not carried out")
+    };
+    let mut why: Vec<_> = blockers.iter().map(|blocker| blocker.why(names)).collect();
+    if !waited.is_zero() {
+        why.push(format!("waited {:.1} s for it", waited.as_secs_f64()));
+    }
+    Explanation {
+        id,
+        kind,
+        what,
+        why,
+        next: first.next(verb, names),
+    }
+}
+
+impl Blocker {
+    /// Stable id of a refusal for this reason, and what kind of refusal it is.
+    #[must_use]
+    pub fn id(&self) -> (&'static str, RefusalKind) {
+        match self {
+            Self::NotUp => ("E0401", RefusalKind::Safety),
+            Self::NoReplica => ("E0402", RefusalKind::Safety),
+            Self::Ineligible => ("E0403", RefusalKind::Safety),
+            Self::WrongReplica => ("E0404", RefusalKind::Safety),
+            Self::NotBlank => ("E0407", RefusalKind::Safety),
+            Self::PeerNotBlank => ("E0408", RefusalKind::Safety),
+            Self::NotInSync { .. } => ("E0410", RefusalKind::Safety),
+            Self::PeerKeptMore => ("E0411", RefusalKind::Safety),
+            Self::PeerActive { .. } => ("E0412", RefusalKind::Safety),
+            Self::NoQuorum { .. } => ("E0501", RefusalKind::Quorum),
+            Self::LeaseWait { .. } => ("E0502", RefusalKind::Quorum),
+            Self::Undecided => ("E0503", RefusalKind::Quorum),
+            Self::NotQuiet => ("E0901", RefusalKind::Timeout),
+            Self::StoreSlow => ("E0902", RefusalKind::Timeout),
+        }
+    }
+
+    /// The reason in one line.
+    #[must_use]
+    pub fn why(&self, names: &Names<'_>) -> String {
+        let Names { node, peer, .. } = names;
+        match self {
+            Self::NotUp => format!("the resource is not up on {node}"),
+            Self::NoReplica => format!("no backing device is attached on {node}"),
+            Self::Ineligible => {
+                format!(
+                    "the replica on {node} is not whole: a resync or a disk failure is on record"
+                )
+            }
+            Self::WrongReplica => {
+                format!("the replica attached on {node} is not the one the view names")
+            }
+            Self::NotBlank => {
+                format!("the replica on {node} was in use before, but no voter knows its resource")
+            }
+            Self::PeerNotBlank => {
+                format!("the replica on {peer} was in use before, but no voter knows its resource")
+            }
+            Self::NotInSync { view } => {
+                format!("view {view} leaves {node} out: it misses acknowledged writes")
+            }
+            Self::PeerKeptMore => format!(
+                "{node} lost acknowledged writes when it restarted; {peer} may have kept them"
+            ),
+            Self::PeerActive { view, last_seen } => format!(
+                "{peer} is Primary in view {view} and is alive: last seen {:.1} s ago",
+                last_seen.as_secs_f64()
+            ),
+            Self::NoQuorum { seen } => format!("{node} sees {seen} of 3 voters, 2 are needed"),
+            Self::LeaseWait { remaining } => format!(
+                "{peer} may still serve: its lease is certainly over in {:.1} s",
+                remaining.as_secs_f64()
+            ),
+            Self::Undecided => "the voters have not decided".to_owned(),
+            Self::NotQuiet => "guests' writes are still being made durable".to_owned(),
+            Self::StoreSlow => "the voter store has not written yet".to_owned(),
+        }
+    }
+
+    /// What to do about it.
+    #[must_use]
+    pub fn next(&self, verb: &str, names: &Names<'_>) -> Vec<String> {
+        let Names {
+            resource,
+            node,
+            peer,
+        } = names;
+        let again = format!("then: twinadm {verb} {resource}");
+        match self {
+            Self::NotUp => vec![format!("twinadm up {resource}"), again],
+            Self::NoReplica => vec![format!("twinadm attach {resource}"), again],
+            Self::Ineligible | Self::WrongReplica | Self::NotInSync { .. } => vec![
+                format!("on {peer}: twinadm primary {resource}"),
+                format!("{node} then resyncs by itself: twinadm wait-sync {resource}"),
+            ],
+            Self::NotBlank | Self::PeerNotBlank => vec![
+                "bring back the voters that knew it, or".to_owned(),
+                format!(
+                    "make new metadata where the data may go: twinadm create-md {resource} --force"
+                ),
+            ],
+            Self::PeerKeptMore => vec![
+                format!("on {peer}: twinadm primary {resource}"),
+                format!("{peer} gone for good? this wait ends by itself, {again}"),
+            ],
+            Self::PeerActive { .. } => vec![
+                format!("demote it first, on {peer}: twinadm secondary {resource}"),
+                again,
+            ],
+            Self::NoQuorum { .. } => vec![
+                "start the other node or the arbitrator, or mend the network".to_owned(),
+                again,
+            ],
+            Self::LeaseWait { .. } | Self::Undecided | Self::NotQuiet | Self::StoreSlow => {
+                vec![format!("twinadm status {resource}"), again]
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use replicator::types::ViewNumber;
+
+    use super::*;
+
+    const NAMES: Names<'_> = Names {
+        resource: "vm-web",
+        node: "kvm-b",
+        peer: "kvm-a",
+    };
+
+    fn every_blocker() -> Vec<Blocker> {
+        vec![
+            Blocker::NotUp,
+            Blocker::NoReplica,
+            Blocker::Ineligible,
+            Blocker::WrongReplica,
+            Blocker::NotBlank,
+            Blocker::PeerNotBlank,
+            Blocker::NotInSync {
+                view: ViewNumber(7),
+            },
+            Blocker::PeerActive {
+                view: ViewNumber(7),
+                last_seen: Duration::from_millis(400),
+            },
+            Blocker::LeaseWait {
+                remaining: Duration::from_secs(3),
+            },
+            Blocker::NoQuorum { seen: 1 },
+            Blocker::PeerKeptMore,
+            Blocker::NotQuiet,
+            Blocker::StoreSlow,
+            Blocker::Undecided,
+        ]
+    }
+
+    #[test]
+    fn every_reason_has_an_id_of_its_own_and_a_next_step() {
+        let mut ids = Vec::new();
+        for blocker in every_blocker() {
+            let refusal = OrderRefusal::Blocked {
+                blockers: vec![blocker],
+                waited: Duration::ZERO,
+            };
+            let words = refusal.explain("primary", &NAMES);
+            assert!(!words.next.is_empty() && !words.why.is_empty(), "{words:?}");
+            assert!(!ids.contains(&words.id), "{words:?}");
+            ids.push(words.id);
+        }
+        for refusal in [
+            OrderRefusal::UnknownResource,
+            OrderRefusal::Busy,
+            OrderRefusal::Superseded,
+        ] {
+            let words = refusal.explain("down", &NAMES);
+            assert!(
+                !ids.contains(&words.id) && !words.next.is_empty(),
+                "{words:?}"
+            );
+            ids.push(words.id);
+        }
+    }
+
+    #[test]
+    fn a_live_primary_elsewhere_is_named_with_its_view() {
+        let refusal = OrderRefusal::Blocked {
+            blockers: vec![
+                Blocker::NoQuorum { seen: 1 },
+                Blocker::PeerActive {
+                    view: ViewNumber(7),
+                    last_seen: Duration::from_millis(400),
+                },
+            ],
+            waited: Duration::ZERO,
+        };
+        let words = refusal.explain("primary", &NAMES);
+        assert_eq!((words.id, words.kind), ("E0412", RefusalKind::Safety));
+        assert_eq!(words.what, "kvm-b may not become Primary for vm-web");
+        assert_eq!(
+            words.why[1],
+            "kvm-a is Primary in view 7 and is alive: last seen 0.4 s ago"
+        );
+    }
 }

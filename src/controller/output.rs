@@ -83,6 +83,13 @@ pub enum EngineCommand {
     Quiesce,
     /// Give the quiescence up.
     Unquiesce,
+    /// The mark is durable in the voter store, or could not be made so.
+    MarkDone {
+        /// The engine's name for it.
+        op: OpId,
+        /// Whether it is durable.
+        ok: bool,
+    },
 }
 
 /// Why a Primary stops being one.
@@ -255,8 +262,10 @@ pub enum Blocker {
     Ineligible,
     /// The attached replica is not the one the view names.
     WrongReplica,
-    /// The resource was never founded: `primary` is needed.
-    NotFounded,
+    /// The replica was part of a resource whose view the voters do not know.
+    NotBlank,
+    /// The same of the peer's replica.
+    PeerNotBlank,
     /// The view leaves this replica out.
     NotInSync {
         /// Since this view.
@@ -274,17 +283,40 @@ pub enum Blocker {
         /// Until a takeover is allowed.
         remaining: Duration,
     },
-    /// An operator demoted it: `primary` is needed.
-    Held,
     /// Fewer than two voters are seen.
     NoQuorum {
         /// How many.
         seen: usize,
     },
-    /// Without an arbitrator there is no takeover.
-    NoArbitrator,
     /// The peer's replica kept acknowledged writes that this one lost (R16).
     PeerKeptMore,
-    /// This node's voter identity is not in the view (R11).
-    VoterUnknown,
+    /// Guests' writes are still being made durable.
+    NotQuiet,
+    /// The voter store has not written yet.
+    StoreSlow,
+    /// A majority is seen but has not decided yet.
+    Undecided,
+}
+
+impl Blocker {
+    /// Whether waiting may mend it.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::NoReplica
+            | Self::LeaseWait { .. }
+            | Self::NoQuorum { .. }
+            | Self::PeerKeptMore
+            | Self::NotQuiet
+            | Self::StoreSlow
+            | Self::Undecided => true,
+            Self::NotUp
+            | Self::Ineligible
+            | Self::WrongReplica
+            | Self::NotBlank
+            | Self::PeerNotBlank
+            | Self::NotInSync { .. }
+            | Self::PeerActive { .. } => false,
+        }
+    }
 }

@@ -4,17 +4,16 @@
 //! promise, an acceptance or a seal durable. The store around it (append, checksum, two slots) is
 //! the daemon's.
 
-use replicator::types::{Ballot, ReplicaId, View, ViewNumber};
+use replicator::types::{ReplicaId, View, ViewNumber};
 
 use super::codec::{BALLOT_LEN, CodecError, Put, Reader, VIEW_LEN, unknown};
+use super::register::Acceptor;
 
 /// The durable state of one resource at one voter.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct VoterRecord {
-    /// No ballot below this one is answered (R1).
-    pub promised: Ballot,
-    /// The view accepted last, and under which ballot (R1).
-    pub accepted: Option<(Ballot, View)>,
+    /// This voter's part of the register (R1).
+    pub acceptor: Acceptor,
     /// Views up to this one are refused for ever (R6). 0: none.
     pub seal: ViewNumber,
     /// The newest view known to be committed. Only a hint after a restart: it never activates.
@@ -45,13 +44,13 @@ impl VoterRecord {
         let mut out = Vec::with_capacity(Self::LEN);
         out.put_u8(RECORD_VERSION);
         out.put_u8(
-            u8::from(self.accepted.is_some()) * HAS_ACCEPTED
+            u8::from(self.acceptor.accepted.is_some()) * HAS_ACCEPTED
                 + u8::from(self.committed.is_some()) * HAS_COMMITTED
                 + u8::from(self.up) * UP
                 + u8::from(self.replica_failed) * REPLICA_FAILED,
         );
-        out.put_ballot(self.promised);
-        match &self.accepted {
+        out.put_ballot(self.acceptor.promised);
+        match &self.acceptor.accepted {
             Some((ballot, view)) => {
                 out.put_ballot(*ballot);
                 out.put_view(view);
@@ -90,8 +89,10 @@ impl VoterRecord {
         let replica = Some(ReplicaId(reader.u128()?)).filter(|id| id.0 != 0);
         reader.end()?;
         Ok(Self {
-            promised,
-            accepted: accepted.map(|view| (ballot, view)),
+            acceptor: Acceptor {
+                promised,
+                accepted: accepted.map(|view| (ballot, view)),
+            },
             seal,
             committed,
             up: flags & UP != 0,
@@ -104,7 +105,7 @@ impl VoterRecord {
     /// never a right.
     #[must_use]
     pub fn newest(&self) -> Option<&View> {
-        let accepted = self.accepted.as_ref().map(|(_, view)| view);
+        let accepted = self.acceptor.accepted.as_ref().map(|(_, view)| view);
         [accepted, self.committed.as_ref()]
             .into_iter()
             .flatten()
@@ -132,8 +133,10 @@ mod tests {
 
     fn full() -> VoterRecord {
         VoterRecord {
-            promised: ballot(7, 1),
-            accepted: Some((ballot(6, 0), founded())),
+            acceptor: Acceptor {
+                promised: ballot(7, 1),
+                accepted: Some((ballot(6, 0), founded())),
+            },
             seal: ViewNumber(3),
             committed: Some(founded()),
             up: true,
@@ -164,7 +167,7 @@ mod tests {
     #[test]
     fn the_newest_view_may_be_accepted_or_committed() {
         let mut record = full();
-        record.accepted.as_mut().unwrap().1.number = ViewNumber(9);
+        record.acceptor.accepted.as_mut().unwrap().1.number = ViewNumber(9);
         assert_eq!(record.newest().unwrap().number, ViewNumber(9));
         record.committed.as_mut().unwrap().number = ViewNumber(10);
         assert_eq!(record.newest().unwrap().number, ViewNumber(10));

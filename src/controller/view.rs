@@ -54,7 +54,11 @@ pub enum Change {
         lossy: bool,
     },
     /// The active Primary goes on without its peer.
-    Remove,
+    Remove {
+        /// An Add of this activation is undecided: the view that ends it may look like no change
+        /// (R4: only a committed successor makes sure that the Add never happens).
+        ends_add: bool,
+    },
     /// The active Primary counts on a replica that caught up.
     Add {
         /// That replica.
@@ -199,7 +203,7 @@ impl Change {
             Self::Found { .. } => ProposalKind::Found,
             Self::Recover { .. } => ProposalKind::Recover,
             Self::Takeover { .. } => ProposalKind::Takeover,
-            Self::Remove => ProposalKind::Remove,
+            Self::Remove { .. } => ProposalKind::Remove,
             Self::Add { .. } => ProposalKind::Add,
             Self::Leave { .. } => ProposalKind::Leave,
             Self::Hold => ProposalKind::Hold,
@@ -238,7 +242,7 @@ impl Proposal {
                 ends_hold,
             } => recover(view, node, replica, lossy, ends_hold, rules),
             Change::Takeover { replica, lossy } => takeover(view, node, replica, lossy, rules),
-            Change::Remove => remove(view, node),
+            Change::Remove { ends_add } => remove(view, node, ends_add),
             Change::Add { replica, number } => add(view, node, replica, number),
             Change::Leave { number } => leave(view, node, number),
             Change::Hold => hold(view, node),
@@ -315,12 +319,12 @@ fn takeover(
     })
 }
 
-fn remove(view: &View, node: NodeId) -> Result<View, Abort> {
+fn remove(view: &View, node: NodeId, ends_add: bool) -> Result<View, Abort> {
     require_primary(view, node)?;
     if !view.in_sync.contains(node) {
         return Err(Abort::NotInSync { view: view.number });
     }
-    if !view.in_sync.contains(node.peer()) {
+    if !view.in_sync.contains(node.peer()) && !ends_add {
         return Err(Abort::PeerNotInSync { view: view.number });
     }
     Ok(View {
@@ -487,6 +491,7 @@ mod tests {
         lossy: false,
         ends_hold: false,
     };
+    const REMOVE: Change = Change::Remove { ends_add: false };
     const CLAIM: Change = Change::Claim {
         replica: REPLICA_B,
         lossy: false,
@@ -498,7 +503,7 @@ mod tests {
         let changes = [
             (A, RECOVER),
             (B, TAKEOVER),
-            (A, Change::Remove),
+            (A, REMOVE),
             (
                 A,
                 Change::Leave {
@@ -529,8 +534,19 @@ mod tests {
     }
 
     #[test]
+    fn an_undecided_add_is_ended_by_a_view_of_its_own() {
+        let solo = propose(A, REMOVE, &both()).unwrap();
+        assert!(propose(A, REMOVE, &solo).is_err());
+        let next = propose(A, Change::Remove { ends_add: true }, &solo).unwrap();
+        assert_eq!(
+            (next.number, next.in_sync),
+            (ViewNumber(6), InSync::only(A))
+        );
+    }
+
+    #[test]
     fn a_replica_left_out_never_takes_over() {
-        let solo = propose(A, Change::Remove, &both()).unwrap();
+        let solo = propose(A, REMOVE, &both()).unwrap();
         assert_eq!(
             propose(B, TAKEOVER, &solo),
             Err(Abort::NotInSync { view: solo.number })
@@ -559,7 +575,7 @@ mod tests {
     #[test]
     fn nobody_proposes_for_the_other() {
         let view = both();
-        assert!(propose(B, Change::Remove, &view).is_err());
+        assert!(propose(B, REMOVE, &view).is_err());
         assert!(propose(B, Change::Hold, &view).is_err());
         assert!(propose(B, RECOVER, &view).is_err());
         assert!(propose(A, TAKEOVER, &view).is_err());
@@ -591,7 +607,7 @@ mod tests {
 
     #[test]
     fn an_add_counts_only_as_the_view_it_was_prepared_for() {
-        let solo = propose(A, Change::Remove, &both()).unwrap();
+        let solo = propose(A, REMOVE, &both()).unwrap();
         let add = |number| Change::Add {
             replica: ReplicaId(0xb2),
             number: ViewNumber(number),
@@ -616,7 +632,7 @@ mod tests {
         )
         .unwrap();
         assert_eq!((left.primary, left.in_sync), (A, InSync::only(B)));
-        assert!(propose(A, Change::Remove, &left).is_err());
+        assert!(propose(A, REMOVE, &left).is_err());
         assert!(propose(A, RECOVER, &left).is_err());
         assert!(propose(B, TAKEOVER, &left).is_ok());
         let back = Change::Add {
@@ -650,7 +666,7 @@ mod tests {
         );
         let remove = Proposal {
             node: B,
-            change: Change::Remove,
+            change: REMOVE,
         };
         assert_eq!(remove.apply(None, &Rules::ALL), Err(Abort::NotFounded));
     }

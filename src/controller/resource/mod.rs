@@ -1,0 +1,657 @@
+//! One resource at one node: what is known, what is wanted, what is being decided.
+//!
+//! Facts come in ([`Resource::on_report`], [`Resource::on_beacon`], [`Resource::on_order`], votes in
+//! `vote.rs`), then [`Resource::drive`] compares what is with what is wanted (`desire.rs`) and runs
+//! at most one round of the register at a time (`propose.rs`). Nothing is decided from memory: a
+//! round reads the register first, and the wish is looked at again with what it read.
+
+mod desire;
+mod orders;
+mod propose;
+mod vote;
+
+use core::time::Duration;
+
+use replicator::types::{
+    Activation, DataGeneration, InSync, Instant, NodeId, OpId, ResourceId, View, ViewNumber,
+    VoterId,
+};
+
+use super::beacon::Peer;
+use super::input::{EngineReport, OrderId, ReplicaFacts, ReplicaMark};
+use super::lease::{Grant, GrantAnswer, Lease, Timing};
+use super::message::{BeaconEntry, Part};
+use super::order::{Done, OrderRefusal};
+use super::output::{
+    Action, ControllerEvent, EngineCommand, PeerClaim, ResourceSnapshot, StepDownReason,
+};
+use super::random::Random;
+use super::record::VoterRecord;
+use super::rules::Rules;
+use super::store::{Dependent, Store};
+use super::view::{Abort, ProposalKind};
+use orders::Pending;
+use propose::{Attempt, Undecided};
+
+/// What every resource of a node shares and never changes.
+#[derive(Clone, Debug)]
+pub(super) struct Me {
+    pub(super) node: NodeId,
+    pub(super) voter: VoterId,
+    pub(super) incarnation: u32,
+    pub(super) timing: Timing,
+    pub(super) rules: Rules,
+    pub(super) has_arbitrator: bool,
+    pub(super) started: Instant,
+}
+
+/// What a step may look at and where its effects go.
+pub(super) struct Context<'a> {
+    pub(super) now: Instant,
+    pub(super) me: &'a Me,
+    pub(super) peers: &'a [Peer; 3],
+    pub(super) random: &'a mut Random,
+    pub(super) ops: &'a mut u64,
+    pub(super) outlet: &'a mut Outlet,
+}
+
+/// Effects of one `handle`. Parts are packed into datagrams at its end.
+#[derive(Debug, Default)]
+pub(super) struct Outlet {
+    pub(super) actions: Vec<Action>,
+    pub(super) parts: [Vec<Part>; 3],
+    /// Resources of which the peer should hear at once, not at the next beacon.
+    pub(super) urgent: Vec<ResourceId>,
+}
+
+impl Context<'_> {
+    fn send(&mut self, to: NodeId, part: Part) {
+        self.outlet.parts[to.index()].push(part);
+    }
+
+    fn send_others(&mut self, part: &Part) {
+        for node in self.others() {
+            self.send(node, part.clone());
+        }
+    }
+
+    fn others(&self) -> impl Iterator<Item = NodeId> + use<> {
+        let (me, has_arbitrator) = (self.me.node, self.me.has_arbitrator);
+        NodeId::ALL
+            .into_iter()
+            .filter(move |node| *node != me && (has_arbitrator || node.is_data()))
+    }
+
+    fn event(&mut self, event: ControllerEvent) {
+        self.outlet.actions.push(Action::Event(event));
+    }
+
+    fn engine(&mut self, resource: ResourceId, command: EngineCommand) {
+        self.outlet
+            .actions
+            .push(Action::Engine { resource, command });
+    }
+
+    fn next_op(&mut self) -> OpId {
+        *self.ops += 1;
+        OpId(*self.ops)
+    }
+
+    fn peer(&self) -> &Peer {
+        &self.peers[self.me.node.peer().index()]
+    }
+
+    /// Voters that answered recently, this one included.
+    fn voters_seen(&self) -> usize {
+        1 + self
+            .others()
+            .filter(|node| self.peers[node.index()].is_seen(self.now, seen_window(*node, self.me)))
+            .count()
+    }
+}
+
+/// How old the newest answer of a node may be for it to count as seen. The arbitrator is asked once
+/// a second, so three questions may go unanswered.
+pub(super) fn seen_window(node: NodeId, me: &Me) -> Duration {
+    if node.is_data() && me.node.is_data() {
+        me.timing.suspicion
+    } else {
+        me.timing
+            .suspicion
+            .max(super::ARBITRATOR_BEACON * 3 + me.timing.beacon)
+    }
+}
+
+/// How long an in-sync peer whose beacons arrive may be without a session before it is removed:
+/// the longest pause between two attempts to connect, so that a single reset costs no resync.
+const SESSION_GRACE: Duration = Duration::from_secs(1);
+
+/// How long after the boot wait a replica that lost acknowledged writes still waits for the peer
+/// that may have kept them (R16), before it serves without them (R17).
+const KEPT_GRACE: Duration = Duration::from_secs(5);
+
+/// An activation of this node in this life.
+#[derive(Clone, Copy, Debug)]
+struct Active {
+    view: View,
+    since: Instant,
+}
+
+/// How far the return of a replica into `in_sync` is (R19).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum AddStage {
+    /// A resync is needed or running.
+    Idle,
+    /// The engine says that nothing is missing any more.
+    Resynced,
+    /// The engines prepare it as this view.
+    Preparing(ViewNumber),
+    /// They did; the register must agree.
+    Prepared {
+        number: ViewNumber,
+        replica: replicator::types::ReplicaId,
+    },
+}
+
+/// Everything this node knows and does about one resource.
+#[derive(Debug)]
+pub(super) struct Resource {
+    id: ResourceId,
+    configured: bool,
+    store: Store,
+    grant: Grant,
+
+    // What the engine said.
+    replica: Option<ReplicaFacts>,
+    /// A drain failed: this replica may miss acknowledged writes (R13).
+    vetoed: bool,
+    /// The local device failed in this activation: no Remove, no Recover (R18).
+    local_failed: bool,
+    session_up: bool,
+    peer_lost_at: Option<Instant>,
+    peer_failed: bool,
+    /// Activated over a replica whose blocks may differ from the peer's: serve first, resync then.
+    remove_unclean: bool,
+    add: AddStage,
+    leave: Option<ViewNumber>,
+
+    // What the peer said.
+    claim: Option<(Instant, BeaconEntry)>,
+
+    // What this node is and does.
+    active: Option<Active>,
+    lease: Lease,
+    lease_lapsed: bool,
+    attempt: Option<Attempt>,
+    undecided: Option<Undecided>,
+    /// No new round before this: back-off.
+    pause_until: Instant,
+    nacks: u32,
+    highest_round: u32,
+    last_abort: Option<(ProposalKind, Abort)>,
+
+    // What people want.
+    order: Option<Pending>,
+    /// `up` was given on the Primary of record: its hold ends.
+    ends_hold: bool,
+    /// Lineage for a first view.
+    generation: DataGeneration,
+}
+
+impl Resource {
+    pub(super) fn new(
+        id: ResourceId,
+        configured: bool,
+        record: VoterRecord,
+        now: Instant,
+        me: &Me,
+        random: &mut Random,
+    ) -> Self {
+        Self {
+            id,
+            configured,
+            grant: Grant::at_start(now, record.seal, &me.timing, &me.rules),
+            highest_round: record.acceptor.promised.round,
+            store: Store::new(record),
+            replica: None,
+            vetoed: false,
+            local_failed: false,
+            session_up: false,
+            peer_lost_at: None,
+            peer_failed: false,
+            remove_unclean: false,
+            add: AddStage::Idle,
+            leave: None,
+            claim: None,
+            active: None,
+            lease: Lease::default(),
+            lease_lapsed: false,
+            attempt: None,
+            undecided: None,
+            pause_until: now,
+            nacks: 0,
+            last_abort: None,
+            order: None,
+            ends_hold: false,
+            generation: DataGeneration(random.next_u128()),
+        }
+    }
+
+    pub(super) fn configured(&self) -> bool {
+        self.configured
+    }
+
+    pub(super) fn is_up(&self) -> bool {
+        self.record().up
+    }
+
+    fn record(&self) -> &VoterRecord {
+        self.store.record()
+    }
+
+    fn committed(&self) -> Option<View> {
+        self.record().committed
+    }
+
+    fn committed_number(&self) -> ViewNumber {
+        self.committed()
+            .map_or(ViewNumber::NONE, |view| view.number)
+    }
+
+    // ---- facts ----
+
+    /// The engine says something.
+    pub(super) fn on_report(&mut self, cx: &mut Context<'_>, report: EngineReport) {
+        match report {
+            EngineReport::Replica(facts) => self.on_replica(cx, facts),
+            EngineReport::ReplicaGone => {
+                self.replica = None;
+                self.session_up = false;
+            }
+            EngineReport::SessionUp { .. } => {
+                self.session_up = true;
+                self.peer_lost_at = None;
+                self.peer_failed = false;
+            }
+            EngineReport::SessionDown => {
+                self.session_up = false;
+                self.forget_add(AddStage::Idle);
+            }
+            EngineReport::PeerLost => {
+                self.peer_lost_at.get_or_insert(cx.now);
+            }
+            EngineReport::PeerDiskFailed => self.peer_failed = true,
+            EngineReport::LocalDiskFailed => self.local_failed = true,
+            EngineReport::ResyncDone => {
+                if self.add == AddStage::Idle {
+                    self.add = AddStage::Resynced;
+                }
+            }
+            EngineReport::AddPrepared { view, replica } => {
+                if self.add == AddStage::Preparing(view) {
+                    self.add = AddStage::Prepared {
+                        number: view,
+                        replica,
+                    };
+                }
+            }
+            EngineReport::AddAborted { .. } => self.forget_add(AddStage::Idle),
+            EngineReport::LeavePrepared { view } => self.leave = Some(view),
+            EngineReport::Drained { seal, ok } => self.on_drained(cx, seal, ok),
+            EngineReport::Quiesced => self.on_quiesced(cx),
+            EngineReport::Mark { op, mark } => self.on_mark(op, mark),
+        }
+    }
+
+    fn on_replica(&mut self, cx: &mut Context<'_>, facts: ReplicaFacts) {
+        if self.replica.is_none_or(|old| old.replica != facts.replica) {
+            self.vetoed = false;
+            self.local_failed = false;
+        }
+        self.replica = Some(facts);
+        // The engine may have been made after the view was learned.
+        if let Some(view) = self.committed().filter(|_| self.active.is_none()) {
+            cx.engine(self.id, EngineCommand::Learned(view));
+        }
+        let seal = self.grant.seal();
+        if seal > ViewNumber::NONE && seal >= self.committed_number() {
+            cx.engine(self.id, EngineCommand::Drain { seal });
+        }
+    }
+
+    fn on_mark(&mut self, op: OpId, mark: ReplicaMark) {
+        let version = self.store.change(|record| match mark {
+            ReplicaMark::Failed => record.replica_failed = true,
+            ReplicaMark::Clean => record.replica_failed = false,
+            ReplicaMark::Attached(replica) => record.replica = Some(replica),
+        });
+        self.store.when_durable(version, Dependent::Mark { op });
+    }
+
+    fn forget_add(&mut self, stage: AddStage) {
+        // An Add whose accept left stays in `undecided` and is ended by a Remove.
+        self.add = stage;
+    }
+
+    /// What the peer's beacon says about this resource. Returns whether an active peer may go on.
+    pub(super) fn on_beacon(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: NodeId,
+        entry: BeaconEntry,
+    ) -> Option<GrantAnswer> {
+        self.claim = Some((cx.now, entry));
+        if !entry.active {
+            return None;
+        }
+        // A successor that others committed refuses like a seal does.
+        let superseded = self
+            .committed()
+            .filter(|view| view.number > entry.view && (view.primary != from || view.held));
+        if let Some(view) = superseded {
+            return Some(GrantAnswer::Refused { seal: view.number });
+        }
+        Some(self.grant.note_beacon(cx.now, entry.view, &cx.me.timing))
+    }
+
+    /// The peer promised not to take over for a while after the beacon of `sent`.
+    pub(super) fn on_granted(&mut self, cx: &mut Context<'_>, view: ViewNumber, sent: Instant) {
+        // An answer to a beacon of an earlier activation does not count for this one.
+        let counts = self
+            .active
+            .is_some_and(|active| sent >= active.since && view <= active.view.number);
+        if !counts {
+            return;
+        }
+        if let Some(until) = self.lease.note_ack(sent, &cx.me.timing) {
+            cx.engine(self.id, EngineCommand::Lease { until });
+        }
+    }
+
+    /// The peer sealed the views up to `seal`: this node must move on, at once (F18).
+    pub(super) fn on_refused(&mut self, cx: &mut Context<'_>, seal: ViewNumber) {
+        if self.active.is_some_and(|active| active.view.number <= seal) {
+            self.step_down(cx, StepDownReason::Refused);
+        }
+    }
+
+    /// Others say that `view` is committed.
+    pub(super) fn on_learned(&mut self, cx: &mut Context<'_>, view: View) {
+        match self.committed() {
+            Some(known) if known.number > view.number => {}
+            Some(known) if known.number == view.number => {
+                if known != view {
+                    self.contradiction(cx, view.number);
+                }
+            }
+            _ => {
+                self.note_committed(cx, view);
+                // Our own proposal, finished by another: our round will find and prove it.
+                let own = self
+                    .undecided
+                    .is_some_and(|undecided| undecided.view == view)
+                    || self
+                        .attempt
+                        .as_ref()
+                        .is_some_and(|attempt| attempt.proposes(&view));
+                if own && self.active.is_some() {
+                    return;
+                }
+                if self.active.is_some() {
+                    self.step_down(cx, StepDownReason::Superseded);
+                }
+                cx.engine(self.id, EngineCommand::Learned(view));
+            }
+        }
+    }
+
+    fn note_committed(&mut self, cx: &mut Context<'_>, view: View) {
+        if view.number <= self.committed_number() {
+            return;
+        }
+        // Written with whatever is written next; nothing waits for it.
+        self.store.change(|record| record.committed = Some(view));
+        self.last_abort = None;
+        cx.event(ControllerEvent::ViewChanged {
+            resource: self.id,
+            view,
+        });
+    }
+
+    fn contradiction(&mut self, cx: &mut Context<'_>, view: ViewNumber) {
+        cx.event(ControllerEvent::Contradiction {
+            resource: self.id,
+            view,
+        });
+    }
+
+    // ---- this node's role ----
+
+    fn activate(&mut self, cx: &mut Context<'_>, activation: Activation) {
+        let view = *activation.view();
+        self.active = Some(Active {
+            view,
+            since: cx.now,
+        });
+        self.lease.clear();
+        self.lease_lapsed = false;
+        self.add = AddStage::Idle;
+        self.leave = None;
+        self.peer_lost_at = None;
+        self.peer_failed = false;
+        self.ends_hold = false;
+        self.remove_unclean =
+            view.in_sync == InSync::BOTH && self.replica.is_some_and(|replica| replica.unclean);
+        cx.engine(self.id, EngineCommand::Activate(activation));
+        cx.event(ControllerEvent::Activated {
+            resource: self.id,
+            view,
+        });
+        cx.outlet.urgent.push(self.id);
+    }
+
+    fn step_down(&mut self, cx: &mut Context<'_>, reason: StepDownReason) {
+        if self.active.take().is_none() {
+            return;
+        }
+        self.lease.clear();
+        self.lease_lapsed = false;
+        self.add = AddStage::Idle;
+        self.leave = None;
+        self.undecided = None;
+        self.remove_unclean = false;
+        cx.engine(self.id, EngineCommand::StepDown(reason));
+        cx.event(ControllerEvent::SteppedDown {
+            resource: self.id,
+            reason,
+        });
+        cx.outlet.urgent.push(self.id);
+    }
+
+    // ---- time ----
+
+    /// Acts on everything that is due. Called after every input that concerns the resource.
+    pub(super) fn drive(&mut self, cx: &mut Context<'_>) {
+        self.release(cx);
+        if self.configured {
+            self.note_lease(cx);
+            self.progress_order(cx);
+            self.begin_add(cx);
+            self.progress_rounds(cx);
+            self.release(cx);
+        }
+        let op = cx.next_op();
+        if let Some(record) = self.store.next_write(cx.now, op) {
+            cx.outlet.actions.push(Action::Persist {
+                op,
+                resource: self.id,
+                record,
+            });
+        }
+    }
+
+    /// A write of the record ended.
+    pub(super) fn on_persisted(&mut self, cx: &mut Context<'_>, op: OpId, ok: bool) {
+        self.store.note_written(cx.now, op, ok);
+        if !ok {
+            cx.event(ControllerEvent::StoreFailed { resource: self.id });
+        }
+    }
+
+    /// Does what waited for the disk.
+    fn release(&mut self, cx: &mut Context<'_>) {
+        for dependent in self.store.take_ready() {
+            match dependent {
+                Dependent::Reply { to, part } if to == cx.me.node => {
+                    self.on_reply(cx, to, cx.me.voter, &part);
+                }
+                Dependent::Reply { to, part } => cx.send(to, part),
+                Dependent::Mark { op } => {
+                    cx.engine(self.id, EngineCommand::MarkDone { op, ok: true });
+                }
+                Dependent::UpRecorded => self.end_order(cx, false),
+            }
+        }
+    }
+
+    fn needs_lease(&self, cx: &Context<'_>) -> bool {
+        self.active
+            .is_some_and(|active| active.view.in_sync.contains(cx.me.node.peer()))
+    }
+
+    fn note_lease(&mut self, cx: &mut Context<'_>) {
+        let Some(active) = self.active else { return };
+        let over = match self.lease.until() {
+            Some(until) => cx.now >= until,
+            None => cx.now >= active.since.plus(cx.me.timing.suspicion),
+        };
+        let lapsed = self.needs_lease(cx) && over;
+        if lapsed == self.lease_lapsed {
+            return;
+        }
+        self.lease_lapsed = lapsed;
+        let resource = self.id;
+        cx.event(if lapsed {
+            ControllerEvent::LeaseLapsed { resource }
+        } else {
+            ControllerEvent::LeaseReturned { resource }
+        });
+    }
+
+    /// When `drive` must be called even if nothing happens.
+    pub(super) fn next_deadline(
+        &self,
+        now: Instant,
+        me: &Me,
+        peers: &[Peer; 3],
+    ) -> Option<Instant> {
+        let mut next = self.store.next_deadline();
+        let mut at = |deadline: Instant| {
+            if deadline > now {
+                next = Some(next.map_or(deadline, |next: Instant| next.min(deadline)));
+            }
+        };
+        if !self.configured || !me.node.is_data() {
+            return next;
+        }
+        at(self.pause_until);
+        if let Some(attempt) = &self.attempt {
+            at(attempt.again_at());
+        }
+        if let Some(order) = &self.order {
+            order.deadlines(me).into_iter().for_each(&mut at);
+        }
+        let peer = &peers[me.node.peer().index()];
+        match &self.active {
+            Some(active) => {
+                at(self
+                    .lease
+                    .until()
+                    .unwrap_or(active.since.plus(me.timing.suspicion)));
+                at(peer.suspect_at(me.timing.suspicion));
+                if let Some(lost) = self.peer_lost_at {
+                    at(lost.plus(SESSION_GRACE.max(me.timing.suspicion)));
+                }
+            }
+            None => {
+                at(self.grant.until());
+                at(desire::kept_wait_end(me));
+                at(me.started.plus(me.timing.suspicion));
+            }
+        }
+        next
+    }
+
+    // ---- what others see ----
+
+    /// This node's beacon about the resource.
+    pub(super) fn beacon_entry(&self) -> BeaconEntry {
+        let replica = self.replica;
+        BeaconEntry {
+            resource: self.id,
+            view: self
+                .active
+                .map_or(self.committed_number(), |active| active.view.number),
+            up: self.record().up,
+            active: self.active.is_some(),
+            attached: replica.is_some(),
+            eligible: replica.is_some_and(|facts| facts.eligible) && !self.vetoed,
+            kept: replica.is_some_and(|facts| !facts.lost_volatile),
+            blank: replica.is_some_and(|facts| facts.blank),
+            size_blocks: replica.map_or(0, |facts| facts.size_blocks),
+        }
+    }
+
+    /// The newest committed view if a node that knows only `known` should hear of it.
+    pub(super) fn news_for(&self, known: ViewNumber) -> Option<View> {
+        self.committed().filter(|view| view.number > known)
+    }
+
+    /// For `status`.
+    pub(super) fn snapshot(&self, cx: &Context<'_>) -> ResourceSnapshot {
+        let blockers = self.blockers(cx);
+        let lease_remaining = self
+            .lease
+            .until()
+            .filter(|_| self.needs_lease(cx))
+            .map(|until| until.since(cx.now));
+        ResourceSnapshot {
+            up: self.record().up,
+            activated: self.active.is_some(),
+            view: self.committed(),
+            lease_remaining,
+            lease_lapsed: self.lease_lapsed,
+            may_promote: self.active.is_none() && blockers.is_empty(),
+            blockers,
+            proposal: self.proposal_kind(),
+            last_abort: self.last_abort,
+            peer: self.fresh_claim(cx).map(|entry| PeerClaim {
+                up: entry.up,
+                active: entry.active,
+                attached: entry.attached,
+                view: entry.view,
+            }),
+        }
+    }
+
+    /// What the peer said about the resource, if it was heard less than S ago.
+    fn fresh_claim(&self, cx: &Context<'_>) -> Option<BeaconEntry> {
+        self.claim
+            .filter(|(at, _)| cx.now < at.plus(cx.me.timing.suspicion))
+            .map(|(_, entry)| entry)
+    }
+
+    /// The peer began another life: what it claimed is void.
+    pub(super) fn forget_claim(&mut self) {
+        self.claim = None;
+    }
+
+    fn order_done(
+        &mut self,
+        cx: &mut Context<'_>,
+        order: OrderId,
+        result: Result<Done, OrderRefusal>,
+    ) {
+        cx.outlet.actions.push(Action::OrderDone { order, result });
+    }
+}

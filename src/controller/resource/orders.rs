@@ -1,0 +1,238 @@
+//! Orders by hand: each is done, refused with its reasons, or given up at its deadline; nothing
+//! stays half done.
+
+use core::time::Duration;
+
+use replicator::types::{Instant, VoterSet};
+
+use super::super::input::{Order, OrderId};
+use super::super::order::{Done, OrderRefusal};
+use super::super::output::{Blocker, EngineCommand, StepDownReason};
+use super::super::store::Dependent;
+use super::{Context, Me, Resource};
+
+/// How long founding waits for a peer that is up but has not attached its replica yet.
+pub(super) const ATTACH_PATIENCE: Duration = Duration::from_secs(2);
+
+/// An order being carried out.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pending {
+    id: OrderId,
+    what: Order,
+    since: Instant,
+    deadline: Instant,
+    stage: Stage,
+}
+
+/// How far an order is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// `primary`: the wish alone drives it.
+    Promoting,
+    /// A demotion waits until a majority is seen: without one the hold could not be recorded, and
+    /// the node could not serve again either.
+    AwaitingQuorum,
+    /// The engine makes everything durable.
+    Quiescing,
+    /// The node serves no more; the hold is being committed.
+    Holding,
+    /// `up` changed; it is being written.
+    Recording,
+}
+
+impl Pending {
+    pub(super) fn deadlines(&self, me: &Me) -> [Instant; 3] {
+        [
+            self.deadline,
+            self.since.plus(ATTACH_PATIENCE),
+            self.since.plus(me.timing.suspicion),
+        ]
+    }
+}
+
+impl Resource {
+    pub(super) fn order_stage(&self) -> Option<Stage> {
+        self.order.map(|order| order.stage)
+    }
+
+    pub(super) fn order_what(&self) -> Option<Order> {
+        self.order.map(|order| order.what)
+    }
+
+    pub(super) fn order_since(&self) -> Option<Instant> {
+        self.order.map(|order| order.since)
+    }
+
+    /// Someone orders something.
+    pub(in super::super) fn on_order(
+        &mut self,
+        cx: &mut Context<'_>,
+        id: OrderId,
+        what: Order,
+        deadline: Instant,
+    ) {
+        if !self.configured {
+            self.order_done(cx, id, Err(OrderRefusal::UnknownResource));
+            return;
+        }
+        if let Some(running) = self.order {
+            let overrules = running.what == Order::Primary && what != Order::Primary;
+            if !overrules {
+                self.order_done(cx, id, Err(OrderRefusal::Busy));
+                return;
+            }
+            self.order = None;
+            self.order_done(cx, running.id, Err(OrderRefusal::Superseded));
+        }
+        match self.first_stage(cx, what) {
+            None => self.order_done(cx, id, Ok(self.done(true))),
+            Some(stage) => {
+                self.order = Some(Pending {
+                    id,
+                    what,
+                    since: cx.now,
+                    deadline,
+                    stage,
+                });
+                if stage == Stage::Recording {
+                    self.record_up(what);
+                }
+            }
+        }
+    }
+
+    /// Where an order begins; `None` if there is nothing to do.
+    fn first_stage(&self, cx: &Context<'_>, what: Order) -> Option<Stage> {
+        let active = self.active.is_some();
+        let up = self.record().up;
+        match what {
+            Order::Primary => (!active).then_some(Stage::Promoting),
+            Order::Up => (!up).then_some(Stage::Recording),
+            Order::Secondary | Order::Down if active => Some(Stage::AwaitingQuorum),
+            Order::Down => up.then_some(Stage::Recording),
+            Order::Secondary => {
+                // The Primary of record would serve again by itself: that, too, must be held.
+                let of_record = self
+                    .record()
+                    .newest()
+                    .is_some_and(|view| view.primary == cx.me.node && !view.held);
+                (of_record && up).then_some(Stage::Holding)
+            }
+        }
+    }
+
+    fn record_up(&mut self, what: Order) {
+        let up = what == Order::Up;
+        self.ends_hold = up;
+        let version = self.store.change(|record| record.up = up);
+        self.store.when_durable(version, Dependent::UpRecorded);
+    }
+
+    /// Moves the running order on.
+    pub(super) fn progress_order(&mut self, cx: &mut Context<'_>) {
+        let Some(order) = self.order else { return };
+        match order.stage {
+            Stage::Promoting => self.progress_promotion(cx),
+            Stage::AwaitingQuorum => {
+                if self.active.is_none() {
+                    self.set_stage(Stage::Holding);
+                } else if cx.voters_seen() >= VoterSet::MAJORITY {
+                    self.set_stage(Stage::Quiescing);
+                    cx.engine(self.id, EngineCommand::Quiesce);
+                }
+            }
+            // Stepped down meanwhile for another reason.
+            Stage::Quiescing if self.active.is_none() => self.set_stage(Stage::Holding),
+            Stage::Holding => self.progress_hold(cx, order.what),
+            Stage::Quiescing | Stage::Recording => {}
+        }
+        if self.order.is_some_and(|order| cx.now >= order.deadline) {
+            self.give_order_up(cx);
+        }
+    }
+
+    fn progress_promotion(&mut self, cx: &mut Context<'_>) {
+        if self.active.is_some() {
+            self.end_order(cx, false);
+            return;
+        }
+        let blockers = self.blockers(cx);
+        if blockers.iter().any(|blocker| !blocker.may_pass()) {
+            self.refuse_order(cx, blockers);
+        }
+    }
+
+    fn progress_hold(&mut self, cx: &mut Context<'_>, what: Order) {
+        let held_or_not_ours = self
+            .committed()
+            .is_none_or(|view| view.held || view.primary != cx.me.node);
+        let newer_accepted = self
+            .record()
+            .newest()
+            .is_some_and(|view| Some(view.number) > self.committed().map(|view| view.number));
+        if !held_or_not_ours || newer_accepted {
+            return;
+        }
+        if what == Order::Down {
+            self.set_stage(Stage::Recording);
+            self.record_up(what);
+        } else {
+            self.end_order(cx, false);
+        }
+    }
+
+    /// The engine holds new requests and everything is durable.
+    pub(super) fn on_quiesced(&mut self, cx: &mut Context<'_>) {
+        if self.order_stage() == Some(Stage::Quiescing) && self.active.is_some() {
+            self.step_down(cx, StepDownReason::Ordered);
+            self.set_stage(Stage::Holding);
+        }
+    }
+
+    fn set_stage(&mut self, stage: Stage) {
+        if let Some(order) = &mut self.order {
+            order.stage = stage;
+        }
+    }
+
+    pub(super) fn end_order(&mut self, cx: &mut Context<'_>, already: bool) {
+        if let Some(order) = self.order.take() {
+            self.order_done(cx, order.id, Ok(self.done(already)));
+        }
+    }
+
+    fn give_order_up(&mut self, cx: &mut Context<'_>) {
+        let mut blockers = match self.order_stage() {
+            Some(Stage::Promoting) => self.blockers(cx),
+            Some(Stage::Quiescing) => {
+                cx.engine(self.id, EngineCommand::Unquiesce);
+                vec![Blocker::NotQuiet]
+            }
+            Some(Stage::Recording) => vec![Blocker::StoreSlow],
+            _ => Vec::new(),
+        };
+        let seen = cx.voters_seen();
+        if blockers.is_empty() && seen < VoterSet::MAJORITY {
+            blockers.push(Blocker::NoQuorum { seen });
+        }
+        if blockers.is_empty() {
+            blockers.push(Blocker::Undecided);
+        }
+        self.refuse_order(cx, blockers);
+    }
+
+    fn refuse_order(&mut self, cx: &mut Context<'_>, blockers: Vec<Blocker>) {
+        if let Some(order) = self.order.take() {
+            let waited = cx.now.since(order.since);
+            let refusal = OrderRefusal::Blocked { blockers, waited };
+            self.order_done(cx, order.id, Err(refusal));
+        }
+    }
+
+    fn done(&self, already: bool) -> Done {
+        Done {
+            already,
+            view: self.committed_number(),
+        }
+    }
+}

@@ -1,0 +1,519 @@
+//! This node as a proposer: one round of the register at a time, from the wish to the commit.
+
+use replicator::types::{
+    Activation, Ballot, CommittedView, Instant, NodeId, View, ViewNumber, VoterId,
+};
+
+use super::super::message::Part;
+use super::super::output::{ControllerEvent, EngineCommand, StepDownReason};
+use super::super::register::{Promise, Read, Round};
+use super::super::view::{Abort, Change, Proposal, ProposalKind};
+use super::{AddStage, Context, Resource};
+
+/// A round under way.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Attempt {
+    round: Round,
+    stage: Stage,
+    /// When to ask again those who did not answer.
+    again_at: Instant,
+    repeats: u32,
+    /// Voters that refused this round, as bits.
+    refused_by: u8,
+}
+
+#[derive(Clone, Copy, Debug)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "one exists per resource under decision; a box would only cost Copy"
+)]
+enum Stage {
+    /// Waiting for a majority of promises.
+    Preparing,
+    /// A takeover was decided and sealed: it waits for the seal on the disk and for the engine.
+    Draining {
+        view: View,
+        change: Change,
+        seal_version: u64,
+        drained: bool,
+    },
+    /// Waiting for a majority of acceptances. `change` is ours, or `None` when another's view is
+    /// being finished.
+    Accepting { change: Option<Change> },
+}
+
+/// A view of ours whose accept left and whose fate is not known.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Undecided {
+    pub(super) view: View,
+    pub(super) change: Change,
+}
+
+/// Repetitions at the beacon's pace; then once a second, so that a long partition is quiet.
+const EAGER_REPEATS: u32 = 10;
+const LAZY_REPEAT: core::time::Duration = core::time::Duration::from_secs(1);
+
+/// Back-off windows double up to this power of two: 16 quarter beacons.
+const BACK_OFF_DOUBLINGS_MAX: u32 = 4;
+
+impl Attempt {
+    pub(super) fn again_at(&self) -> Instant {
+        self.again_at
+    }
+
+    /// Whether its accept for exactly this view left.
+    pub(super) fn proposes(&self, view: &View) -> bool {
+        self.round.proposed.as_ref() == Some(view)
+    }
+}
+
+impl Resource {
+    /// Name of what is being decided, for `status`.
+    pub(super) fn proposal_kind(&self) -> Option<ProposalKind> {
+        match self.attempt?.stage {
+            Stage::Preparing => self.undecided.map(|undecided| undecided.change.kind()),
+            Stage::Draining { change, .. } => Some(change.kind()),
+            Stage::Accepting { change } => change.map(|change| change.kind()),
+        }
+    }
+
+    /// Begins, continues or gives up rounds as the wish and the answers say.
+    pub(super) fn progress_rounds(&mut self, cx: &mut Context<'_>) {
+        match self.attempt.map(|attempt| attempt.stage) {
+            None => self.begin_round(cx),
+            Some(Stage::Preparing) => self.progress_preparing(cx),
+            Some(Stage::Draining { .. }) => self.progress_draining(cx),
+            Some(Stage::Accepting { .. }) => self.progress_accepting(cx),
+        }
+        self.repeat(cx);
+    }
+
+    fn begin_round(&mut self, cx: &mut Context<'_>) {
+        if cx.now < self.pause_until || self.desire(cx).is_none() {
+            return;
+        }
+        let promised = self.record().acceptor.promised.round;
+        let Some(number) = self.highest_round.max(promised).checked_add(1) else {
+            return; // Four billion rounds: only a forged ballot gets here; it stays refused.
+        };
+        self.highest_round = number;
+        let ballot = Ballot {
+            round: number,
+            node: cx.me.node.raw(),
+            incarnation: cx.me.incarnation,
+        };
+        self.attempt = Some(Attempt {
+            round: Round::new(ballot),
+            stage: Stage::Preparing,
+            again_at: cx.now.plus(cx.me.timing.beacon),
+            repeats: 0,
+            refused_by: 0,
+        });
+        cx.send_others(&Part::Prepare {
+            resource: self.id,
+            ballot,
+        });
+        self.on_prepare(cx, cx.me.node, ballot);
+    }
+
+    fn progress_preparing(&mut self, cx: &mut Context<'_>) {
+        let Some(attempt) = self.attempt else { return };
+        if self.desire(cx).is_none() {
+            self.attempt = None;
+            return;
+        }
+        match attempt.round.read(&cx.me.rules) {
+            None => {}
+            // A first view should record everyone who is there: wait a little for the third.
+            Some(Read::Empty) if self.awaits_third_voter(cx, &attempt) => {}
+            Some(read) => self.decide(cx, read),
+        }
+    }
+
+    fn awaits_third_voter(&self, cx: &Context<'_>, attempt: &Attempt) -> bool {
+        let missing_but_seen = cx.others().any(|node| {
+            attempt.round.promises[node.index()].is_none()
+                && cx.peers[node.index()].voter().is_some()
+        });
+        missing_but_seen && attempt.repeats < 2
+    }
+
+    /// A majority told what the register holds: finish it, or change it as wished.
+    fn decide(&mut self, cx: &mut Context<'_>, read: Read) {
+        let current = match read {
+            Read::Empty => None,
+            Read::Chosen(committed) => Some(*committed.view()),
+            Read::Unfinished(view) => Some(view),
+        };
+        let number = current.map_or(ViewNumber::NONE, |view| view.number);
+        if number < self.committed_number() {
+            // A majority forgot a committed view: voters were restored from old copies (R11).
+            self.contradiction(cx, self.committed_number());
+            self.give_up_round(cx);
+            self.pause_until = cx.now.plus(LAZY_REPEAT);
+            return;
+        }
+        match read {
+            Read::Empty => self.decide_on(cx, None),
+            Read::Unfinished(view) => self.finish(cx, view),
+            Read::Chosen(committed) => {
+                let view = *committed.view();
+                let undecided = self.undecided.filter(|undecided| undecided.view == view);
+                if let Some(undecided) = undecided {
+                    self.attempt = None;
+                    self.on_committed(cx, committed, Some(undecided.change));
+                    return;
+                }
+                if self
+                    .active
+                    .is_some_and(|active| active.view.number < number)
+                {
+                    self.step_down(cx, StepDownReason::Superseded);
+                }
+                if number > self.committed_number() {
+                    self.note_committed(cx, view);
+                    cx.engine(self.id, EngineCommand::Learned(view));
+                }
+                self.decide_on(cx, Some(view));
+            }
+        }
+    }
+
+    /// Another's view may be chosen already: it goes first, as it is.
+    fn finish(&mut self, cx: &mut Context<'_>, view: View) {
+        let own = self.undecided.filter(|undecided| undecided.view == view);
+        let serves_on = view.primary == cx.me.node && !view.held && own.is_some();
+        let newer = self
+            .active
+            .is_some_and(|active| view.number > active.view.number);
+        if newer && !serves_on {
+            self.step_down(cx, StepDownReason::Superseded);
+        }
+        self.accept(cx, view, own.map(|undecided| undecided.change));
+    }
+
+    /// The register holds `current`, certainly. What is wished now, with this knowledge?
+    fn decide_on(&mut self, cx: &mut Context<'_>, current: Option<View>) {
+        let Some(attempt) = self.attempt else { return };
+        let Some(mut change) = self.desire(cx) else {
+            self.attempt = None;
+            return;
+        };
+        if let Change::Found { voters, .. } = &mut change {
+            *voters = attempt.round.met();
+        }
+        let proposal = Proposal {
+            node: cx.me.node,
+            change,
+        };
+        match proposal.apply(current.as_ref(), &cx.me.rules) {
+            Ok(view) if matches!(change, Change::Takeover { .. }) => {
+                self.begin_drain(cx, view, change);
+            }
+            Ok(view) => self.accept(cx, view, Some(change)),
+            Err(reason) => self.abort(cx, change, reason),
+        }
+    }
+
+    /// R22: grant check and seal are one step; R13: the engine drains meanwhile.
+    fn begin_drain(&mut self, cx: &mut Context<'_>, view: View, change: Change) {
+        let seal = ViewNumber(view.number.0 - 1);
+        if !self.grant.seal_if_over(cx.now, seal, &cx.me.rules) {
+            self.attempt = None;
+            return;
+        }
+        let sealed = self.grant.seal();
+        let seal_version = self.store.change(|record| {
+            if cx.me.rules.durable_seal {
+                record.seal = sealed;
+            }
+        });
+        if let Some(attempt) = &mut self.attempt {
+            attempt.stage = Stage::Draining {
+                view,
+                change,
+                seal_version,
+                drained: false,
+            };
+        }
+        cx.event(ControllerEvent::Sealed {
+            resource: self.id,
+            seal,
+        });
+        cx.engine(self.id, EngineCommand::Drain { seal });
+    }
+
+    /// The engine answers a drain.
+    pub(super) fn on_drained(&mut self, cx: &mut Context<'_>, seal: ViewNumber, ok: bool) {
+        let Some(attempt) = &mut self.attempt else {
+            return;
+        };
+        let Stage::Draining { view, drained, .. } = &mut attempt.stage else {
+            return;
+        };
+        if view.number != seal.next() {
+            return;
+        }
+        if ok {
+            *drained = true;
+        } else {
+            self.attempt = None;
+            self.vetoed = true;
+            cx.event(ControllerEvent::Vetoed { resource: self.id });
+        }
+    }
+
+    fn progress_draining(&mut self, cx: &mut Context<'_>) {
+        let Some(Attempt {
+            stage:
+                Stage::Draining {
+                    view,
+                    change,
+                    seal_version,
+                    drained,
+                },
+            ..
+        }) = self.attempt
+        else {
+            return;
+        };
+        // The replica may have gone or the order been given up meanwhile.
+        if self
+            .desire(cx)
+            .is_none_or(|wish| wish.kind() != change.kind())
+        {
+            self.attempt = None;
+            return;
+        }
+        if (drained || !cx.me.rules.drain) && self.store.is_durable(seal_version) {
+            self.accept(cx, view, Some(change));
+        }
+    }
+
+    fn accept(&mut self, cx: &mut Context<'_>, view: View, change: Option<Change>) {
+        let Some(attempt) = &mut self.attempt else {
+            return;
+        };
+        attempt.round.propose(view);
+        attempt.stage = Stage::Accepting { change };
+        attempt.again_at = cx.now.plus(cx.me.timing.beacon);
+        attempt.repeats = 0;
+        let ballot = attempt.round.ballot;
+        if let Some(change) = change {
+            // From here on the outcome is unknown until a majority answers.
+            self.undecided = Some(Undecided { view, change });
+        }
+        cx.send_others(&Part::Accept {
+            resource: self.id,
+            ballot,
+            view,
+        });
+        self.on_accept(cx, cx.me.node, ballot, &view);
+    }
+
+    fn abort(&mut self, cx: &mut Context<'_>, change: Change, reason: Abort) {
+        let kind = change.kind();
+        self.attempt = None;
+        self.pause_until = cx.now.plus(cx.me.timing.beacon);
+        self.last_abort = Some((kind, reason));
+        let undecided = self.undecided.take();
+        match change {
+            // Nothing of it ever left, or a newer view outranks it: the engine may prepare anew.
+            Change::Leave { .. } => {
+                self.leave = None;
+                cx.engine(self.id, EngineCommand::ProposalAborted);
+            }
+            Change::Add { .. } if undecided.is_none() => {
+                self.add = AddStage::Resynced;
+                cx.engine(self.id, EngineCommand::ProposalAborted);
+            }
+            _ => {}
+        }
+        cx.event(ControllerEvent::Aborted {
+            resource: self.id,
+            kind,
+            reason,
+        });
+    }
+
+    fn progress_accepting(&mut self, cx: &mut Context<'_>) {
+        let Some(attempt) = self.attempt else { return };
+        // Two refusals leave no majority; one may, but not for long.
+        let refusals = attempt.refused_by.count_ones();
+        if refusals >= 2 || (refusals == 1 && cx.now >= attempt.again_at) {
+            self.give_up_round(cx);
+        }
+    }
+
+    /// Asks again those who did not answer. Everything said is idempotent.
+    fn repeat(&mut self, cx: &mut Context<'_>) {
+        let Some(attempt) = &mut self.attempt else {
+            return;
+        };
+        if cx.now < attempt.again_at {
+            return;
+        }
+        attempt.repeats += 1;
+        let pace = if attempt.repeats < EAGER_REPEATS {
+            cx.me.timing.beacon
+        } else {
+            LAZY_REPEAT.max(cx.me.timing.beacon)
+        };
+        attempt.again_at = cx.now.plus(pace);
+        let (round, resource) = (attempt.round, self.id);
+        let ballot = round.ballot;
+        for node in cx.others() {
+            match round.proposed {
+                None if round.promises[node.index()].is_none() => {
+                    cx.send(node, Part::Prepare { resource, ballot });
+                }
+                Some(view) if round.accepted_by[node.index()].is_none() => {
+                    cx.send(
+                        node,
+                        Part::Accept {
+                            resource,
+                            ballot,
+                            view,
+                        },
+                    );
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// A voter answers a round; ours, or one long given up.
+    pub(in super::super) fn on_reply(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: NodeId,
+        voter: VoterId,
+        part: &Part,
+    ) {
+        let Some(attempt) = &mut self.attempt else {
+            return;
+        };
+        let round = &mut attempt.round;
+        match part {
+            Part::Promise {
+                ballot, accepted, ..
+            } if *ballot == round.ballot => {
+                round.note_promise(
+                    from,
+                    Promise {
+                        voter,
+                        accepted: *accepted,
+                    },
+                );
+            }
+            Part::Accepted { ballot, .. } if *ballot == round.ballot => {
+                if let Some(committed) = round.note_accepted(from, voter) {
+                    let Stage::Accepting { change } = attempt.stage else {
+                        return;
+                    };
+                    self.attempt = None;
+                    self.on_committed(cx, committed, change);
+                }
+            }
+            Part::Nack {
+                ballot, promised, ..
+            } if *ballot == round.ballot => {
+                attempt.refused_by |= 1 << from.index();
+                self.highest_round = self.highest_round.max(promised.round);
+                if !matches!(attempt.stage, Stage::Accepting { .. }) {
+                    self.give_up_round(cx);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Somebody else's round is higher: ours, if nothing of it left yet, only stands in its way. In
+    /// particular a sealed node leaves the way to the Primary's Recover (F18).
+    pub(super) fn yield_to(&mut self, cx: &mut Context<'_>, ballot: Ballot) {
+        self.highest_round = self.highest_round.max(ballot.round);
+        let gives_way = self.attempt.is_some_and(|attempt| {
+            ballot > attempt.round.ballot && !matches!(attempt.stage, Stage::Accepting { .. })
+        });
+        if gives_way {
+            self.give_up_round(cx);
+        }
+    }
+
+    /// Ends the round without result and waits a random while, longer each time in a row: duels end.
+    fn give_up_round(&mut self, cx: &mut Context<'_>) {
+        self.attempt = None;
+        let doublings = self.nacks.min(BACK_OFF_DOUBLINGS_MAX);
+        self.nacks = self.nacks.saturating_add(1);
+        let window = cx.me.timing.beacon / 4 * (1 << doublings);
+        self.pause_until = cx.now.plus(cx.random.below(window));
+    }
+
+    /// A majority durably accepted `committed`. `change` is ours, or `None` if it was another's.
+    fn on_committed(
+        &mut self,
+        cx: &mut Context<'_>,
+        committed: CommittedView,
+        change: Option<Change>,
+    ) {
+        let view = *committed.view();
+        self.nacks = 0;
+        self.pause_until = cx.now;
+        self.undecided = None;
+        self.note_committed(cx, view);
+        cx.send_others(&Part::Learned {
+            resource: self.id,
+            view,
+        });
+        cx.outlet.urgent.push(self.id);
+        match (&mut self.active, change) {
+            (Some(active), Some(change)) if view.primary == cx.me.node && !view.held => {
+                active.view = view;
+                self.note_own_commit(change);
+                cx.engine(self.id, EngineCommand::Committed(committed));
+            }
+            (Some(_), _) => {
+                self.step_down(cx, StepDownReason::Superseded);
+                cx.engine(self.id, EngineCommand::Learned(view));
+            }
+            (None, change) => match self.activation(cx, committed, change) {
+                Some(activation) => self.activate(cx, activation),
+                None => cx.engine(self.id, EngineCommand::Committed(committed)),
+            },
+        }
+    }
+
+    /// R8, and only if this node still can and wants to.
+    fn activation(
+        &self,
+        cx: &Context<'_>,
+        committed: CommittedView,
+        change: Option<Change>,
+    ) -> Option<Activation> {
+        let asked_for = change.is_some_and(|change| {
+            matches!(
+                change,
+                Change::Found { .. }
+                    | Change::Recover { .. }
+                    | Change::Takeover { .. }
+                    | Change::Claim { .. }
+            )
+        });
+        let able = self.record().up && self.replica.is_some() && !self.wants_down();
+        Activation::of(committed, cx.me.node).filter(|_| asked_for && able)
+    }
+
+    fn note_own_commit(&mut self, change: Change) {
+        match change {
+            Change::Remove { .. } => {
+                self.peer_lost_at = None;
+                self.peer_failed = false;
+                self.remove_unclean = false;
+                self.add = AddStage::Idle;
+            }
+            Change::Add { .. } => self.add = AddStage::Idle,
+            Change::Leave { .. } => self.leave = None,
+            _ => {}
+        }
+    }
+}
