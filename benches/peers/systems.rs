@@ -105,8 +105,10 @@ fn twinadm(dir: &Path, config: &Path, node: &str, verb: &[&str]) -> Result<()> {
 
 /// A program built in the same profile as this benchmark: `cargo xtask bench-peers` builds all.
 fn beside(program: &str) -> Result<PathBuf> {
-    let ours = Path::new(env!("CARGO_BIN_EXE_twinblkd"));
-    let path = ours.with_file_name(program);
+    // Benchmarks lie in `deps/` below the programs of their profile.
+    let ours = std::env::current_exe()?;
+    let profile = ours.parent().and_then(Path::parent).context("target/PROFILE/deps/peers")?;
+    let path = profile.join(program);
     if !path.exists() {
         bail!(
             "{program} is not built beside {}: cargo xtask bench-peers does",

@@ -1,0 +1,1 @@
+//! Nothing but a place for the benchmarks: their dependencies stay out of every test build.
