@@ -299,7 +299,7 @@ impl Opening {
         if loaded == bitmap::Loaded::Damaged {
             self.recovered.damaged_bitmap_pages += 1;
         }
-        self.recovered.bitmap.load_page(page, &loaded);
+        self.recovered.bitmap.load_page(page, loaded);
     }
 
     fn finish(self) -> Recovered {

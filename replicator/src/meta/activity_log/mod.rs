@@ -21,6 +21,9 @@ mod page;
 mod replay;
 mod slots;
 
+#[cfg(test)]
+mod tests;
+
 pub(crate) use page::RawTransaction;
 pub use replay::{ReplayError, replay};
 
@@ -88,15 +91,11 @@ pub struct ActivityLog {
     /// First slot of the next context window.
     next_context: u16,
     retired: u64,
-    in_flight: Option<InFlight>,
-    /// The reader of the ring may find entries, so an empty table still needs a reset.
-    ring_lists_extents: bool,
-}
-
-#[derive(Clone, Debug)]
-enum InFlight {
-    Changes(Vec<Change>),
-    Reset,
+    /// The changes of the transaction under way.
+    in_flight: Option<Vec<Change>>,
+    /// Extents that the durable ring lists and the table does not: from before a crash, or about
+    /// to go with a reset under way. They leave with the next transaction.
+    stale: Vec<ExtentNr>,
 }
 
 impl ActivityLog {
@@ -112,7 +111,7 @@ impl ActivityLog {
             next_context: 0,
             retired: 0,
             in_flight: None,
-            ring_lists_extents: false,
+            stale: Vec::new(),
         }
     }
 
@@ -196,7 +195,26 @@ impl ActivityLog {
         }
     }
 
+    /// Empties the table, for a clean stop or after a crash once the replayed extents' bits are
+    /// durable. Starved while any extent is referenced or not retired.
+    pub fn begin_reset(&mut self) -> Begin {
+        if self.in_flight.is_some() {
+            return Begin::InFlight;
+        }
+        if self.is_clean() {
+            return Begin::NotNeeded;
+        }
+        if !self.table.all_free(self.retired) {
+            return Begin::Starved;
+        }
+        self.stale.extend(self.table.extents());
+        self.table.clear();
+        self.next_context = 0;
+        Begin::Transaction(self.write_changes(Vec::new()))
+    }
+
     fn write_changes(&mut self, changes: Vec<Change>) -> Transaction {
+        self.sequence += 1;
         let context_first = self.next_context;
         let context = self.table.window(context_first, CONTEXT_SLOTS);
         let context_end = context_first.saturating_add(CONTEXT_SLOTS);
@@ -205,53 +223,21 @@ impl ActivityLog {
         } else {
             0
         };
-        let transaction = Transaction {
-            leaving: changes.iter().filter_map(|change| change.leaving).collect(),
-            activated: changes.iter().map(|change| change.arriving).collect(),
-            page: self.next_page(&Content {
-                reset: false,
-                changes: &changes,
-                context_first,
-                context: &context,
-            }),
+        let content = Content {
+            reset: !self.stale.is_empty(),
+            changes: &changes,
+            context_first,
+            context: &context,
         };
-        self.in_flight = Some(InFlight::Changes(changes));
+        let bytes = page::encode(self.sequence, self.replica, self.table.len(), &content);
+        let replaced = changes.iter().filter_map(|change| change.leaving);
+        let transaction = Transaction {
+            page: MetaPage::new(self.layout.activity_log_page(self.sequence), &bytes),
+            leaving: self.stale.iter().copied().chain(replaced).collect(),
+            activated: changes.iter().map(|change| change.arriving).collect(),
+        };
+        self.in_flight = Some(changes);
         transaction
-    }
-
-    /// Empties the table, for a clean stop or after a crash once the replayed extents' bits are
-    /// durable. Starved while any extent is referenced or not retired.
-    pub fn begin_reset(&mut self) -> Begin {
-        if self.in_flight.is_some() {
-            return Begin::InFlight;
-        }
-        if !self.ring_lists_extents {
-            return Begin::NotNeeded;
-        }
-        if !self.table.all_free(self.retired) {
-            return Begin::Starved;
-        }
-        let leaving: Vec<ExtentNr> = self.listed().collect();
-        self.table.clear();
-        self.next_context = 0;
-        let page = self.next_page(&Content {
-            reset: true,
-            changes: &[],
-            context_first: 0,
-            context: &[],
-        });
-        self.in_flight = Some(InFlight::Reset);
-        Begin::Transaction(Transaction {
-            page,
-            leaving,
-            activated: Vec::new(),
-        })
-    }
-
-    fn next_page(&mut self, content: &Content<'_>) -> MetaPage {
-        self.sequence += 1;
-        let bytes = page::encode(self.sequence, self.replica, self.table.len(), content);
-        MetaPage::new(self.layout.activity_log_page(self.sequence), &bytes)
     }
 
     /// The page of the transaction under way is durable: its extents are hot now.
@@ -260,15 +246,11 @@ impl ActivityLog {
     /// If none is under way.
     pub fn commit_done(&mut self) {
         let in_flight = self.in_flight.take();
-        match in_flight.expect("a completion belongs to a transaction") {
-            InFlight::Changes(changes) => {
-                self.ring_lists_extents = true;
-                for change in changes {
-                    self.table.activate(change.slot);
-                }
-            }
-            InFlight::Reset => self.ring_lists_extents = false,
+        let changes = in_flight.expect("a completion belongs to a transaction");
+        for change in changes {
+            self.table.activate(change.slot);
         }
+        self.stale.clear();
     }
 
     /// Whether a transaction is under way.
@@ -277,22 +259,19 @@ impl ActivityLog {
         self.in_flight.is_some()
     }
 
-    /// Whether a reader of the ring would find no extent: the clean state.
+    /// Whether a reader of the ring finds no extent: the clean state.
     #[must_use]
     pub fn is_clean(&self) -> bool {
-        !self.ring_lists_extents && self.in_flight.is_none()
+        self.in_flight.is_none() && self.listed().next().is_none()
     }
 
-    /// The extents a crash at this moment may leave listed: the table, with both the leaving and
-    /// the arriving extents of a transaction under way. In slot order.
+    /// The extents a crash at this moment may leave listed: what the ring lists, with both the
+    /// leaving and the arriving extents of a transaction under way. In no particular order; an
+    /// extent that left and came back may be named twice.
     pub fn listed(&self) -> impl Iterator<Item = ExtentNr> + '_ {
-        let leaving = match &self.in_flight {
-            Some(InFlight::Changes(changes)) => changes.as_slice(),
-            _ => &[],
-        };
-        self.table
-            .extents()
-            .chain(leaving.iter().filter_map(|change| change.leaving))
+        let replaced = self.in_flight.iter().flatten().filter_map(|c| c.leaving);
+        let stale = self.stale.iter().copied();
+        self.table.extents().chain(replaced).chain(stale)
     }
 
     /// Whether any extent of `range` is referenced or not retired: it may differ from the peer for

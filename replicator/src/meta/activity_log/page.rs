@@ -1,7 +1,7 @@
 //! One transaction as a 4 KiB page.
 
+use zerocopy::FromBytes;
 use zerocopy::little_endian::{U16, U32, U64, U128};
-use zerocopy::{FromBytes, IntoBytes};
 
 use super::slots::SlotNr;
 use super::{CHANGES_MAX, CONTEXT_SLOTS};
@@ -99,17 +99,17 @@ pub(super) fn encode(
 }
 
 /// A transaction read back, its counts checked.
-pub(super) struct Decoded {
-    raw: Box<RawTransaction>,
+pub(super) struct Decoded<'a> {
+    raw: &'a RawTransaction,
 }
 
-impl Decoded {
+impl<'a> Decoded<'a> {
     /// `None` unless the page is a whole transaction of this replica and slot count.
-    pub(super) fn read(page: &PageBytes, replica: ReplicaId, slots: u16) -> Option<Self> {
+    pub(super) fn read(page: &'a PageBytes, replica: ReplicaId, slots: u16) -> Option<Self> {
         if !is_sealed(page, CRC_AT) {
             return None;
         }
-        let raw = Box::new(RawTransaction::read_from_bytes(page.as_bytes()).ok()?);
+        let raw = RawTransaction::ref_from_bytes(page).ok()?;
         let window_end =
             usize::from(raw.context_first.get()) + usize::from(raw.context_count.get());
         let ours = raw.magic.get() == MAGIC
@@ -124,12 +124,6 @@ impl Decoded {
 
     pub(super) fn sequence(&self) -> u64 {
         self.raw.sequence.get()
-    }
-
-    /// First slot of the window that the next transaction repeats.
-    pub(super) fn next_context(&self) -> u16 {
-        let end = self.raw.context_first.get() + self.raw.context_count.get();
-        if end < self.raw.slots.get() { end } else { 0 }
     }
 
     pub(super) fn is_reset(&self) -> bool {

@@ -4,6 +4,12 @@
 //! have caught half written: the one after the newest. Anything else (a hole, an old page where a
 //! newer one must be) means that pages were lost *after* they were durable; then the table is not
 //! guessed, and the caller marks everything.
+//!
+//! A torn transaction keeps its place until the next one is written there, and if that one is torn
+//! too, sectors of both may together be the first one, whole: it comes back from the dead. It
+//! replaced extents of the very table that was replayed; so none of these may be written to before
+//! a further transaction is durable. That is why a replayed log is cold and its first transaction
+//! begins with an empty table.
 
 use thiserror::Error;
 
@@ -39,14 +45,14 @@ pub enum ReplayError {
     },
 }
 
-enum RingPage {
+enum RingPage<'a> {
     Zero,
-    Whole(Decoded),
+    Whole(Decoded<'a>),
     Unreadable,
 }
 
 /// Rebuilds the log from its ring. The extents listed (in slot order) may differ from the peer:
-/// the caller sets their bits.
+/// the caller sets their bits. None of them is hot; they leave with the next transaction.
 ///
 /// # Errors
 /// [`ReplayError`]: the ring lost something that was durable.
@@ -71,18 +77,16 @@ pub fn replay(
     let newest = pages.iter().filter_map(sequence_of).max().unwrap_or(0);
     let chain = chain_to(newest, &pages)?;
     let table = apply(&log, &chain)?;
-    log.table.restore(&table);
-    // Going on where the newest left off keeps every window in the ring, whatever crashes.
-    log.next_context = chain.last().map_or(0, |last| last.next_context());
     let listed: Vec<ExtentNr> = table.into_iter().flatten().collect();
     log.sequence = newest;
-    log.ring_lists_extents = !listed.is_empty();
+    log.stale.clone_from(&listed);
     Ok((log, listed))
 }
 
-fn read_pages(layout: Layout, al_slots: u16, replica: ReplicaId, ring: &[u8]) -> Vec<RingPage> {
+fn read_pages(layout: Layout, al_slots: u16, replica: ReplicaId, ring: &[u8]) -> Vec<RingPage<'_>> {
     let (pages, _) = ring.as_chunks::<PAGE_LEN>();
-    let read = |(position, page): (u64, &PageBytes)| {
+    let read = |(position, page)| {
+        let page: &PageBytes = page;
         if *page == ZERO_PAGE {
             return RingPage::Zero;
         }
@@ -94,7 +98,7 @@ fn read_pages(layout: Layout, al_slots: u16, replica: ReplicaId, ring: &[u8]) ->
     (0..).zip(pages).map(read).collect()
 }
 
-fn sequence_of(page: &RingPage) -> Option<u64> {
+fn sequence_of(page: &RingPage<'_>) -> Option<u64> {
     match page {
         RingPage::Whole(found) => Some(found.sequence()),
         RingPage::Zero | RingPage::Unreadable => None,
@@ -102,7 +106,10 @@ fn sequence_of(page: &RingPage) -> Option<u64> {
 }
 
 /// All transactions of the ring up to `newest`, oldest first; checks that each is in its place.
-fn chain_to(newest: u64, pages: &[RingPage]) -> Result<Vec<&Decoded>, ReplayError> {
+fn chain_to<'a>(
+    newest: u64,
+    pages: &'a [RingPage<'_>],
+) -> Result<Vec<&'a Decoded<'a>>, ReplayError> {
     let ring = u64::try_from(pages.len()).expect("a page count");
     let place = |sequence: u64| usize::try_from(sequence % ring).expect("below the page count");
     // The place of the next transaction is the only one that may hold anything.
@@ -123,7 +130,7 @@ fn chain_to(newest: u64, pages: &[RingPage]) -> Result<Vec<&Decoded>, ReplayErro
     Ok(chain)
 }
 
-fn apply(log: &ActivityLog, chain: &[&Decoded]) -> Result<Vec<Option<ExtentNr>>, ReplayError> {
+fn apply(log: &ActivityLog, chain: &[&Decoded<'_>]) -> Result<Vec<Option<ExtentNr>>, ReplayError> {
     let mut table: Vec<Option<ExtentNr>> = vec![None; usize::from(log.slots())];
     let mut stated = vec![chain.first().is_none_or(|first| first.sequence() == 1); table.len()];
     for transaction in chain {

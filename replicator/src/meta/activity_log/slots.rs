@@ -171,19 +171,6 @@ impl SlotTable {
         self.link_newest(nr);
     }
 
-    /// Fills an empty table with what the ring said, by slot.
-    pub(super) fn restore(&mut self, table: &[Option<ExtentNr>]) {
-        self.free.clear();
-        for (nr, extent) in (0..).map(SlotNr).zip(table) {
-            self.slots[nr.index()].extent = *extent;
-            match extent {
-                Some(_) => self.activate(nr),
-                None => self.free.push(nr),
-            }
-        }
-        self.free.reverse();
-    }
-
     /// Whether no extent is referenced or waits for its epoch.
     pub(super) fn all_free(&self, retired: u64) -> bool {
         self.slots

@@ -18,6 +18,9 @@
 mod page;
 mod sparse;
 
+#[cfg(test)]
+mod tests;
+
 pub(crate) use page::RawHeader;
 pub use page::{BITS_PER_PAGE, BitmapPageNr};
 pub(crate) use page::{Loaded, decode};
@@ -262,7 +265,7 @@ impl Bitmap {
     }
 
     /// Takes over a page read from disk (see [`decode`]).
-    pub(crate) fn load_page(&mut self, page: BitmapPageNr, loaded: &Loaded) {
+    pub(crate) fn load_page(&mut self, page: BitmapPageNr, loaded: Loaded) {
         let range = self.in_volume(page.blocks());
         match loaded {
             Loaded::Unwritten { set: false } => {}
@@ -270,8 +273,8 @@ impl Bitmap {
                 self.marked.insert(range);
             }
             Loaded::Bits { words, sequence } => {
-                self.marked.insert_words(page, words);
-                self.sequence = self.sequence.max(*sequence);
+                self.marked.load_words(page, words);
+                self.sequence = self.sequence.max(sequence);
             }
             Loaded::Damaged => {
                 self.marked.insert(range);

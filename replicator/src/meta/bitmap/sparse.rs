@@ -75,11 +75,20 @@ impl SparseBits {
         }
     }
 
-    /// Adds the bits of a page read from disk, but for those beyond the volume.
-    pub(super) fn insert_words(&mut self, page: BitmapPageNr, words: &Words) {
-        for word in masks(self.volume_part(page)) {
-            self.insert_word(word.base, words[word.at] & word.mask);
+    /// Fills an empty page with the bits read from disk, but for those beyond the volume.
+    pub(super) fn load_words(&mut self, page: BitmapPageNr, mut words: Box<Words>) {
+        let part = self.volume_part(page);
+        let whole_words = usize::try_from(part.count().0 / 64).expect("at most a page's words");
+        if let Some((last, beyond)) = words[whole_words..].split_first_mut() {
+            *last &= (1 << (part.count().0 % 64)) - 1;
+            beyond.fill(0);
         }
+        let count = words.iter().map(|word| u64::from(word.count_ones())).sum();
+        let state = &mut self.pages[page.index()];
+        assert_eq!(*state, Page::Empty, "a page is loaded once");
+        *state = Page::Mixed { words, count };
+        state.simplify(part);
+        self.count += count;
     }
 
     fn insert_word(&mut self, base: u64, bits: u64) {
@@ -231,13 +240,17 @@ impl Page {
             *count = *count + u64::from(changed.count_ones()) - u64::from(word.count_ones());
             *word = changed;
         }
-        let after = *count;
-        if after == 0 {
-            *self = Self::Empty;
-        } else if after == part.count().0 {
-            *self = Self::Full;
+        self.simplify(part);
+        self.count(part)
+    }
+
+    /// Lets go of the memory if the bits are all alike.
+    fn simplify(&mut self, part: BlockRange) {
+        match self.count(part) {
+            0 => *self = Self::Empty,
+            count if count == part.count().0 => *self = Self::Full,
+            _ => {}
         }
-        after
     }
 }
 

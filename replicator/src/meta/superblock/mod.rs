@@ -4,12 +4,15 @@
 //! does to the one being written, the other is whole. The newest valid copy counts. Nothing here
 //! ever answers "blank" for an area that is merely damaged.
 
+#[cfg(test)]
+mod tests;
+
 use thiserror::Error;
 use zerocopy::little_endian::{U16, U32, U64, U128};
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::layout::{Layout, SUPERBLOCK_OFFSETS};
-use super::page::{MetaPage, PAGE_LEN, PageBytes, ZERO_PAGE, is_sealed, seal};
+use crate::meta::layout::{Layout, SUPERBLOCK_OFFSETS};
+use crate::meta::page::{MetaPage, PAGE_LEN, PageBytes, ZERO_PAGE, is_sealed, seal};
 use crate::types::fixed::fixed_layout;
 use crate::types::{
     BlockCount, DataGeneration, NodeId, ReplicaId, ResourceId, ViewNumber, VolumeId,
@@ -235,8 +238,8 @@ impl Superblock {
             al_slots: self.al_slots.into(),
             reserved_2: 0.into(),
             al_pages: layout.ring_pages().into(),
-            al_offset: super::layout::ACTIVITY_LOG_OFFSET.0.into(),
-            bitmap_offset: super::layout::BITMAP_OFFSET.0.into(),
+            al_offset: crate::meta::layout::ACTIVITY_LOG_OFFSET.0.into(),
+            bitmap_offset: crate::meta::layout::BITMAP_OFFSET.0.into(),
             bitmap_pages: layout.bitmap_pages().into(),
             reserved_3: 0.into(),
         };
@@ -308,8 +311,8 @@ impl Superblock {
         let layout = superblock.layout()?;
         let same_places = raw.version.get() == FORMAT_VERSION
             && raw.al_pages.get() == layout.ring_pages()
-            && raw.al_offset.get() == super::layout::ACTIVITY_LOG_OFFSET.0
-            && raw.bitmap_offset.get() == super::layout::BITMAP_OFFSET.0
+            && raw.al_offset.get() == crate::meta::layout::ACTIVITY_LOG_OFFSET.0
+            && raw.bitmap_offset.get() == crate::meta::layout::BITMAP_OFFSET.0
             && raw.bitmap_pages.get() == layout.bitmap_pages();
         same_places.then_some(superblock)
     }
