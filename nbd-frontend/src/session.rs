@@ -148,6 +148,21 @@ pub struct DirectReceive<B> {
     filled: usize,
 }
 
+impl<B> DirectReceive<B> {
+    /// The buffer and how many bytes at its front are filled, for a kernel that takes buffers by
+    /// value.
+    #[must_use]
+    pub fn into_parts(self) -> (B, usize) {
+        (self.data, self.filled)
+    }
+
+    /// What [`Self::into_parts`] took apart.
+    #[must_use]
+    pub const fn from_parts(data: B, filled: usize) -> Self {
+        Self { data, filled }
+    }
+}
+
 impl<B: AsMut<[u8]>> DirectReceive<B> {
     /// The missing part of the payload; never empty. Bytes go to its front.
     pub fn tail(&mut self) -> &mut [u8] {

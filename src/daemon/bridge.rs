@@ -1,0 +1,100 @@
+//! NBD's words ↔ the engine's. The only place that knows both; the one table of errors.
+
+use nbd_frontend::{Completion, NbdError, RequestKind};
+use replicator::engine::{GuestError, GuestKind, GuestReply};
+use replicator::io::AlignedBuf;
+use replicator::types::{ByteLen, ByteOffset, DiskError, Payload};
+
+/// What the engine is asked for an NBD request.
+pub(super) fn guest_kind(kind: RequestKind<AlignedBuf>) -> GuestKind {
+    match kind {
+        RequestKind::Read { offset, len } => GuestKind::Read {
+            offset: ByteOffset(offset),
+            len: ByteLen(len.into()),
+        },
+        RequestKind::Write { offset, data, fua } => GuestKind::Write {
+            offset: ByteOffset(offset),
+            payload: data.freeze(),
+            fua,
+        },
+        RequestKind::Flush => GuestKind::Flush,
+        RequestKind::Trim { offset, len, fua } => GuestKind::Trim {
+            offset: ByteOffset(offset),
+            len: ByteLen(len),
+            fua,
+        },
+        RequestKind::WriteZeroes {
+            offset,
+            len,
+            no_hole,
+            fua,
+        } => GuestKind::Zeroes {
+            offset: ByteOffset(offset),
+            len: ByteLen(len),
+            may_unmap: !no_hole,
+            fua,
+        },
+    }
+}
+
+/// What the client is told of the engine's answer.
+pub(super) fn completion(result: Result<GuestReply, GuestError>) -> Completion<Payload> {
+    match result {
+        Ok(GuestReply::Done) => Completion::Done,
+        Ok(GuestReply::Data(payload)) => Completion::Data(payload),
+        Err(error) => Completion::Failed(nbd_error(error)),
+    }
+}
+
+/// Of NBD's closed set only what QEMU's error policies tell apart: full, or broken.
+fn nbd_error(error: GuestError) -> NbdError {
+    match error {
+        GuestError::Io(DiskError::NoSpace) => NbdError::NoSpace,
+        GuestError::Io(_) => NbdError::Io,
+        // The session checked against the size it told the client, so the volume shrank since.
+        GuestError::OutOfRange => NbdError::Invalid,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_told_apart_from_a_broken_one() {
+        let answer = |error| completion(Err(GuestError::Io(error)));
+        assert_eq!(
+            answer(DiskError::NoSpace),
+            Completion::Failed(NbdError::NoSpace)
+        );
+        for error in [
+            DiskError::Io,
+            DiskError::Gone,
+            DiskError::Other(5),
+            DiskError::Timeout,
+        ] {
+            assert_eq!(answer(error), Completion::Failed(NbdError::Io));
+        }
+    }
+
+    #[test]
+    fn zeroes_may_be_unmapped_unless_the_client_forbids_holes() {
+        let kind = |no_hole| {
+            guest_kind(RequestKind::WriteZeroes {
+                offset: 1,
+                len: 2,
+                no_hole,
+                fua: true,
+            })
+        };
+        for no_hole in [false, true] {
+            let expected = GuestKind::Zeroes {
+                offset: ByteOffset(1),
+                len: ByteLen(2),
+                may_unmap: !no_hole,
+                fua: true,
+            };
+            assert_eq!(kind(no_hole), expected);
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! Carrying out what engines ask for, and bringing the answers back.
+
+use replicator::engine::{Action, Event, Input};
+use replicator::io::Completion;
+use replicator::types::DiskError;
+
+use super::Shard;
+use super::slots::Key;
+use crate::daemon::api::{AttachFailure, ShardEvent};
+
+impl Shard {
+    pub(super) fn act(&mut self, key: Key, action: Action) {
+        let Some(resource) = self.resources.get_mut(key) else {
+            return;
+        };
+        match action {
+            Action::Disk { op, command } => match &mut resource.disk {
+                Some(queue) => queue.begin(self.backend.as_mut(), op, command),
+                None => {
+                    let result = Err(DiskError::Gone);
+                    self.inputs.push_back((key, Input::DiskDone { op, result }));
+                }
+            },
+            Action::Meta { op, request } => match &mut resource.meta {
+                Some(queue) => queue.begin(self.backend.as_mut(), op, request),
+                None => {
+                    let result = Err(DiskError::Gone);
+                    self.inputs.push_back((key, Input::MetaDone { op, result }));
+                }
+            },
+            Action::Mark { op, mark } => {
+                let resource = resource.setup.resource;
+                self.sink.tell(ShardEvent::Mark { resource, op, mark });
+            }
+            Action::Send { session, message } => self.send_message(key, session, &message),
+            Action::CloseLink { session, reason } => self.close_session(key, session, reason),
+            Action::Complete { request, result } => self.complete_request(request, result),
+            Action::DropClients => self.drop_clients(key),
+            Action::Event(event) => self.on_event(key, event),
+        }
+    }
+
+    fn on_event(&mut self, key: Key, event: Event) {
+        let Some(resource) = self.resources.get_mut(key) else {
+            return;
+        };
+        resource.note_change();
+        match &event {
+            Event::Attached(Ok(_)) => resource.attach_error = None,
+            Event::Attached(Err(error)) => {
+                resource.attach_error = Some(AttachFailure::Engine(*error));
+                // Lets go of the lock; what is still in flight keeps it until it ends (R14).
+                resource.disk = None;
+                resource.meta = None;
+            }
+            Event::Detached => {
+                resource.disk = None;
+                resource.meta = None;
+            }
+            _ => {}
+        }
+        let resource = resource.setup.resource;
+        self.sink.tell(ShardEvent::Engine { resource, event });
+    }
+
+    pub(super) fn on_disk(&mut self, index: u32, completion: Completion) {
+        let Some(key) = self.resources.key_at(index) else {
+            return;
+        };
+        let Some(resource) = self.resources.get_mut(key) else {
+            return;
+        };
+        let Some(queue) = &mut resource.disk else {
+            return;
+        };
+        if let Some((op, result)) = queue.on_completion(self.backend.as_mut(), completion) {
+            self.inputs.push_back((key, Input::DiskDone { op, result }));
+        }
+        self.end_removal(key);
+    }
+
+    pub(super) fn on_meta(&mut self, index: u32, completion: Completion) {
+        let Some(key) = self.resources.key_at(index) else {
+            return;
+        };
+        let Some(resource) = self.resources.get_mut(key) else {
+            return;
+        };
+        let Some(queue) = &mut resource.meta else {
+            return;
+        };
+        if let Some((op, result)) = queue.on_completion(self.backend.as_mut(), completion) {
+            self.inputs.push_back((key, Input::MetaDone { op, result }));
+        }
+        self.end_removal(key);
+    }
+}

@@ -1,0 +1,50 @@
+//! What the shard needs of an engine, so that it can be driven by a simpler one in tests.
+
+use replicator::engine::{Engine, EngineConfig, Input, Outbox, Snapshot};
+use replicator::types::Instant;
+
+use crate::daemon::api::{ResourceSetup, ShardSetup};
+
+/// The state machine of one resource, as the shard drives it.
+pub trait ReplicationEngine {
+    /// Consumes one input, appends every resulting action.
+    fn handle(&mut self, now: Instant, input: Input, out: &mut Outbox);
+    /// When it wants an `Input::Tick`.
+    fn next_deadline(&self) -> Option<Instant>;
+    /// Its state as others may see it.
+    fn snapshot(&self) -> Snapshot;
+}
+
+/// Makes the engine of a resource.
+pub type EngineFactory =
+    Box<dyn Fn(&ShardSetup, &ResourceSetup) -> Box<dyn ReplicationEngine> + Send>;
+
+impl ReplicationEngine for Engine {
+    fn handle(&mut self, now: Instant, input: Input, out: &mut Outbox) {
+        Engine::handle(self, now, input, out);
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        Engine::next_deadline(self)
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        Engine::snapshot(self)
+    }
+}
+
+/// Makes the engines that replicate.
+#[must_use]
+pub fn engines() -> EngineFactory {
+    Box::new(|shard, resource| {
+        Box::new(Engine::new(EngineConfig {
+            node: shard.node,
+            resource: resource.resource,
+            volume: resource.volume,
+            timeout: resource.peer_timeout,
+            checksum_first: false,
+            boot_id: shard.boot_id,
+            incarnation: shard.incarnation,
+        }))
+    })
+}

@@ -1,0 +1,411 @@
+//! The data path: one thread that owns a backend and everything that moves bytes on it, the
+//! engines and disks of its resources, their NBD clients, and the links to the peer.
+//!
+//! One turn: wait; take commands, completions and deadlines as inputs of engines and sessions; carry
+//! out what they ask for; then send, once per socket, everything that was queued for it. It decides
+//! nothing: whether a write may be acknowledged is the engine's business, whether this node may
+//! serve is the controller's.
+//!
+//! ```text
+//!             ┌── completion ─────────────── backend.turn() ◀───────────────┐
+//!             ▼                                                             │
+//!   NBD session, link decoder ──▶ inputs ──▶ Engine::handle ──▶ actions ──▶ disk and metadata
+//!             ▲                                                 │           queues, send queues
+//!             └───────────── replies, frames ◀──────────────────┘
+//! ```
+//!
+//! Invariant: an action is carried out in the turn that made it, and in its order; nothing sent
+//! waits for anything but its socket.
+
+mod actions;
+mod client;
+mod commands;
+mod engine;
+mod link;
+mod links;
+mod nbd;
+mod queue;
+mod resource;
+mod slots;
+#[cfg(test)]
+mod tests;
+mod token;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+
+use core::time::Duration;
+
+use nix::errno::Errno;
+use replicator::engine::{HeldReason, Input, Outbox};
+use replicator::io::{Backend, BufferPool, Completion, clock, open_backend};
+use replicator::types::{Instant, Payload, ResourceId, Role, time::earliest};
+
+use crate::daemon::api::{ShardCommand, ShardEvent, ShardSetup, ShardSink};
+use client::{Client, GuestBuffers, GuestRef};
+pub use engine::{EngineFactory, ReplicationEngine, engines};
+use link::Link;
+pub use queue::ShardQueue;
+use resource::Resource;
+use slots::{Key, Slots};
+use token::Owner;
+
+/// A turn that took longer than this was stopped (SIGSTOP, a debugger, a swapped-out machine). A
+/// reply it made passed the gate at a time that is no longer now, so the gate is asked again before
+/// anything is sent. Below the clock allowance of the fastest timing profile (100 ms).
+const STALL: Duration = Duration::from_millis(50);
+
+/// Snapshots of a busy resource are published this often; changes of state at once.
+const PUBLISH_INTERVAL: Duration = Duration::from_millis(500);
+
+/// The shard's thread.
+#[derive(Debug)]
+pub struct ShardThread {
+    /// How to reach it.
+    pub queue: Arc<ShardQueue>,
+    /// Ends after [`ShardCommand::Stop`].
+    pub thread: JoinHandle<()>,
+}
+
+/// Starts the shard's thread and waits until it can be reached.
+///
+/// # Errors
+/// When no thread, backend or socket is to be had.
+pub fn start(
+    setup: ShardSetup,
+    sink: Box<dyn ShardSink>,
+    engines: EngineFactory,
+) -> io::Result<ShardThread> {
+    start_on(setup, sink, engines, open_backend)
+}
+
+/// [`start`] on a backend of the caller's choice.
+///
+/// # Errors
+/// When no thread, backend or socket is to be had.
+pub fn start_on(
+    setup: ShardSetup,
+    sink: Box<dyn ShardSink>,
+    engines: EngineFactory,
+    backend: fn() -> Result<Box<dyn Backend>, Errno>,
+) -> io::Result<ShardThread> {
+    let (ready, is_ready) = mpsc::channel();
+    let thread = std::thread::Builder::new()
+        .name("shard".to_owned())
+        .spawn(move || {
+            // The ring is made by the thread that uses it: the kernel insists on one issuer.
+            let shard = backend()
+                .map_err(io::Error::from)
+                .and_then(|backend| Shard::new(setup, sink, engines, backend));
+            match shard {
+                Ok(shard) => {
+                    if ready.send(Ok(Arc::clone(&shard.queue))).is_ok() {
+                        shard.run();
+                    }
+                }
+                // Nobody waits any more: nothing was started, so nothing is left to tell.
+                Err(error) => drop(ready.send(Err(error))),
+            }
+        })?;
+    let queue = is_ready
+        .recv()
+        .map_err(|_| io::Error::other("the shard ended at once"))??;
+    Ok(ShardThread { queue, thread })
+}
+
+/// What has a deadline besides engines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Timer {
+    /// A client's handshake or farewell takes too long.
+    Client(Key),
+    /// A link's set-up or farewell takes too long.
+    Link(Key),
+}
+
+struct Shard {
+    setup: ShardSetup,
+    sink: Box<dyn ShardSink>,
+    engines: EngineFactory,
+    backend: Box<dyn Backend>,
+    queue: Arc<ShardQueue>,
+    pool: BufferPool,
+    guest_buffers: GuestBuffers,
+    /// When this turn's inputs were looked at.
+    now: Instant,
+    stopping: bool,
+
+    resources: Slots<Resource>,
+    by_id: BTreeMap<ResourceId, Key>,
+    clients: Slots<Client>,
+    links: Slots<Link>,
+    /// Guest requests that engines have not answered.
+    requests: Slots<GuestRef>,
+    timers: BTreeSet<(Instant, Timer)>,
+    link_listeners: Vec<links::Listener>,
+    /// Sessions dialled so far; part of the next one's id.
+    sessions_dialled: u32,
+    /// Connections of either kind so far.
+    connections: u64,
+
+    /// Work of this turn.
+    inputs: VecDeque<(Key, Input)>,
+    dirty_clients: Vec<Key>,
+    dirty_links: Vec<Key>,
+    /// Connections that wait for buffers to come back.
+    starved: Vec<Owner>,
+
+    /// Kept for their capacity.
+    actions: Outbox,
+    nbd_out: nbd_frontend::Outbox<replicator::io::AlignedBuf, Payload>,
+}
+
+impl Shard {
+    fn new(
+        mut setup: ShardSetup,
+        sink: Box<dyn ShardSink>,
+        engines: EngineFactory,
+        backend: Box<dyn Backend>,
+    ) -> io::Result<Self> {
+        let pool = BufferPool::new();
+        let listeners = std::mem::take(&mut setup.listeners);
+        let mut shard = Self {
+            queue: Arc::new(ShardQueue::new(backend.waker())),
+            guest_buffers: GuestBuffers::new(pool.clone()),
+            pool,
+            setup,
+            sink,
+            engines,
+            backend,
+            now: clock::now(),
+            stopping: false,
+            resources: Slots::new(),
+            by_id: BTreeMap::new(),
+            clients: Slots::new(),
+            links: Slots::new(),
+            requests: Slots::new(),
+            timers: BTreeSet::new(),
+            link_listeners: Vec::new(),
+            sessions_dialled: 0,
+            connections: 0,
+            inputs: VecDeque::new(),
+            dirty_clients: Vec::new(),
+            dirty_links: Vec::new(),
+            starved: Vec::new(),
+            actions: Outbox::new(),
+            nbd_out: nbd_frontend::Outbox::new(),
+        };
+        shard.listen_for_links(listeners)?;
+        Ok(shard)
+    }
+
+    /// Runs until told to stop. A broken backend or a violated invariant ends it with
+    /// [`ShardEvent::Fatal`]: the process must not go on without it.
+    fn run(mut self) {
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.turns()));
+        let error = match outcome {
+            Ok(Ok(())) => return,
+            Ok(Err(errno)) => format!("the event loop failed: {errno}"),
+            Err(_) => "the event loop panicked; its message is above".to_owned(),
+        };
+        self.sink.tell(ShardEvent::Fatal { error });
+    }
+
+    fn turns(&mut self) -> Result<(), Errno> {
+        let mut done = Vec::new();
+        while !self.stopping {
+            let timeout = self
+                .next_deadline()
+                .map(|deadline| deadline.since(clock::now()));
+            self.backend.turn(timeout, &mut done)?;
+            self.now = clock::now();
+            self.look_at_leases();
+            self.take_commands();
+            for completion in done.drain(..) {
+                self.on_completion(completion);
+                self.work();
+            }
+            self.meet_deadlines();
+            self.retry_starved();
+            self.work();
+            self.publish();
+            self.flush();
+        }
+        Ok(())
+    }
+
+    fn on_completion(&mut self, completion: Completion) {
+        match Owner::of(completion.token) {
+            Some(Owner::Disk { resource }) => self.on_disk(resource, completion),
+            Some(Owner::Meta { resource }) => self.on_meta(resource, completion),
+            Some(Owner::NbdAccept(key)) => self.on_client_accepted(key, completion),
+            Some(Owner::ClientRecv(key)) => self.on_client_received(key, completion),
+            Some(Owner::ClientSend(key)) => self.on_client_sent(key, completion),
+            Some(Owner::LinkAccept { listener }) => self.on_link_accepted(listener, completion),
+            Some(Owner::LinkConnect(key)) => self.on_link_connected(key, &completion),
+            Some(Owner::LinkRecv(key)) => self.on_link_received(key, completion),
+            Some(Owner::LinkSend(key)) => self.on_link_sent(key, completion),
+            None => tracing::error!(
+                token = completion.token.0,
+                "completion of nobody's operation"
+            ),
+        }
+    }
+
+    /// Gives inputs to engines and carries out what they ask, until nothing is left to do.
+    fn work(&mut self) {
+        while let Some((key, input)) = self.inputs.pop_front() {
+            let Some(resource) = self.resources.get_mut(key) else {
+                continue;
+            };
+            if resource.removing {
+                continue;
+            }
+            let mut actions = std::mem::take(&mut self.actions);
+            resource.handle(self.now, input, &mut actions);
+            for action in actions.drain(..) {
+                self.act(key, action);
+            }
+            self.actions = actions;
+        }
+    }
+
+    /// A lapsed lease that returned, or one that was prolonged (R5).
+    fn look_at_leases(&mut self) {
+        for key in self.resources.keys_where(Resource::lease_changed) {
+            if let Some(resource) = self.resources.get_mut(key) {
+                let until = resource.take_lease();
+                self.inputs.push_back((key, Input::Lease { until }));
+            }
+        }
+        self.work();
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        let of_resources = self
+            .resources
+            .iter()
+            .map(|(_, resource)| resource.next_deadline());
+        let of_timers = self.timers.first().map(|&(deadline, _)| deadline);
+        of_resources.fold(of_timers, earliest)
+    }
+
+    fn meet_deadlines(&mut self) {
+        for (key, duties) in self.due_resources() {
+            if duties.tick {
+                self.inputs.push_back((key, Input::Tick));
+            }
+            if duties.attach {
+                self.try_attach(key);
+            }
+            if duties.dial {
+                self.dial(key);
+            }
+            if duties.accept {
+                self.arm_nbd_accept(key);
+            }
+        }
+        while let Some(&(deadline, timer)) = self.timers.first() {
+            if deadline > self.now {
+                break;
+            }
+            self.timers.pop_first();
+            match timer {
+                Timer::Client(key) => self.on_client_timer(key),
+                Timer::Link(key) => self.on_link_timer(key),
+            }
+        }
+    }
+
+    fn due_resources(&self) -> Vec<(Key, resource::Duties)> {
+        let due = |(key, resource): (Key, &Resource)| {
+            resource.duties(self.now).map(|duties| (key, duties))
+        };
+        self.resources.iter().filter_map(due).collect()
+    }
+
+    /// Tries again what waited for buffers. They come back through this loop's own work, so no
+    /// wake-up is needed for it.
+    fn retry_starved(&mut self) {
+        for owner in std::mem::take(&mut self.starved) {
+            match owner {
+                Owner::ClientRecv(key) => self.pump_client(key),
+                Owner::LinkRecv(key) => self.pump_link(key),
+                _ => {}
+            }
+        }
+    }
+
+    fn publish(&mut self) {
+        let of_loop = self.backend.kind();
+        let due = self
+            .resources
+            .keys_where(|resource| resource.is_publication_due(self.now));
+        for key in due {
+            let clients = self.attached_clients(key);
+            let Some(resource) = self.resources.get_mut(key) else {
+                continue;
+            };
+            if let Some(snapshot) = resource.next_publication(self.now, clients, of_loop) {
+                self.sink.publish(resource.setup.resource, Some(snapshot));
+            }
+            if resource.wants_dial(self.now) {
+                self.dial(key);
+            }
+        }
+    }
+
+    /// Sends everything queued, one send per socket.
+    fn flush(&mut self) {
+        if clock::now().since(self.now) > STALL {
+            self.check_gates_again();
+        }
+        for key in std::mem::take(&mut self.dirty_clients) {
+            self.flush_client(key);
+        }
+        for key in std::mem::take(&mut self.dirty_links) {
+            self.flush_link(key);
+        }
+    }
+
+    /// R2 after a stall: replies that wait to be sent were made when the lease held; if it does not
+    /// any more, they go down with their sockets.
+    fn check_gates_again(&mut self) {
+        self.now = clock::now();
+        self.look_at_leases();
+        for key in self
+            .resources
+            .keys_where(|resource| resource.role() == Role::Primary)
+        {
+            self.inputs.push_back((key, Input::Tick));
+            self.work();
+            let closed = self.resources.get(key).is_some_and(|resource| {
+                let snapshot = resource.snapshot();
+                snapshot.role != Role::Primary || snapshot.held == Some(HeldReason::Lease)
+            });
+            if closed {
+                tracing::warn!("the process was stopped past its lease; guests reconnect");
+                self.drop_clients(key);
+            }
+        }
+    }
+
+    /// An age for a new connection.
+    fn next_born(&mut self) -> u64 {
+        self.connections += 1;
+        self.connections
+    }
+
+    fn take_commands(&mut self) {
+        for command in self.queue.take() {
+            if matches!(command, ShardCommand::Stop) {
+                self.stopping = true;
+                return;
+            }
+            self.on_command(command);
+            self.work();
+        }
+    }
+}

@@ -1,0 +1,418 @@
+//! NBD clients of the resources: listening, accepting, receiving, answering.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+
+use core::time::Duration;
+
+use nbd_frontend::{DirectReceive, Export, ExportList, HANDSHAKE_TIMEOUT, Output, Pause, Session};
+use nix::errno::Errno;
+use nix::sys::socket::{getsockopt, sockopt};
+use replicator::engine::{GuestError, GuestReply, GuestRequest, Input, Snapshot};
+use replicator::io::{AlignedBuf, Backend, Completion, Done, Op, Socket};
+use replicator::types::{BLOCK_LEN, Payload, RequestId, Role};
+
+use super::client::{Client, GuestRef, Incoming};
+use super::resource::{Accept, Resource};
+use super::slots::Key;
+use super::token::Owner;
+use super::{Shard, Timer};
+use crate::daemon::api::NbdClient;
+use crate::daemon::bridge;
+
+/// Unfinished handshakes per resource; the oldest gives way to a new one, so that idle connections
+/// cannot lock a guest out.
+const HANDSHAKES_MAX: usize = 64;
+/// Pause of accepting when the process is out of descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+/// Time a client has to take what is queued for it when its session is over.
+const FAREWELL_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Listens on a Unix socket at `path`, replacing what a killed daemon left there.
+pub(super) fn listen(backend: &dyn Backend, path: &Path) -> io::Result<Socket> {
+    if let Some(directory) = path.parent() {
+        std::fs::create_dir_all(directory)?;
+    }
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    let listener = UnixListener::bind(path)?;
+    Ok(backend.adopt(OwnedFd::from(listener))?)
+}
+
+impl Shard {
+    pub(super) fn arm_nbd_accept(&mut self, key: Key) {
+        let Some(resource) = self.resources.get_mut(key) else {
+            return;
+        };
+        let Some(listener) = resource.listener.clone() else {
+            return;
+        };
+        let accept = Op::Accept { listener };
+        let operation = self.backend.submit(Owner::NbdAccept(key).token(), accept);
+        resource.accept = Accept::InFlight(operation);
+    }
+
+    pub(super) fn on_client_accepted(&mut self, key: Key, completion: Completion) {
+        let Some(resource) = self.resources.get_mut(key) else {
+            return;
+        };
+        if resource.removing {
+            return;
+        }
+        resource.accept = Accept::Idle;
+        match completion.result {
+            Ok(Done::Accepted(socket)) => {
+                self.begin_client(key, socket);
+                self.arm_nbd_accept(key);
+            }
+            Ok(Done::Count(_)) | Err(Errno::ECONNABORTED) => self.arm_nbd_accept(key),
+            Err(errno) => {
+                tracing::warn!(name = resource.setup.name, %errno, "accepting an NBD client");
+                resource.accept = Accept::PausedUntil(self.now.plus(ACCEPT_PAUSE));
+            }
+        }
+    }
+
+    fn begin_client(&mut self, resource_key: Key, socket: Socket) {
+        let of_resource = |client: &Client| client.resource == resource_key;
+        let handshakes = self
+            .clients
+            .keys_where(|client| of_resource(client) && client.is_shaking_hands());
+        let born = |key: &Key| self.clients.get(*key).map(|client| client.born);
+        if handshakes.len() >= HANDSHAKES_MAX
+            && let Some(oldest) = handshakes.into_iter().min_by_key(born)
+        {
+            self.drop_client(oldest);
+        }
+        let attached = self.attached_clients(resource_key).len();
+        let Some(resource) = self.resources.get(resource_key) else {
+            return;
+        };
+        let snapshot = resource.snapshot();
+        let refusal = refusal(
+            resource,
+            &snapshot,
+            attached,
+            self.setup.nbd_connections_max,
+        );
+        let exports = match exports(resource, &snapshot) {
+            Ok(exports) => exports,
+            Err(error) => {
+                tracing::error!(name = resource.setup.name, %error, "no export to offer");
+                return;
+            }
+        };
+        let session = Session::new(exports, refusal, &mut self.nbd_out);
+        let identity = identity(&socket);
+        let born = self.next_born();
+        let client = Client::new(resource_key, socket, session, identity, born, &self.pool);
+        let key = self.clients.insert(client);
+        self.timers
+            .insert((self.now.plus(HANDSHAKE_TIMEOUT), Timer::Client(key)));
+        self.take_outputs(key);
+        self.pump_client(key);
+    }
+
+    /// Clients past their handshake.
+    pub(super) fn attached_clients(&self, resource: Key) -> Vec<NbdClient> {
+        let clients = self.clients.iter().map(|(_, client)| client);
+        clients
+            .filter(|client| client.resource == resource && client.is_attached())
+            .map(|client| client.identity.clone())
+            .collect()
+    }
+
+    pub(super) fn on_client_received(&mut self, key: Key, completion: Completion) {
+        let count = completion.count();
+        let Op::Recv { buf, start, .. } = completion.op else {
+            return;
+        };
+        let Some(client) = self.clients.get_mut(key) else {
+            return;
+        };
+        match std::mem::replace(&mut client.incoming, Incoming::Receiving) {
+            Incoming::Direct { buffer } => {
+                client.incoming = Incoming::Here {
+                    buffer,
+                    start: 0,
+                    end: 0,
+                };
+                let direct = DirectReceive::from_parts(buf, start);
+                let received = count.unwrap_or(0);
+                client
+                    .session
+                    .end_direct_receive(direct, received, &mut self.nbd_out);
+            }
+            Incoming::Receiving | Incoming::Here { .. } => {
+                let end = count.unwrap_or(0);
+                client.incoming = Incoming::Here {
+                    buffer: buf,
+                    start: 0,
+                    end,
+                };
+            }
+        }
+        if count.is_ok_and(|count| count > 0) {
+            self.take_outputs(key);
+            self.pump_client(key);
+        } else {
+            client.session.handle_eof(&mut self.nbd_out);
+            self.take_outputs(key);
+        }
+    }
+
+    /// Gives the session what was received, and receives more as long as it takes more.
+    pub(super) fn pump_client(&mut self, key: Key) {
+        let Some(client) = self.clients.get_mut(key) else {
+            return;
+        };
+        let Incoming::Here { buffer, start, end } = &mut client.incoming else {
+            return;
+        };
+        let bytes = &buffer.as_ref()[*start..*end];
+        let pool = &mut self.guest_buffers;
+        *start += client.session.handle_bytes(bytes, pool, &mut self.nbd_out);
+        let all_taken = start == end;
+        if client.session.pause() == Some(Pause::Pool) {
+            self.starved.push(Owner::ClientRecv(key));
+        }
+        if all_taken && client.session.can_receive() {
+            self.receive_from_client(key);
+        }
+        self.take_outputs(key);
+    }
+
+    fn receive_from_client(&mut self, key: Key) {
+        let Some(client) = self.clients.get_mut(key) else {
+            return;
+        };
+        let Incoming::Here { buffer, .. } =
+            std::mem::replace(&mut client.incoming, Incoming::Receiving)
+        else {
+            return;
+        };
+        let socket = client.socket.clone();
+        let receive = match client.session.begin_direct_receive() {
+            Some(direct) => {
+                client.incoming = Incoming::Direct { buffer };
+                let (buf, start) = direct.into_parts();
+                let end = buf.len();
+                Op::Recv {
+                    socket,
+                    buf,
+                    start,
+                    end,
+                    fill: true,
+                }
+            }
+            None => {
+                let buf = client.receive_buffer(buffer, &self.pool);
+                let end = buf.len();
+                Op::Recv {
+                    socket,
+                    buf,
+                    start: 0,
+                    end,
+                    fill: false,
+                }
+            }
+        };
+        self.backend.submit(Owner::ClientRecv(key).token(), receive);
+    }
+
+    /// Carries out what the session asked for.
+    fn take_outputs(&mut self, key: Key) {
+        if self.nbd_out.is_empty() {
+            return;
+        }
+        let mut out = std::mem::take(&mut self.nbd_out);
+        for output in out.drain() {
+            self.take_output(key, output);
+        }
+        self.nbd_out = out;
+    }
+
+    fn take_output(&mut self, key: Key, output: Output<AlignedBuf, Payload>) {
+        let Some(client) = self.clients.get_mut(key) else {
+            return;
+        };
+        match output {
+            Output::Send(bytes) => client.queue.push(bytes.as_ref()),
+            Output::SendPayload(payload) => client.queue.push_shared(payload.bytes().clone()),
+            Output::Submit(request) => {
+                let id = self.requests.insert(GuestRef {
+                    client: key,
+                    handle: request.handle,
+                });
+                let request = GuestRequest {
+                    request: RequestId(id.to_u64()),
+                    kind: bridge::guest_kind(request.kind),
+                };
+                self.inputs
+                    .push_back((client.resource, Input::Guest(request)));
+                return;
+            }
+            Output::Close(reason) => {
+                tracing::debug!(%reason, "NBD session ended");
+                client.closing = true;
+                self.timers
+                    .insert((self.now.plus(FAREWELL_TIMEOUT), Timer::Client(key)));
+                self.note_clients_changed(key);
+            }
+        }
+        let Some(client) = self.clients.get_mut(key) else {
+            return;
+        };
+        if !client.dirty {
+            client.dirty = true;
+            self.dirty_clients.push(key);
+        }
+    }
+
+    fn note_clients_changed(&mut self, key: Key) {
+        let resource = self.clients.get(key).map(|client| client.resource);
+        if let Some(resource) = resource.and_then(|key| self.resources.get_mut(key)) {
+            resource.note_change();
+        }
+    }
+
+    pub(super) fn complete_request(
+        &mut self,
+        request: RequestId,
+        result: Result<GuestReply, GuestError>,
+    ) {
+        // None: its client is gone, or was dropped with everything in flight (R9).
+        let Some(request) = self.requests.remove(Key::from_u64(request.0)) else {
+            return;
+        };
+        let Some(client) = self.clients.get_mut(request.client) else {
+            return;
+        };
+        let completion = bridge::completion(result);
+        client
+            .session
+            .complete(request.handle, completion, &mut self.nbd_out);
+        let paused = client.session.pause().is_some();
+        self.take_outputs(request.client);
+        if paused {
+            self.pump_client(request.client);
+        }
+    }
+
+    pub(super) fn flush_client(&mut self, key: Key) {
+        let Some(client) = self.clients.get_mut(key) else {
+            return;
+        };
+        client.dirty = false;
+        if let Some(batch) = client.queue.begin_send() {
+            let send = Op::Send {
+                socket: client.socket.clone(),
+                batch,
+            };
+            self.backend.submit(Owner::ClientSend(key).token(), send);
+        } else if client.closing && client.queue.is_idle() {
+            self.drop_client(key);
+        }
+    }
+
+    pub(super) fn on_client_sent(&mut self, key: Key, completion: Completion) {
+        let count = completion.count();
+        let Op::Send { batch, .. } = completion.op else {
+            return;
+        };
+        let Some(client) = self.clients.get_mut(key) else {
+            return;
+        };
+        let len = batch.len();
+        client.queue.end_send(batch);
+        if count != Ok(len) {
+            self.drop_client(key);
+            return;
+        }
+        client.session.note_sent(len);
+        let paused = client.session.pause().is_some();
+        if !client.dirty {
+            client.dirty = true;
+            self.dirty_clients.push(key);
+        }
+        if paused {
+            self.pump_client(key);
+        }
+    }
+
+    pub(super) fn on_client_timer(&mut self, key: Key) {
+        let Some(client) = self.clients.get(key) else {
+            return;
+        };
+        if client.closing || client.is_shaking_hands() {
+            self.drop_client(key);
+        }
+    }
+
+    /// Cuts a client off. What it had in flight is answered to nobody.
+    fn drop_client(&mut self, key: Key) {
+        self.note_clients_changed(key);
+        if let Some(client) = self.clients.remove(key) {
+            client.socket.shutdown();
+        }
+    }
+
+    /// Cuts every client of a resource off without an answer (R9): they reconnect and find out who
+    /// serves.
+    pub(super) fn drop_clients(&mut self, resource: Key) {
+        let clients = self
+            .clients
+            .keys_where(|client| client.resource == resource);
+        for request in self
+            .requests
+            .keys_where(|request| clients.contains(&request.client))
+        {
+            self.requests.remove(request);
+        }
+        for client in clients {
+            self.drop_client(client);
+        }
+    }
+}
+
+/// Why this node may not serve a new client now, in words for it.
+fn refusal(
+    resource: &Resource,
+    snapshot: &Snapshot,
+    attached: usize,
+    attached_max: usize,
+) -> Option<String> {
+    let name = &resource.setup.name;
+    if snapshot.role != Role::Primary {
+        return Some(format!("{name} is not Primary on this node"));
+    }
+    if snapshot.size_blocks.is_none() {
+        return Some(format!("the size of {name} is not known yet"));
+    }
+    (attached >= attached_max).then(|| format!("{name} has {attached_max} clients already"))
+}
+
+fn exports(
+    resource: &Resource,
+    snapshot: &Snapshot,
+) -> Result<ExportList, nbd_frontend::ExportError> {
+    let size = snapshot.size_blocks.unwrap_or(0).saturating_mul(BLOCK_LEN);
+    let mut export = Export::new(resource.setup.name.clone(), size);
+    export.aliases.push(format!(
+        "{}/{}",
+        resource.setup.name, resource.setup.volume.0
+    ));
+    ExportList::new(vec![export])
+}
+
+fn identity(socket: &Socket) -> NbdClient {
+    let credentials = getsockopt(socket, sockopt::PeerCredentials).ok();
+    NbdClient {
+        pid: credentials.map(|credentials| credentials.pid()),
+        uid: credentials.map(|credentials| credentials.uid()),
+    }
+}

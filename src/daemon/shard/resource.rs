@@ -1,0 +1,272 @@
+//! One resource on the shard: its engine, its devices, and what is due when.
+
+use core::time::Duration;
+use std::sync::atomic::Ordering;
+
+use replicator::engine::{Input, Outbox, Snapshot};
+use replicator::io::{BackendKind, DiskQueue, MetaQueue, OpKey, Socket};
+use replicator::types::{ConnectionState, Instant, Role, ViewNumber, time::earliest};
+
+use super::PUBLISH_INTERVAL;
+use super::engine::ReplicationEngine;
+use super::slots::Key;
+use crate::daemon::api::{AttachFailure, AttachSetup, NbdClient, ResourceSetup, ResourceSnapshot};
+
+/// First and longest pause between two attempts to reach the peer.
+const DIAL_PAUSE_MIN: Duration = Duration::from_millis(50);
+const DIAL_PAUSE_MAX: Duration = Duration::from_secs(1);
+
+/// See the module.
+pub(super) struct Resource {
+    pub(super) setup: ResourceSetup,
+    engine: Box<dyn ReplicationEngine>,
+    lease_seen: u64,
+    /// Taken away; only waits for its last disk operation.
+    pub(super) removing: bool,
+
+    pub(super) disk: Option<DiskQueue>,
+    pub(super) meta: Option<MetaQueue>,
+    pub(super) attaching: Option<Attaching>,
+    pub(super) attach_error: Option<AttachFailure>,
+
+    pub(super) listener: Option<Socket>,
+    pub(super) accept: Accept,
+
+    pub(super) link: Option<Key>,
+    pub(super) dial: Dial,
+
+    /// The engine's state as of the last event.
+    state: Snapshot,
+    state_changed: bool,
+    /// Something was handled since the last publication.
+    touched: bool,
+    published: Option<ResourceSnapshot>,
+    publish_next: Instant,
+}
+
+/// Devices that are in use and will be tried again.
+pub(super) struct Attaching {
+    pub(super) setup: AttachSetup,
+    pub(super) retry_at: Instant,
+    pub(super) give_up_at: Instant,
+}
+
+/// The one accept of the NBD socket.
+pub(super) enum Accept {
+    /// Not begun, or not wanted.
+    Idle,
+    InFlight(OpKey),
+    /// The system had no descriptor left.
+    PausedUntil(Instant),
+}
+
+/// Attempts to reach the peer, on the side that dials.
+pub(super) struct Dial {
+    /// This side dials at all.
+    pub(super) enabled: bool,
+    /// The address tried next.
+    pub(super) address: usize,
+    pause: Duration,
+    not_before: Instant,
+    pub(super) attempt: Option<Key>,
+    up_since: Instant,
+}
+
+impl Dial {
+    pub(super) fn new(enabled: bool, now: Instant) -> Self {
+        Self {
+            enabled,
+            address: 0,
+            pause: DIAL_PAUSE_MIN,
+            not_before: now,
+            attempt: None,
+            up_since: now,
+        }
+    }
+
+    /// An attempt failed: later again, and by the next path.
+    pub(super) fn note_failure(&mut self, now: Instant) {
+        self.attempt = None;
+        self.address = self.address.wrapping_add(1);
+        self.pause_from(now);
+    }
+
+    pub(super) fn note_up(&mut self, now: Instant) {
+        self.attempt = None;
+        self.address = 0;
+        self.up_since = now;
+    }
+
+    /// A link that was up ended. One that lasted makes the next trouble news; one that did not is
+    /// part of the old trouble.
+    pub(super) fn note_lost(&mut self, now: Instant) {
+        if now.since(self.up_since) >= DIAL_PAUSE_MAX {
+            self.pause = DIAL_PAUSE_MIN;
+        }
+        self.pause_from(now);
+    }
+
+    fn pause_from(&mut self, now: Instant) {
+        self.not_before = now.plus(self.pause);
+        self.pause = (self.pause * 2).min(DIAL_PAUSE_MAX);
+    }
+}
+
+/// What is due for a resource now.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Duties {
+    pub(super) tick: bool,
+    pub(super) attach: bool,
+    pub(super) dial: bool,
+    pub(super) accept: bool,
+}
+
+impl Resource {
+    pub(super) fn new(
+        setup: ResourceSetup,
+        engine: Box<dyn ReplicationEngine>,
+        dial: Dial,
+        now: Instant,
+    ) -> Self {
+        let state = engine.snapshot();
+        Self {
+            setup,
+            engine,
+            lease_seen: 0,
+            removing: false,
+            disk: None,
+            meta: None,
+            attaching: None,
+            attach_error: None,
+            listener: None,
+            accept: Accept::Idle,
+            link: None,
+            dial,
+            state,
+            state_changed: true,
+            touched: true,
+            published: None,
+            publish_next: now,
+        }
+    }
+
+    pub(super) fn handle(&mut self, now: Instant, input: Input, out: &mut Outbox) {
+        self.touched = true;
+        self.engine.handle(now, input, out);
+    }
+
+    /// The engine's state may differ from what was published.
+    pub(super) fn note_change(&mut self) {
+        self.touched = true;
+        self.state_changed = true;
+    }
+
+    pub(super) fn snapshot(&self) -> Snapshot {
+        self.engine.snapshot()
+    }
+
+    pub(super) fn role(&self) -> Role {
+        self.engine.snapshot().role
+    }
+
+    /// The newest view the engine knew when it was last looked at: what its frames are labelled with.
+    pub(super) fn view(&self) -> ViewNumber {
+        self.state.view
+    }
+
+    pub(super) fn lease_changed(&self) -> bool {
+        self.setup.lease.load(Ordering::Acquire) != self.lease_seen
+    }
+
+    pub(super) fn take_lease(&mut self) -> Instant {
+        self.lease_seen = self.setup.lease.load(Ordering::Acquire);
+        Instant(self.lease_seen)
+    }
+
+    /// Operations that may still land on its devices (R14).
+    pub(super) fn operations_in_flight(&self) -> usize {
+        self.disk.as_ref().map_or(0, DiskQueue::in_flight)
+            + self.meta.as_ref().map_or(0, MetaQueue::in_flight)
+    }
+
+    pub(super) fn next_deadline(&self) -> Option<Instant> {
+        if self.removing {
+            return None;
+        }
+        let attach = self.attaching.as_ref().map(|attaching| attaching.retry_at);
+        let dial = self.needs_dial().then_some(self.dial.not_before);
+        let accept = match self.accept {
+            Accept::PausedUntil(until) => Some(until),
+            Accept::Idle | Accept::InFlight(_) => None,
+        };
+        let publish = self.touched.then_some(self.publish_next);
+        [attach, dial, accept, publish]
+            .into_iter()
+            .fold(self.engine.next_deadline(), earliest)
+    }
+
+    pub(super) fn duties(&self, now: Instant) -> Option<Duties> {
+        let due = |deadline: Option<Instant>| deadline.is_some_and(|deadline| deadline <= now);
+        if !due(self.next_deadline()) {
+            return None;
+        }
+        Some(Duties {
+            tick: due(self.engine.next_deadline()),
+            attach: due(self.attaching.as_ref().map(|attaching| attaching.retry_at)),
+            dial: self.wants_dial(now),
+            accept: matches!(self.accept, Accept::PausedUntil(until) if until <= now),
+        })
+    }
+
+    /// The engine wants a session.
+    pub(super) fn wants_link(&self) -> bool {
+        !self.removing && self.state.connection != ConnectionState::StandAlone
+    }
+
+    fn needs_dial(&self) -> bool {
+        let dialling = self.dial.attempt.is_some();
+        self.dial.enabled && self.wants_link() && self.link.is_none() && !dialling
+    }
+
+    pub(super) fn wants_dial(&self, now: Instant) -> bool {
+        self.needs_dial() && self.dial.not_before <= now
+    }
+
+    pub(super) fn is_publication_due(&self, now: Instant) -> bool {
+        !self.removing && (self.state_changed || self.touched && self.publish_next <= now)
+    }
+
+    /// What to publish, unless nothing changed since.
+    pub(super) fn next_publication(
+        &mut self,
+        now: Instant,
+        nbd_clients: Vec<NbdClient>,
+        of_loop: BackendKind,
+    ) -> Option<ResourceSnapshot> {
+        self.touched = false;
+        self.state_changed = false;
+        self.publish_next = now.plus(PUBLISH_INTERVAL);
+        self.state = self.engine.snapshot();
+        let snapshot = ResourceSnapshot {
+            engine: self.state.clone(),
+            at: now,
+            nbd_clients,
+            io_backend: self
+                .disk
+                .as_ref()
+                .map(|queue| queue.disk().backend(of_loop).word()),
+            attach_error: self.attach_error.clone(),
+        };
+        let differs = self.published.as_ref().is_none_or(|published| {
+            published
+                != &ResourceSnapshot {
+                    at: published.at,
+                    ..snapshot.clone()
+                }
+        });
+        if differs {
+            self.published = Some(snapshot.clone());
+        }
+        differs.then_some(snapshot)
+    }
+}

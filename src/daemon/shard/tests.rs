@@ -1,0 +1,6 @@
+//! The shard with everything real but the controller, whose part the tests play: engines, disks,
+//! NBD clients over the Unix socket, and a second shard behind TCP.
+
+mod clients;
+mod pair;
+mod rig;
