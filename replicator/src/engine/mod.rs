@@ -287,8 +287,12 @@ impl Engine {
     /// When `Input::Tick` is wanted, if nothing else comes before.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
-        let idle = (self.unretired_len() > 0 && self.round.is_none() && self.active.is_some())
-            .then(|| self.last_write.plus(Self::IDLE_ROUND_AFTER));
+        // A round that is wanted and cannot start yet waits for an input, not for time.
+        let idle = (self.unretired_len() > 0
+            && self.round.is_none()
+            && !self.next_round.wanted
+            && self.active.is_some())
+        .then(|| self.last_write.plus(Self::IDLE_ROUND_AFTER));
         earliest(self.session_deadline(), idle)
     }
 
