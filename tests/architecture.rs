@@ -160,6 +160,11 @@ const DEPENDENCIES: &[(&str, &[&str], &[&str])] = &[
     ),
     ("tools/xtask/Cargo.toml", &[], &[]),
     (
+        "benches/Cargo.toml",
+        &[],
+        &["anyhow", "criterion", "nbd-frontend", "replicator"],
+    ),
+    (
         "tests/sim/Cargo.toml",
         &["twinblk", "replicator", "bytes", "thiserror"],
         &["proptest"],
@@ -292,7 +297,7 @@ fn the_map_has_a_place_for_every_file_and_no_place_for_none() {
             Some(_) => source.path.starts_with(place),
             None => source.path == **place,
         };
-        if !places.iter().any(|place| in_place(place)) {
+        if !places.iter().any(in_place) {
             found.push(format!("{} is not on the map", source.path));
         }
     }
