@@ -117,4 +117,29 @@ mod tests {
             assert!(usage().contains(verb.summary));
         }
     }
+
+    #[test]
+    fn every_verb_that_a_document_names_is_there() {
+        for document in ["README.md", "CONTRIBUTING.md", "docs/ARCHITECTURE.md"] {
+            let text = std::fs::read_to_string(run::root().join(document)).unwrap();
+            for after in text.split("cargo xtask ").skip(1) {
+                let word: String = after.chars().take_while(char::is_ascii_lowercase).collect();
+                assert!(
+                    word.is_empty() || VERBS.iter().any(|verb| verb.name == word),
+                    "{document} names `cargo xtask {word}`"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn the_first_page_has_exactly_two_commands() {
+        let text = std::fs::read_to_string(run::root().join("README.md")).unwrap();
+        let first_page = text.split("\n## ").next().unwrap();
+        let commands: Vec<&str> = first_page
+            .lines()
+            .filter(|line| line.starts_with("cargo "))
+            .collect();
+        assert_eq!(commands, ["cargo xtask demo", "cargo xtask test"]);
+    }
 }
