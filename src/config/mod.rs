@@ -10,6 +10,7 @@
 //!                                         └──────── Diagnostic ────────┘
 //! ```
 
+pub mod canonical;
 mod diagnostic;
 mod effect;
 mod load;

@@ -121,6 +121,26 @@ fn commented_keys_of_the_example_are_unknown_until_they_can_do_something() {
     }
 }
 
+#[test]
+fn the_canonical_form_reads_back_as_the_same_configuration() {
+    let config = parse(&example()).unwrap().config;
+    for show_defaults in [false, true] {
+        let text = config.to_toml(show_defaults);
+        let mut back = parse(&[file(FileKind::Cluster, "x", &text)])
+            .unwrap()
+            .config;
+        assert_eq!(back.to_toml(show_defaults), text);
+        back.metrics.explicit = config.metrics.explicit;
+        assert_eq!(back, config);
+    }
+    let short = config.to_toml(false);
+    assert!(
+        !short.contains("timing"),
+        "the default is left out:\n{short}"
+    );
+    assert!(config.to_toml(true).contains("timing = \"default\""));
+}
+
 /// Each `golden/NAME.toml` is a wrong configuration (`# file: PATH` lines part it into files);
 /// `NAME.txt` is exactly what users read. `UPDATE_GOLDEN=1` writes the texts anew.
 #[test]

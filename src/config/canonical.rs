@@ -1,0 +1,429 @@
+//! A configuration written out again: one form for all ways of writing the same.
+//!
+//! ```text
+//! Config → Vec<Table> → TOML here, JSON in twinadm
+//! ```
+
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::path::Path;
+
+use replicator::meta::activity_log::SLOTS_DEFAULT;
+use replicator::types::NodeId;
+
+use super::shape::{default_log, default_metrics, default_nbd, default_net, default_resync};
+use super::types::{
+    Config, GuestConfig, LogTarget, NodeRole, OnNoQuorum, QuorumConfig, Rate, ReplicaPaths,
+    ResourceConfig, TimingProfile, Tls, VerifyConfig, VolumeConfig, Watchdog,
+};
+use super::units::{duration_text, size_text};
+
+/// A value in its written form.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Value {
+    /// A string.
+    Text(String),
+    /// A whole number.
+    Number(u64),
+    /// True or false.
+    Truth(bool),
+    /// A list of strings.
+    List(Vec<String>),
+    /// A string for each node.
+    PerNode(Vec<(String, String)>),
+}
+
+/// A key with its value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The key.
+    pub key: &'static str,
+    /// Its value.
+    pub value: Value,
+    /// Whether leaving it out would mean the same.
+    pub is_default: bool,
+}
+
+/// A table with its keys in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Table {
+    /// Its name in parts: `["resource", "vm-web", "volume"]`; empty for the top of the file.
+    pub path: Vec<String>,
+    /// One of several of that name, `[[…]]`.
+    pub repeated: bool,
+    /// Its keys.
+    pub entries: Vec<Entry>,
+}
+
+impl Config {
+    /// All tables in canonical order.
+    #[must_use]
+    pub fn tables(&self) -> Vec<Table> {
+        let mut tables = vec![
+            table(&[], vec![required("config-version", Value::Number(1))]),
+            table(&["cluster"], vec![required("name", text(&self.cluster))]),
+        ];
+        tables.extend(self.nodes.iter().map(|node| {
+            let role = match node.role {
+                NodeRole::Data => "data",
+                NodeRole::Arbitrator => "arbitrator",
+            };
+            let addresses = node.addresses.iter().map(ToString::to_string).collect();
+            let role = optional("role", text(role), &text("data"));
+            table(
+                &["node", &node.name],
+                vec![role, required("address", Value::List(addresses))],
+            )
+        }));
+        tables.extend([self.quorum_table(), self.net_table(), self.resync_table()]);
+        tables.extend([
+            self.verify_table(),
+            self.nbd_table(),
+            self.metrics_table(),
+            self.log_table(),
+        ]);
+        for resource in &self.resources {
+            self.push_resource(resource, &mut tables);
+        }
+        tables
+    }
+
+    /// The whole configuration as one TOML file, which reads back as the same configuration.
+    #[must_use]
+    pub fn to_toml(&self, show_defaults: bool) -> String {
+        let mut out = String::new();
+        for table in self.tables() {
+            let shown = |entry: &&Entry| show_defaults || !entry.is_default;
+            let entries: Vec<&Entry> = table.entries.iter().filter(shown).collect();
+            if entries.is_empty() && !table.is_named() {
+                continue;
+            }
+            if !table.path.is_empty() {
+                let path = table
+                    .path
+                    .iter()
+                    .map(|part| key_text(part))
+                    .collect::<Vec<_>>()
+                    .join(".");
+                let header = if table.repeated {
+                    format!("[[{path}]]")
+                } else {
+                    format!("[{path}]")
+                };
+                _ = writeln!(out, "\n{header}");
+            }
+            for entry in entries {
+                _ = writeln!(out, "{} = {}", entry.key, toml_text(&entry.value));
+            }
+        }
+        out
+    }
+
+    fn quorum_table(&self) -> Table {
+        let words = |quorum: &QuorumConfig| {
+            let timing = match quorum.timing {
+                TimingProfile::Fast => "fast",
+                TimingProfile::Default => "default",
+                TimingProfile::Relaxed => "relaxed",
+            };
+            let answer = match quorum.on_no_quorum {
+                OnNoQuorum::SuspendIo => "suspend-io",
+                OnNoQuorum::IoError => "io-error",
+            };
+            let watchdog = match quorum.watchdog {
+                Watchdog::Auto => "auto",
+                Watchdog::Off => "off",
+                Watchdog::Required => "required",
+            };
+            [timing, answer, watchdog].map(text)
+        };
+        let keys = ["timing", "on-no-quorum", "watchdog"];
+        pairs(
+            "quorum",
+            keys,
+            words(&self.quorum),
+            words(&QuorumConfig::default()),
+        )
+    }
+
+    fn net_table(&self) -> Table {
+        let values = |net: &super::NetConfig| {
+            let tls = match net.tls {
+                Tls::Required => "required",
+                Tls::ControlOnly => "control-only",
+                Tls::Off => "off",
+            };
+            let timeout = duration_text(net.timeout);
+            [
+                text(net.protocol.word()),
+                text(tls),
+                Value::Truth(net.insecure),
+                text(&timeout),
+            ]
+        };
+        let keys = ["protocol", "tls", "insecure", "timeout"];
+        pairs("net", keys, values(&self.net), values(&default_net()))
+    }
+
+    fn resync_table(&self) -> Table {
+        let values = |resync: &super::ResyncConfig| {
+            let rate = match resync.max_rate {
+                Rate::Auto => "auto".to_owned(),
+                Rate::Unlimited => "unlimited".to_owned(),
+                Rate::BytesPerSecond(rate) => format!("{}/s", size_text(rate)),
+            };
+            [
+                text(&rate),
+                text(&duration_text(resync.guest_latency_target)),
+                Value::Number(resync.parallel.into()),
+                Value::Truth(resync.checksum_first),
+            ]
+        };
+        let keys = [
+            "max-rate",
+            "guest-latency-target",
+            "parallel",
+            "checksum-first",
+        ];
+        pairs(
+            "resync",
+            keys,
+            values(&self.resync),
+            values(&default_resync()),
+        )
+    }
+
+    fn verify_table(&self) -> Table {
+        let values = |verify: &VerifyConfig| {
+            let repair = if verify.repair_from_primary {
+                "from-primary"
+            } else {
+                "report"
+            };
+            [text(&verify.schedule), text(repair)]
+        };
+        let default = values(&VerifyConfig::default());
+        pairs(
+            "verify",
+            ["schedule", "repair"],
+            values(&self.verify),
+            default,
+        )
+    }
+
+    fn nbd_table(&self) -> Table {
+        let values = |nbd: &super::NbdConfig| {
+            [
+                Value::Number(nbd.max_connections.into()),
+                listen_text(nbd.listen),
+                text(&nbd.tls_dir.to_string_lossy()),
+            ]
+        };
+        let keys = ["max-connections", "listen", "tls-dir"];
+        pairs("nbd", keys, values(&self.nbd), values(&default_nbd()))
+    }
+
+    fn metrics_table(&self) -> Table {
+        let value = |listen| [listen_text(listen)];
+        let default = value(default_metrics().listen);
+        pairs("metrics", ["listen"], value(self.metrics.listen), default)
+    }
+
+    fn log_table(&self) -> Table {
+        let values = |log: &super::LogConfig| {
+            let target = match log.target {
+                LogTarget::Auto => "auto",
+                LogTarget::Journald => "journald",
+                LogTarget::Stderr => "stderr",
+            };
+            [text(&log.level), text(target)]
+        };
+        pairs(
+            "log",
+            ["level", "target"],
+            values(&self.log),
+            values(&default_log()),
+        )
+    }
+
+    fn push_resource(&self, resource: &ResourceConfig, tables: &mut Vec<Table>) {
+        let path = ["resource", resource.name.as_str()];
+        let mut entries = Vec::new();
+        if let Some(prefer) = resource.prefer {
+            entries.push(required("prefer", text(self.node_name(prefer))));
+        }
+        entries.push(optional(
+            "failback",
+            text(&resource.failback),
+            &text("when-synced"),
+        ));
+        entries.push(optional(
+            "priority",
+            Value::Number(resource.priority.into()),
+            &Value::Number(10),
+        ));
+        tables.push(table(&path, entries));
+        for volume in &resource.volumes {
+            tables.push(Table {
+                repeated: true,
+                ..table(&[path[0], path[1], "volume"], self.volume_entries(volume))
+            });
+        }
+        if let Some(guest) = &resource.guest {
+            tables.push(table(&[path[0], path[1], "guest"], guest_entries(guest)));
+        }
+    }
+
+    fn volume_entries(&self, volume: &VolumeConfig) -> Vec<Entry> {
+        let mut entries = vec![required("id", Value::Number(volume.id.0.into()))];
+        if let Some(size) = volume.size {
+            entries.push(required("size", text(&size_text(size.0))));
+        }
+        let slots = |slots: u16| Value::Number(slots.into());
+        entries.push(optional(
+            "al-extents",
+            slots(volume.al_extents),
+            &slots(SLOTS_DEFAULT),
+        ));
+        entries.push(required(
+            "disk",
+            self.path_value(volume, |paths| &paths.disk),
+        ));
+        entries.push(required(
+            "meta",
+            self.path_value(volume, |paths| &paths.meta),
+        ));
+        entries
+    }
+
+    fn path_value(&self, volume: &VolumeConfig, of: impl Fn(&ReplicaPaths) -> &Path) -> Value {
+        let [a, b] = [NodeId::A, NodeId::B]
+            .map(|node| of(volume.replica(node)).to_string_lossy().into_owned());
+        if a == b {
+            return Value::Text(a);
+        }
+        let name = |node| self.node_name(node).to_owned();
+        Value::PerNode(vec![(name(NodeId::A), a), (name(NodeId::B), b)])
+    }
+}
+
+impl Table {
+    /// Whether it says something by being there, without a key.
+    fn is_named(&self) -> bool {
+        self.path.len() > 1
+    }
+}
+
+fn guest_entries(guest: &GuestConfig) -> Vec<Entry> {
+    let mut entries = vec![required("domain", text(&guest.domain))];
+    if let Some(target) = &guest.target {
+        entries.push(required("target", text(target)));
+    }
+    let start = if guest.start_on_failover {
+        "start"
+    } else {
+        "leave"
+    };
+    entries.push(optional("on-failover", text(start), &text("start")));
+    entries.push(optional(
+        "on-demote",
+        text(&guest.on_demote),
+        &text("shutdown:60s,destroy"),
+    ));
+    entries
+}
+
+fn table(path: &[&str], entries: Vec<Entry>) -> Table {
+    Table {
+        path: path.iter().map(|part| (*part).to_owned()).collect(),
+        repeated: false,
+        entries,
+    }
+}
+
+fn pairs<const N: usize>(
+    name: &str,
+    keys: [&'static str; N],
+    values: [Value; N],
+    defaults: [Value; N],
+) -> Table {
+    let entries = keys.into_iter().zip(values).zip(&defaults);
+    table(
+        &[name],
+        entries
+            .map(|((key, value), default)| optional(key, value, default))
+            .collect(),
+    )
+}
+
+fn required(key: &'static str, value: Value) -> Entry {
+    Entry {
+        key,
+        value,
+        is_default: false,
+    }
+}
+
+fn optional(key: &'static str, value: Value, default: &Value) -> Entry {
+    Entry {
+        is_default: value == *default,
+        key,
+        value,
+    }
+}
+
+fn text(text: &str) -> Value {
+    Value::Text(text.to_owned())
+}
+
+fn listen_text(listen: Option<SocketAddr>) -> Value {
+    Value::Text(listen.map_or_else(String::new, |address| address.to_string()))
+}
+
+fn toml_text(value: &Value) -> String {
+    match value {
+        Value::Text(text) => quoted(text),
+        Value::Number(number) => number.to_string(),
+        Value::Truth(truth) => truth.to_string(),
+        Value::List(items) => {
+            format!(
+                "[{}]",
+                items
+                    .iter()
+                    .map(|item| quoted(item))
+                    .collect::<Vec<_>>()
+                    .join(", ")
+            )
+        }
+        Value::PerNode(each) => {
+            let each = each
+                .iter()
+                .map(|(node, text)| format!("{} = {}", key_text(node), quoted(text)));
+            format!("{{ {} }}", each.collect::<Vec<_>>().join(", "))
+        }
+    }
+}
+
+fn key_text(key: &str) -> String {
+    let bare = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
+    if !key.is_empty() && key.bytes().all(bare) {
+        key.to_owned()
+    } else {
+        quoted(key)
+    }
+}
+
+/// A TOML basic string.
+fn quoted(text: &str) -> String {
+    let mut out = String::from("\"");
+    for c in text.chars() {
+        match c {
+            '"' => out.push_str("\\\""),
+            '\\' => out.push_str("\\\\"),
+            c if c.is_control() => _ = write!(out, "\\u{:04X}", u32::from(c)),
+            c => out.push(c),
+        }
+    }
+    out.push('"');
+    out
+}
