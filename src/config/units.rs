@@ -45,8 +45,11 @@ pub(super) fn parse_size(text: &str) -> Result<u64, String> {
     }
 }
 
-/// A length of time such as `6s`; the error is a hint for people.
-pub(super) fn parse_duration(text: &str) -> Result<Duration, String> {
+/// A length of time such as `6s`.
+///
+/// # Errors
+/// A hint for people.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let (number, unit) = split(text);
     let factor = TIMES
         .iter()

@@ -1,3 +1,30 @@
-//! Shared by twinadm and its tests.
+//! `twinadm`: the command line of twinblk.
+//!
+//! ```text
+//! cli (words) → run (dispatch) → orders | watch | wait | create_md | config_verbs → client (socket)
+//!                                       └──────────── show (pure: values → text) ─────────────┘
+//! ```
+//!
+//! Owns what users type and read. Everything in [`show`] and [`plan`] is pure; sockets are in
+//! [`client`], files in [`create_md`], the clock in `clock`. A verb of its own (the demo) is one
+//! module, one variant of [`cli::Verb`] and one line of [`run`].
 
+pub mod cli;
+pub mod client;
+mod clock;
+mod config_verbs;
+mod context;
+mod create_md;
 pub mod demo;
+mod events;
+mod manual;
+mod orders;
+pub mod plan;
+pub mod run;
+mod selector;
+pub mod show;
+mod status;
+mod wait;
+
+pub use context::{Context, Failure, Output};
+pub use selector::Selector;

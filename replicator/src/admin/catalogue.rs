@@ -7,10 +7,10 @@
 use super::report::exit;
 
 macro_rules! catalogue {
-    ($($(#[$doc:meta])* $variant:ident = $code:literal, $exit:expr, [$($next:literal),+ $(,)?];)+) => {
+    ($($(#[doc = $doc:literal])+ $variant:ident = $code:literal, $exit:expr, [$($next:literal),+ $(,)?];)+) => {
         /// One kind of error or warning.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub enum ErrorId { $($(#[$doc])* $variant),+ }
+        pub enum ErrorId { $($(#[doc = $doc])+ $variant),+ }
 
         impl ErrorId {
             /// All of them, by id.
@@ -20,6 +20,12 @@ macro_rules! catalogue {
             #[must_use]
             pub fn code(self) -> &'static str {
                 match self { $(Self::$variant => $code),+ }
+            }
+
+            /// What it means in general, a sentence.
+            #[must_use]
+            pub fn meaning(self) -> &'static str {
+                match self { $(Self::$variant => concat!($($doc),+).trim_ascii()),+ }
             }
 
             /// Exit code of a command that ends with it.
@@ -219,6 +225,7 @@ mod tests {
                 "{}",
                 id.code()
             );
+            assert!(id.meaning().ends_with('.'), "{}", id.code());
             assert!(seen.insert(id.code()), "{} is given twice", id.code());
             assert_eq!(ErrorId::from_code(id.code()), Some(*id));
         }

@@ -239,7 +239,7 @@ impl ResyncStatus {
             .is_none_or(|why| why.starts_with("throttled"));
         let eta_seconds = rate
             .filter(|rate| *rate > 0 && moves)
-            .map(|rate| (total - done).div_ceil(rate));
+            .map(|rate| (total - done) / rate);
         Self {
             done_bytes: done,
             total_bytes: total,
@@ -279,6 +279,6 @@ mod tests {
             ResyncStatus::new(0, 10, Some(5), Some("paused:user".into())).eta_seconds,
             None
         );
-        assert_eq!(ResyncStatus::new(0, 11, Some(5), None).eta_seconds, Some(3));
+        assert_eq!(ResyncStatus::new(0, 11, Some(5), None).eta_seconds, Some(2));
     }
 }

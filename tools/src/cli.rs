@@ -1,0 +1,391 @@
+//! The words of the command line. A verb that is not built is not here, and so refused as unknown.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::selector::{Selector, whole_resource, with_peer, with_volume};
+
+/// Exit codes, at the end of every help text and man page.
+pub const EXIT_CODES: &str = "\
+Exit codes: 0 ok, 1 operation failed, 2 usage, 3 configuration invalid, 4 refused by a safety rule, \
+5 no quorum or lease not granted, 6 peer or daemon unreachable, 7 no such resource, node or guest, \
+8 permission, 9 timed out waiting, 12 status --check: degraded, 13 --check: data unavailable or \
+held, 14 --dry-run: changes pending, 130 interrupted.";
+
+/// Looks after twinblk: replicated volumes for KVM guests.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "twinadm", version, after_help = EXIT_CODES, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "clap would take the text for the program's")]
+    pub globals: Globals,
+    /// What to do.
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+/// Options of every verb.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Global options")]
+pub struct Globals {
+    /// Directory of twinblk.toml and resources.d [default: /etc/twinblk]
+    #[arg(short = 'C', long, global = true, value_name = "DIR")]
+    pub config: Option<PathBuf>,
+    /// Directory of the daemon's control.sock
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        default_value = "/run/twinblk"
+    )]
+    pub run_dir: PathBuf,
+    /// The node the verb is about [default: the node of the daemon that answers]
+    #[arg(long, global = true, value_name = "NODE")]
+    pub node: Option<String>,
+    /// Only say what would change; exit 14 if anything would
+    #[arg(short = 'n', long, global = true)]
+    pub dry_run: bool,
+    /// Form of the output
+    #[arg(
+        short,
+        long,
+        global = true,
+        value_enum,
+        default_value = "plain",
+        value_name = "FORM"
+    )]
+    pub output: OutputForm,
+    /// Colour of messages on a terminal
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        default_value = "auto",
+        value_name = "WHEN"
+    )]
+    pub color: ColorChoice,
+    /// No messages but errors
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
+    /// More detail; repeat for more
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+    /// How long to wait, such as 30s or 2m
+    #[arg(long, global = true, value_name = "TIME", value_parser = duration)]
+    pub timeout: Option<Duration>,
+    /// Answer yes to questions
+    #[arg(short, long, global = true)]
+    pub yes: bool,
+}
+
+/// Form of the output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OutputForm {
+    /// For people.
+    Plain,
+    /// For programs.
+    Json,
+}
+
+/// When messages are coloured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ColorChoice {
+    /// On a terminal, unless NO_COLOR is set or TERM=dumb.
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+/// One verb.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Verb {
+    /// Make the metadata of this node's replica; no daemon needed
+    CreateMd(CreateMd),
+    /// Attach, connect and export resources
+    Up(Resources),
+    /// Stop exporting, disconnect and detach resources; a Primary is demoted first
+    Down(Forceable),
+    /// Attach the backing device
+    Attach(Volumes),
+    /// Let go of the backing device
+    Detach(Volumes),
+    /// Connect to the peer
+    Connect(Peers),
+    /// Disconnect from the peer, and stay so
+    Disconnect(Peers),
+    /// Serve the resources from this node
+    #[command(visible_alias = "promote")]
+    Primary(Resources),
+    /// Stop serving the resources; no node promotes itself until `primary` or `up`
+    #[command(visible_alias = "demote")]
+    Secondary(Forceable),
+    /// Show how everything is
+    Status(Status),
+    /// Show the role of this node
+    Role(OneResource),
+    /// Show the state of the connection, one line a peer
+    Cstate(OneResource),
+    /// Show the disk states local/peer, one line a volume
+    Dstate(OneResource),
+    /// Wait until the peer is connected
+    WaitConnect(OneResource),
+    /// Wait until both replicas are up to date
+    WaitSync(OneResource),
+    /// Show the states as a stream of events
+    Events2(Events2),
+    /// Print the configuration in its canonical form
+    Dump(Dump),
+    /// Check a configuration and report every mistake at once
+    Check(Check),
+    /// Print the versions of this program and of the daemon
+    Version,
+    /// Print completions for a shell
+    Completions(Completions),
+    /// Write the man pages into a directory
+    Man(Man),
+}
+
+/// Resources.
+#[derive(Clone, Debug, Args)]
+pub struct Resources {
+    /// A resource, or `all`
+    #[arg(required = true, value_name = "RES", value_parser = whole_resource)]
+    pub resources: Vec<Selector>,
+}
+
+/// Resources, with force.
+#[derive(Clone, Debug, Args)]
+pub struct Forceable {
+    /// A resource, or `all`
+    #[arg(required = true, value_name = "RES", value_parser = whole_resource)]
+    pub resources: Vec<Selector>,
+    /// Drop NBD clients that are attached
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// Resources or volumes.
+#[derive(Clone, Debug, Args)]
+pub struct Volumes {
+    /// A resource or one of its volumes, or `all`
+    #[arg(required = true, value_name = "RES[/VOL]", value_parser = with_volume)]
+    pub volumes: Vec<Selector>,
+}
+
+/// Resources or connections.
+#[derive(Clone, Debug, Args)]
+pub struct Peers {
+    /// A resource or one of its peers, or `all`
+    #[arg(required = true, value_name = "RES[:PEER]", value_parser = with_peer)]
+    pub peers: Vec<Selector>,
+}
+
+/// One resource.
+#[derive(Clone, Debug, Args)]
+pub struct OneResource {
+    /// A resource
+    #[arg(value_name = "RES")]
+    pub resource: String,
+}
+
+/// `create-md`.
+#[derive(Clone, Debug, Args)]
+pub struct CreateMd {
+    /// A resource or one of its volumes, or `all`
+    #[arg(required = true, value_name = "RES[/VOL]", value_parser = with_volume)]
+    pub volumes: Vec<Selector>,
+    /// Forget metadata of ours that is there already, and with it what this replica knows
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// `status`.
+#[derive(Clone, Debug, Args)]
+pub struct Status {
+    /// One resource
+    #[arg(value_name = "RES")]
+    pub resource: Option<String>,
+    /// JSON: our schema, or the shape of `drbdsetup status --json`
+    #[arg(long, value_enum, value_name = "SCHEMA", num_args = 0..=1, require_equals = true,
+          default_missing_value = "twinblk")]
+    pub json: Option<StatusSchema>,
+    /// Keep showing it: redrawn on a terminal, else one line a change
+    #[arg(long, value_name = "TIME", num_args = 0..=1, require_equals = true,
+          default_missing_value = "1s", value_parser = duration)]
+    pub watch: Option<Duration>,
+    /// Only resources with a problem
+    #[arg(long)]
+    pub problems: bool,
+    /// Exit 12 if anything is degraded, 13 if data is unavailable or held
+    #[arg(long)]
+    pub check: bool,
+    /// One line and exit code for Nagios and the like
+    #[arg(long, conflicts_with_all = ["json", "watch", "check"])]
+    pub nagios: bool,
+}
+
+/// Schema of `status --json`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum StatusSchema {
+    /// `twinblk.status/1`.
+    Twinblk,
+    /// `drbdsetup status --json`.
+    Drbd9,
+}
+
+/// `events2`.
+#[derive(Clone, Debug, Args)]
+pub struct Events2 {
+    /// One resource
+    #[arg(value_name = "RES")]
+    pub resource: Option<String>,
+    /// Stop after the snapshot
+    #[arg(long)]
+    pub now: bool,
+    /// One JSON object a line
+    #[arg(long)]
+    pub json: bool,
+    /// Begin each line with the time
+    #[arg(long)]
+    pub timestamps: bool,
+    /// Show changed states as OLD->NEW
+    #[arg(long)]
+    pub diff: bool,
+    /// Show every state of a changed object; every line does
+    #[arg(long)]
+    pub full: bool,
+    /// Add sizes and counters
+    #[arg(long)]
+    pub statistics: bool,
+}
+
+/// `dump`.
+#[derive(Clone, Debug, Args)]
+pub struct Dump {
+    /// Format
+    #[arg(long, value_enum, default_value = "toml")]
+    pub format: DumpFormat,
+    /// Print keys that have their default value too
+    #[arg(long)]
+    pub show_defaults: bool,
+}
+
+/// Format of `dump`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DumpFormat {
+    /// As the configuration is written.
+    Toml,
+    /// For programs.
+    Json,
+}
+
+/// `check`.
+#[derive(Clone, Debug, Args)]
+pub struct Check {
+    /// A configuration directory or one file of it [default: the configuration directory]
+    #[arg(value_name = "FILE|DIR")]
+    pub file: Option<PathBuf>,
+}
+
+/// `completions`.
+#[derive(Clone, Debug, Args)]
+pub struct Completions {
+    /// Which shell
+    pub shell: clap_complete::Shell,
+}
+
+/// `man`.
+#[derive(Clone, Debug, Args)]
+pub struct Man {
+    /// An existing directory
+    #[arg(value_name = "DIR")]
+    pub directory: PathBuf,
+}
+
+/// `30s`, `2m`, `500ms`; a bare number is seconds.
+fn duration(text: &str) -> Result<Duration, String> {
+    if let Ok(seconds) = text.parse::<u32>() {
+        return Ok(Duration::from_secs(seconds.into()));
+    }
+    twinblk::config::parse_duration(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split(' '))
+    }
+
+    #[test]
+    fn the_tree_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn json_needs_an_equals_sign_so_that_the_resource_may_follow() {
+        for line in [
+            "twinadm status --json vm-web",
+            "twinadm status vm-web --json",
+        ] {
+            let Verb::Status(status) = parse(line).unwrap().verb else {
+                panic!("{line}")
+            };
+            assert_eq!(status.resource.as_deref(), Some("vm-web"), "{line}");
+            assert_eq!(status.json, Some(StatusSchema::Twinblk), "{line}");
+        }
+        let Verb::Status(status) = parse("twinadm status --json=drbd9").unwrap().verb else {
+            panic!()
+        };
+        assert_eq!(status.json, Some(StatusSchema::Drbd9));
+    }
+
+    #[test]
+    fn global_options_stand_before_and_after_the_verb() {
+        for line in [
+            "twinadm --node b -n up r",
+            "twinadm up r --node b --dry-run",
+        ] {
+            let globals = parse(line).unwrap().globals;
+            assert_eq!(
+                (globals.node.as_deref(), globals.dry_run),
+                (Some("b"), true),
+                "{line}"
+            );
+        }
+    }
+
+    #[test]
+    fn aliases_and_durations_are_read() {
+        let cli = parse("twinadm promote r --timeout 2m").unwrap();
+        assert!(matches!(cli.verb, Verb::Primary(_)));
+        assert_eq!(cli.globals.timeout, Some(Duration::from_secs(120)));
+        assert_eq!(
+            parse("twinadm version --timeout 5")
+                .unwrap()
+                .globals
+                .timeout,
+            Some(Duration::from_secs(5))
+        );
+        assert!(parse("twinadm version --timeout soon").is_err());
+    }
+
+    #[test]
+    fn verbs_and_flags_that_are_not_built_are_unknown() {
+        for line in [
+            "twinadm resize r",
+            "twinadm primary r --force",
+            "twinadm init lab",
+            "twinadm top",
+        ] {
+            assert!(parse(line).is_err(), "{line}");
+        }
+    }
+}

@@ -1,0 +1,13 @@
+//! Values into text. Pure: no clock, no terminal, no socket.
+
+pub mod drbd9;
+pub mod event;
+pub mod health;
+pub mod message;
+pub mod resync;
+pub mod size;
+pub mod status;
+pub mod words;
+
+#[cfg(test)]
+pub(crate) mod samples;
