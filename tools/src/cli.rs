@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::demo::DemoArgs;
 use crate::selector::{Selector, whole_resource, with_peer, with_volume};
 
 /// Exit codes, at the end of every help text and man page.
@@ -103,6 +104,8 @@ pub enum ColorChoice {
 /// One verb.
 #[derive(Clone, Debug, Subcommand)]
 pub enum Verb {
+    /// Run a pair and an arbitrator here, hurt the Primary, prove that nothing was lost
+    Demo(DemoArgs),
     /// Make the metadata of this node's replica; no daemon needed
     CreateMd(CreateMd),
     /// Attach, connect and export resources

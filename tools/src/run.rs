@@ -11,11 +11,11 @@ use nix::sys::signal::{SigSet, Signal};
 use replicator::admin::exit;
 
 use crate::cli::{Cli, Verb};
-use crate::context::{Context, Failure};
+use crate::context::{Context, Failure, Output};
 use crate::orders::MakeVerb;
 use crate::show::words;
 use crate::wait::Goal;
-use crate::{config_verbs, create_md, events, manual, orders, status, wait};
+use crate::{config_verbs, create_md, demo, events, manual, orders, status, wait};
 
 /// Runs `twinadm` with these arguments, the program's name first; answers the exit code.
 #[must_use]
@@ -25,7 +25,10 @@ pub fn main(arguments: Vec<OsString>) -> u8 {
         Err(error) => return refuse(&error, &arguments),
     };
     let context = Context::new(&cli.globals);
-    exit_on_interrupt();
+    // The demo has children to end first, and so its own way with signals.
+    if !matches!(cli.verb, Verb::Demo(_)) {
+        exit_on_interrupt();
+    }
     match run(&context, &cli.verb) {
         Ok(code) | Err(Failure::Told(code)) => code,
         Err(Failure::ReaderGone) => exit::OK,
@@ -38,6 +41,7 @@ pub fn main(arguments: Vec<OsString>) -> u8 {
 
 fn run(context: &Context, verb: &Verb) -> Result<u8, Failure> {
     match verb {
+        Verb::Demo(arguments) => Ok(demo::run(arguments, context.output == Output::Json)),
         Verb::Up(arguments) => orders::give(context, &arguments.resources, MakeVerb::Up),
         Verb::Down(arguments) => orders::give(
             context,

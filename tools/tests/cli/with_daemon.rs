@@ -1,14 +1,12 @@
 //! The real program against a daemon that answers from a script.
 
-mod support;
-
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;
 
+use super::support::Scratch;
 use replicator::admin::{
     ErrorId, ErrorReport, Event, Request, Response, Status, Verb, VersionInfo,
 };
-use support::Scratch;
 
 /// The documented sample, as a daemon sends it.
 const SAMPLE: &str = r#"{"schema":"twinblk.status/1","generated":"2026-11-21T20:04:11Z","node":"kvm-a",
@@ -25,14 +23,14 @@ const SAMPLE: &str = r#"{"schema":"twinblk.status/1","generated":"2026-11-21T20:
   "status":"one up-to-date copy until the resync ends","action":null,"problem":"W0107"}]}"#;
 
 fn sample() -> Status {
-    serde_json::from_str(SAMPLE).unwrap()
+    serde_json::from_str(SAMPLE).expect("the documented sample")
 }
 
 fn synced() -> Status {
     let text = SAMPLE
         .replace("Inconsistent", "UpToDate")
         .replace("SyncSource", "Established");
-    let mut status: Status = serde_json::from_str(&text).unwrap();
+    let mut status: Status = serde_json::from_str(&text).expect("the documented sample");
     status.resources[0].peers[0].volumes[0].resync = None;
     status
 }

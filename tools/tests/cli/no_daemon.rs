@@ -1,15 +1,13 @@
 //! The real program where no daemon answers: usage, configuration, `create-md`, unreachable.
 
-mod support;
-
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 
+use super::support::Scratch;
 use replicator::meta::{PAGE_LEN, ReplicaState, layout::SUPERBLOCK_OFFSETS, probe};
 use replicator::types::{NodeId, ResourceId};
-use support::Scratch;
 
 const MIB: u64 = 1 << 20;
 
@@ -60,21 +58,25 @@ fn a_program_on_the_path_becomes_a_verb() {
 #[test]
 fn without_a_daemon_status_is_exit_6_with_nothing_on_stdout() {
     let scratch = Scratch::with_resource(4 * MIB);
-    for line in [
+    let lines = [
         &["status"][..],
         &["status", "--json"],
         &["role", "vm-web"],
         &["up", "vm-web"],
         &["-n", "up", "all"],
-    ] {
-        let ran = scratch.twinadm(line);
-        assert_eq!(
-            (ran.code, ran.out.as_str(), ran.id()),
-            (6, "", "E0601"),
-            "{line:?}: {ran:?}"
-        );
-        assert!(ran.err.contains("  next   "), "{}", ran.err);
-    }
+    ];
+    // Each waits its two seconds; side by side.
+    std::thread::scope(|scope| {
+        for line in lines {
+            let scratch = &scratch;
+            scope.spawn(move || {
+                let ran = scratch.twinadm(line);
+                let seen = (ran.code, ran.out.as_str(), ran.id());
+                assert_eq!(seen, (6, "", "E0601"), "{line:?}: {ran:?}");
+                assert!(ran.err.contains("  next   "), "{}", ran.err);
+            });
+        }
+    });
     let nagios = scratch.twinadm(&["status", "--nagios"]);
     assert_eq!(nagios.code, 3);
     assert!(nagios.out.starts_with("TWINBLK UNKNOWN"), "{}", nagios.out);

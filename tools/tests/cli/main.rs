@@ -1,0 +1,5 @@
+//! The real `twinadm`, where no daemon answers and against one that answers from a script.
+
+mod no_daemon;
+mod support;
+mod with_daemon;
