@@ -10,6 +10,9 @@ pub mod frame;
 pub mod message;
 pub mod preamble;
 
+#[cfg(test)]
+mod tests;
+
 pub use codec::{Decoded, Encoded, Frame, decode, encode};
 pub use frame::{FRAME_LEN_MAX, FrameError, HEADER_LEN, Header};
 pub use message::{
