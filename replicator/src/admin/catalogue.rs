@@ -149,6 +149,8 @@ catalogue! {
     OrderUnderWay = "E0415", exit::REFUSED, ["wait for it to end, then try again"];
     /// The voter store has no vote until re-admitted.
     VoterNotAdmitted = "E0416", exit::REFUSED, ["twinadm status on the other nodes"];
+    /// No backing device is attached.
+    NotAttached = "E0417", exit::REFUSED, ["twinadm attach RES, after mending the disk"];
 
     /// Too few voters answer.
     NoQuorum = "E0501", exit::QUORUM, ["bring back the arbitrator or the peer, or the link to them"];

@@ -83,7 +83,7 @@ impl Resource {
         let Some(view) = newest else {
             return ordered.then(|| self.desire_found(cx, &replica)).flatten();
         };
-        if !replica.eligible || self.vetoed || self.local_failed {
+        if !is_whole(view, me, &replica) || self.vetoed || self.local_failed {
             return None;
         }
         let lossy = replica.lost_volatile;
@@ -225,7 +225,7 @@ impl Resource {
             blockers.push(Blocker::NotInSync { view: view.number });
         } else if !names(view, me, replica.replica) {
             blockers.push(Blocker::WrongReplica);
-        } else if !replica.eligible || self.vetoed || self.local_failed {
+        } else if !is_whole(view, me, replica) || self.vetoed || self.local_failed {
             blockers.push(Blocker::Ineligible);
         } else if self.waits_for_kept(cx, view, replica) {
             blockers.push(Blocker::PeerKeptMore);
@@ -257,6 +257,13 @@ impl Resource {
 
 fn names(view: &View, node: NodeId, replica: ReplicaId) -> bool {
     view.replicas[node.index()] == Some(replica)
+}
+
+/// Whether the replica holds what `view` needs: its own word, or that it is the blank replica with
+/// which the resource was founded. That one becomes not blank durably before its first
+/// acknowledged write, so blank means that there was none, even after a crash in between.
+fn is_whole(view: &View, node: NodeId, replica: &ReplicaFacts) -> bool {
+    replica.eligible || (replica.blank && names(view, node, replica.replica))
 }
 
 /// A voter that no view recorded yet and that is there.
