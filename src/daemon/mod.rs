@@ -1,13 +1,121 @@
 //! Wiring: threads, sockets and files around the pure controller, engine and NBD session.
+//!
+//! ```text
+//!   main ── signals, start, ordered stop
+//!   control ── one thread per client: orders, status ─┐ reads and waits on the board
+//!   beacon ── controller, UDP ──┬── commands ──▶ shard ── engines, disks, links, NBD
+//!      ▲ persisted              │ records        │ marks
+//!      └────── store ◀──────────┴────────────────┘        log ── writes what all others say
+//! ```
+//!
+//! The arbitrator is the same without a shard.
 
 pub mod api;
 pub mod args;
+mod beacon;
 pub mod beacon_io;
 pub mod board;
 mod bridge;
 pub mod control;
+mod lifecycle;
+mod log;
 pub mod mailbox;
+mod node;
 pub mod notify;
+mod orders;
 pub mod shard;
+mod start;
+pub mod status;
 pub mod store_thread;
 pub mod voter_store;
+mod words;
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use args::{Command, Flags};
+use replicator::admin::exit;
+
+/// Which of the two daemons this process is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Program {
+    /// Holds data, serves guests, votes.
+    Daemon,
+    /// Votes.
+    Arbitrator,
+}
+
+impl Program {
+    /// Its name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Daemon => "twinblkd",
+            Self::Arbitrator => "twinblk-arbitrator",
+        }
+    }
+
+    fn what(self) -> &'static str {
+        match self {
+            Self::Daemon => "Mirrors volumes with a peer and serves them to guests over NBD.",
+            Self::Arbitrator => "Third voter of a pair: stores views, holds no data.",
+        }
+    }
+}
+
+/// What `main` of both programs does: reads the arguments, runs, and says how it ended.
+#[must_use]
+pub fn main(program: Program) -> ExitCode {
+    let arguments = std::env::args_os().skip(1);
+    let code = match args::parse(arguments, defaults()) {
+        Ok(Command::Help) => {
+            print(&args::help(program.name(), program.what()));
+            exit::OK
+        }
+        Ok(Command::Version) => {
+            print(&format!(
+                "{} {}\n",
+                program.name(),
+                env!("CARGO_PKG_VERSION")
+            ));
+            exit::OK
+        }
+        Ok(Command::Run(flags)) => match start::run(program, &flags) {
+            Ok(()) => exit::OK,
+            Err(failure) => {
+                complain(&failure.text);
+                failure.exit
+            }
+        },
+        Err(wrong) => {
+            complain(&format!(
+                "error: {wrong}\n  next   {} --help\n",
+                program.name()
+            ));
+            exit::USAGE
+        }
+    };
+    ExitCode::from(code)
+}
+
+fn defaults() -> Flags {
+    let config = std::env::var_os("TWINBLK_CONFIG").unwrap_or_else(|| "/etc/twinblk".into());
+    let node = nix::unistd::gethostname().unwrap_or_else(|_| OsString::from("localhost"));
+    Flags {
+        config: config.into(),
+        node: node.to_string_lossy().into_owned(),
+        state_dir: PathBuf::from("/var/lib/twinblk"),
+        run_dir: PathBuf::from("/run/twinblk"),
+    }
+}
+
+fn print(text: &str) {
+    // Nobody reads it: then nothing is lost.
+    std::io::stdout().write_all(text.as_bytes()).ok();
+}
+
+fn complain(text: &str) {
+    std::io::stderr().write_all(text.as_bytes()).ok();
+}

@@ -10,15 +10,14 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use replicator::engine::ReplicaMark;
-use replicator::types::{OpId, ReplicaId, ResourceId, StoreError};
+use replicator::types::{OpId, ResourceId};
 
 use super::mailbox::Mailbox;
 use super::voter_store::VoterStore;
 use crate::controller::VoterRecord;
 
-/// Requests waiting at most. The controller has one outstanding per resource, an engine a few
-/// marks: more means that the root disk hangs, and then refusing is what a voter must do.
+/// Requests waiting at most. The controller has one outstanding per resource: more means that the
+/// root disk hangs, and then refusing is what a voter must do.
 pub const STORE_REQUESTS_MAX: usize = 16 * 1024;
 
 /// Stack of the thread.
@@ -27,7 +26,7 @@ const STACK_LEN: usize = 128 * 1024;
 /// What is to be made durable.
 #[derive(Clone, Debug)]
 pub enum StoreRequest {
-    /// The controller's record of a resource, but for the marks in it: those are the shard's.
+    /// The controller's record of a resource.
     Persist {
         /// Echoed by the answer.
         op: OpId,
@@ -36,30 +35,14 @@ pub enum StoreRequest {
         /// The record.
         record: Box<VoterRecord>,
     },
-    /// A mark of the shard's engine.
-    Mark {
-        /// Echoed by the answer.
-        op: OpId,
-        /// Whose.
-        resource: ResourceId,
-        /// The mark.
-        mark: ReplicaMark,
-    },
     /// End the thread after what was asked before.
     Stop,
 }
 
 /// Where the answers go. Never blocks.
 pub trait StoreSink: Send + 'static {
-    /// Answer to [`StoreRequest::Persist`].
-    fn persisted(&self, op: OpId, ok: bool);
-    /// Answer to [`StoreRequest::Mark`], with what is marked now: failed, and which replica.
-    fn marked(
-        &self,
-        resource: ResourceId,
-        op: OpId,
-        marks: Result<(bool, Option<ReplicaId>), StoreError>,
-    );
+    /// Answer to [`StoreRequest::Persist`]: the record is durable, or is not.
+    fn persisted(&self, op: OpId, resource: ResourceId, record: &VoterRecord, ok: bool);
 }
 
 /// Starts the thread; it ends with [`StoreRequest::Stop`].
@@ -93,22 +76,14 @@ fn carry_out(
     sink: &impl StoreSink,
     requests: VecDeque<StoreRequest>,
 ) -> bool {
+    // A resource's last record replaces its earlier ones: they are answered by the same write.
     let mut records = BTreeMap::new();
-    let mut stopping = false;
     for request in &requests {
-        match request {
-            StoreRequest::Stop => stopping = true,
-            StoreRequest::Persist {
-                resource, record, ..
-            } => {
-                let known = current(store, &records, *resource);
-                records.insert(*resource, with_marks_of(**record, &known));
-            }
-            StoreRequest::Mark { resource, mark, .. } => {
-                let mut record = current(store, &records, *resource);
-                note_mark(&mut record, *mark);
-                records.insert(*resource, record);
-            }
+        if let StoreRequest::Persist {
+            resource, record, ..
+        } = request
+        {
+            records.insert(*resource, **record);
         }
     }
     let written = if records.is_empty() {
@@ -119,74 +94,77 @@ fn carry_out(
     if let Err(error) = &written {
         tracing::error!(%error, "the voter store cannot be written: this voter is silent from now");
     }
+    let mut going_on = true;
     for request in requests {
         match request {
-            StoreRequest::Stop => {}
-            StoreRequest::Persist { op, .. } => sink.persisted(op, written.is_ok()),
-            StoreRequest::Mark { op, resource, .. } => {
-                let record = store.record(resource).copied().unwrap_or_default();
-                let marks = (record.replica_failed, record.replica);
-                sink.marked(
-                    resource,
-                    op,
-                    if written.is_ok() {
-                        Ok(marks)
-                    } else {
-                        Err(StoreError)
-                    },
-                );
+            StoreRequest::Stop => going_on = false,
+            StoreRequest::Persist {
+                op,
+                resource,
+                record,
+            } => {
+                sink.persisted(op, resource, &record, written.is_ok());
             }
         }
     }
-    !stopping
-}
-
-fn current(
-    store: &VoterStore,
-    changed: &BTreeMap<ResourceId, VoterRecord>,
-    resource: ResourceId,
-) -> VoterRecord {
-    let known = changed.get(&resource).or_else(|| store.record(resource));
-    known.copied().unwrap_or_default()
-}
-
-/// The controller's copy of the marks may be older than what the shard had recorded meanwhile.
-fn with_marks_of(record: VoterRecord, known: &VoterRecord) -> VoterRecord {
-    VoterRecord {
-        replica_failed: known.replica_failed,
-        replica: known.replica,
-        ..record
-    }
-}
-
-fn note_mark(record: &mut VoterRecord, mark: ReplicaMark) {
-    match mark {
-        ReplicaMark::Failed => record.replica_failed = true,
-        ReplicaMark::Clean => record.replica_failed = false,
-        ReplicaMark::Attached(replica) => record.replica = Some(replica),
-    }
+    going_on
 }
 
 #[cfg(test)]
 mod tests {
-    use replicator::types::ViewNumber;
+    use std::sync::Mutex;
+
+    use replicator::types::{ViewNumber, VoterId};
 
     use super::*;
+    use crate::daemon::voter_store::StoreIdentity;
+
+    /// What was answered: which, whose seal, how.
+    type Answers = Arc<Mutex<Vec<(OpId, ViewNumber, bool)>>>;
+
+    struct Sink(Answers);
+
+    impl StoreSink for Sink {
+        fn persisted(&self, op: OpId, _resource: ResourceId, record: &VoterRecord, ok: bool) {
+            self.0.lock().unwrap().push((op, record.seal, ok));
+        }
+    }
+
+    fn sealed(op: u64, seal: u64) -> StoreRequest {
+        StoreRequest::Persist {
+            op: OpId(op),
+            resource: ResourceId(1),
+            record: Box::new(VoterRecord {
+                seal: ViewNumber(seal),
+                ..VoterRecord::default()
+            }),
+        }
+    }
 
     #[test]
-    fn a_late_record_of_the_controller_does_not_undo_a_mark() {
-        let mut known = VoterRecord::default();
-        note_mark(&mut known, ReplicaMark::Attached(ReplicaId(5)));
-        note_mark(&mut known, ReplicaMark::Failed);
-        let late = VoterRecord {
-            seal: ViewNumber(3),
-            ..VoterRecord::default()
+    fn each_request_is_answered_in_order_and_the_last_record_stays() {
+        let dir = std::env::temp_dir().join(format!("twinblk-store-thread-{}", std::process::id()));
+        let identity = StoreIdentity {
+            cluster: "lab".to_owned(),
+            node: "kvm-a".to_owned(),
+            fresh_voter: VoterId(1),
         };
-        let merged = with_marks_of(late, &known);
-        assert_eq!(merged.seal, ViewNumber(3));
-        assert!(merged.replica_failed);
-        assert_eq!(merged.replica, Some(ReplicaId(5)));
-        note_mark(&mut known, ReplicaMark::Clean);
-        assert!(!with_marks_of(late, &known).replica_failed);
+        let store = VoterStore::open(&dir, &identity).unwrap();
+        let requests = Arc::new(Mailbox::new(STORE_REQUESTS_MAX).unwrap());
+        for (op, seal) in [(1, 3), (2, 4)] {
+            requests.push(sealed(op, seal)).unwrap();
+        }
+        requests.push(StoreRequest::Stop).unwrap();
+        let answers = Answers::default();
+        let thread = start(store, requests, Sink(Arc::clone(&answers))).unwrap();
+        thread.join().unwrap();
+        let expected = [
+            (OpId(1), ViewNumber(3), true),
+            (OpId(2), ViewNumber(4), true),
+        ];
+        assert_eq!(*answers.lock().unwrap(), expected);
+        let again = VoterStore::open(&dir, &identity).unwrap();
+        assert_eq!(again.record(ResourceId(1)).unwrap().seal, ViewNumber(4));
+        std::fs::remove_dir_all(&dir).unwrap();
     }
 }

@@ -6,7 +6,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
-use replicator::types::{Ballot, ResourceId, ViewNumber, VoterId};
+use replicator::types::{ReplicaId, ResourceId, ViewNumber, VoterId};
 
 use super::file::{Entries, OpenStoreError, StoreFile, StoreIdentity, VoterStore, fresh_bytes};
 use super::layout::SECTOR_LEN;
@@ -99,12 +99,8 @@ fn identity() -> StoreIdentity {
 
 fn record(round: u32) -> VoterRecord {
     VoterRecord {
-        promised: Ballot {
-            round,
-            node: 1,
-            incarnation: 3,
-        },
         seal: ViewNumber(u64::from(round)),
+        replica: Some(ReplicaId(u128::from(round))),
         up: round.is_multiple_of(2),
         ..VoterRecord::default()
     }

@@ -1,0 +1,353 @@
+//! The beacon thread: runs the controller. Datagrams and requests in, datagrams and commands out;
+//! no disk, no lock that is held for long, no log that could block (see `log`).
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use replicator::engine::{Input as EngineInput, StepDownReason as EngineStepDown};
+use replicator::io::{clock, realtime};
+use replicator::types::{Instant, ResourceId, StoreError};
+
+use super::api::ShardCommand;
+use super::beacon_io::{Carrier, DATAGRAM_LEN_MAX};
+use super::node::{ControllerRequest, Node};
+use super::store_thread::StoreRequest;
+use crate::controller::{
+    Action, Controller, ControllerEvent, Datagram, EngineCommand, Input, StepDownReason,
+};
+
+/// Stack of the thread: the controller recurses nowhere.
+const STACK_LEN: usize = 256 * 1024;
+
+/// Snapshots for `status` are renewed at least this often while anything is asked of the thread.
+const PUBLISH_INTERVAL: Duration = Duration::from_millis(250);
+
+/// Starts the thread; it ends with [`ControllerRequest::Stop`].
+///
+/// # Errors
+/// If there is no thread to be had.
+pub(super) fn start(
+    node: Arc<Node>,
+    controller: Controller,
+    carrier: Carrier,
+) -> io::Result<JoinHandle<()>> {
+    thread::Builder::new().name("beacon".to_owned()).stack_size(STACK_LEN).spawn(move || {
+        if let Err(errno) = realtime::schedule_current_thread() {
+            tracing::info!(
+                "the beacon thread runs at normal priority ({}): on a busy host leases may lapse",
+                errno.desc()
+            );
+        }
+        let suspended = clock::suspended();
+        let mut beacon = Beacon {
+            node,
+            controller,
+            carrier,
+            actions: Vec::new(),
+            published: None,
+            suspended,
+        };
+        beacon.run();
+    })
+}
+
+struct Beacon {
+    node: Arc<Node>,
+    controller: Controller,
+    carrier: Carrier,
+    /// Filled by the controller, emptied here; kept for its capacity.
+    actions: Vec<Action>,
+    /// When the board last got snapshots.
+    published: Option<Instant>,
+    /// Time this machine had slept when last looked.
+    suspended: Duration,
+}
+
+impl Beacon {
+    fn run(&mut self) {
+        let mut buffer = [0; DATAGRAM_LEN_MAX];
+        let mut more_waiting = false;
+        loop {
+            if !more_waiting {
+                self.wait();
+            }
+            if self.has_slept() {
+                return;
+            }
+            let mut changed = false;
+            for request in self.node.controller.drain() {
+                match request {
+                    ControllerRequest::Stop => return,
+                    ControllerRequest::Input(input) => {
+                        self.step(input);
+                        changed = true;
+                    }
+                }
+            }
+            more_waiting = self.receive(&mut buffer);
+            if self
+                .controller
+                .next_deadline()
+                .is_some_and(|deadline| deadline <= clock::now())
+            {
+                self.step(Input::Tick);
+            }
+            self.publish(changed);
+        }
+    }
+
+    fn wait(&self) {
+        let timeout = match self.controller.next_deadline() {
+            None => PollTimeout::NONE,
+            Some(deadline) => {
+                // Rounded up: waking a little early would only spin.
+                let millis = deadline.since(clock::now()).as_nanos().div_ceil(1_000_000);
+                PollTimeout::try_from(i32::try_from(millis).unwrap_or(i32::MAX))
+                    .unwrap_or(PollTimeout::MAX)
+            }
+        };
+        let mut fds: Vec<_> = self
+            .carrier
+            .fds()
+            .chain([self.node.controller.as_fd()])
+            .map(|fd| PollFd::new(fd, PollFlags::POLLIN))
+            .collect();
+        // EINTR and the like: everything is looked at anyway.
+        poll(&mut fds, timeout).ok();
+    }
+
+    /// The clock did not count while the machine slept, so every lease and grant is void. Nothing
+    /// of this life is worth keeping: gates are shut and the process ends, the next one starts
+    /// with a boot wait like any other.
+    fn has_slept(&mut self) -> bool {
+        let suspended = clock::suspended();
+        let slept = suspended.saturating_sub(self.suspended);
+        self.suspended = suspended;
+        if slept < clock::SUSPENSION_MIN {
+            return false;
+        }
+        for lease in self.node.leases.values() {
+            lease.store(0, Ordering::Release);
+        }
+        self.node.fatal(&format!(
+            "this machine was suspended for {} ms: its leases are void; ending, to be started anew",
+            slept.as_millis()
+        ));
+        true
+    }
+
+    fn receive(&mut self, buffer: &mut [u8]) -> bool {
+        let mut arrived = Vec::new();
+        let more = self
+            .carrier
+            .receive(buffer, |path, bytes| match Datagram::decode(bytes) {
+                Ok(datagram) => arrived.push((path, datagram)),
+                Err(error) => tracing::debug!(%error, "a datagram that is none of ours"),
+            });
+        for (path, datagram) in arrived {
+            let path = u8::try_from(path).unwrap_or(u8::MAX);
+            self.step(Input::Received { path, datagram });
+        }
+        more
+    }
+
+    fn step(&mut self, input: Input) {
+        let mut actions = core::mem::take(&mut self.actions);
+        self.controller.handle(clock::now(), input, &mut actions);
+        for action in actions.drain(..) {
+            self.perform(action);
+        }
+        self.actions = actions;
+    }
+
+    fn perform(&mut self, action: Action) {
+        match action {
+            Action::Send { to, datagram } => {
+                self.carrier.send(to.index(), &datagram.encode());
+            }
+            Action::Persist {
+                op,
+                resource,
+                record,
+            } => {
+                let request = StoreRequest::Persist {
+                    op,
+                    resource,
+                    record: Box::new(record),
+                };
+                if self.node.store.push(request).is_err() {
+                    self.node
+                        .tell_controller(Input::Persisted { op, ok: false });
+                }
+            }
+            Action::Engine { resource, command } => self.command(resource, command),
+            Action::OrderDone { order, result } => {
+                self.published = None;
+                self.node
+                    .board
+                    .update(|board| board.note_outcome(order, result));
+            }
+            Action::Event(event) => {
+                self.published = None;
+                log_event(&self.node, &event);
+            }
+        }
+    }
+
+    fn command(&self, resource: ResourceId, command: EngineCommand) {
+        let input = match command {
+            EngineCommand::Lease { until } => return self.renew_lease(resource, until),
+            EngineCommand::Activate(activation) => {
+                // A lease of an earlier activation says nothing about this one.
+                self.set_lease(resource, Instant::ZERO);
+                EngineInput::Activate(activation)
+            }
+            EngineCommand::StepDown(reason) => {
+                self.set_lease(resource, Instant::ZERO);
+                EngineInput::StepDown(match reason {
+                    StepDownReason::Superseded => EngineStepDown::Superseded,
+                    StepDownReason::Refused => EngineStepDown::Refused,
+                    StepDownReason::Ordered => EngineStepDown::Ordered,
+                })
+            }
+            EngineCommand::Committed(view) => EngineInput::Committed(view),
+            EngineCommand::Learned(view) => EngineInput::Learned(view),
+            EngineCommand::Drain { seal } => EngineInput::Drain { seal },
+            EngineCommand::BeginAdd { view } => EngineInput::BeginAdd { view },
+            EngineCommand::ProposalAborted => EngineInput::ProposalAborted,
+            EngineCommand::Quiesce => EngineInput::Admin(replicator::engine::AdminRequest::Quiesce),
+            EngineCommand::Unquiesce => {
+                EngineInput::Admin(replicator::engine::AdminRequest::Unquiesce)
+            }
+            EngineCommand::MarkDone { op, ok } => {
+                let result = if ok { Ok(()) } else { Err(StoreError) };
+                return self.node.command(ShardCommand::MarkDone {
+                    resource,
+                    op,
+                    result,
+                });
+            }
+        };
+        self.node.command(ShardCommand::Engine {
+            resource,
+            input: Box::new(input),
+        });
+    }
+
+    fn set_lease(&self, resource: ResourceId, until: Instant) -> Instant {
+        let lease = self.node.leases.get(&resource);
+        lease.map_or(Instant::NEVER, |lease| {
+            Instant(lease.swap(until.0, Ordering::AcqRel))
+        })
+    }
+
+    /// The shard looks at the lease each turn; it is woken only when the old one had run out,
+    /// because then guests may be waiting.
+    fn renew_lease(&self, resource: ResourceId, until: Instant) {
+        let before = self.set_lease(resource, until);
+        if before < clock::now()
+            && let Some(shard) = self.node.shard()
+        {
+            shard.wake();
+        }
+    }
+
+    /// Puts snapshots on the board: after what others asked for, and now and then.
+    fn publish(&mut self, changed: bool) {
+        let now = clock::now();
+        let fresh = self
+            .published
+            .is_some_and(|then| now.since(then) < PUBLISH_INTERVAL);
+        if fresh && !changed {
+            return;
+        }
+        self.published = Some(now);
+        let node = self.controller.node_snapshot(now);
+        let resources: BTreeMap<_, _> = self
+            .node
+            .config
+            .resources
+            .iter()
+            .filter_map(|it| Some((it.id(), self.controller.snapshot(now, it.id())?)))
+            .collect();
+        self.node.board.update(|board| {
+            board.node = Some(node);
+            for (resource, snapshot) in resources {
+                board.resource(resource).controller = Some(snapshot);
+            }
+        });
+    }
+}
+
+/// One line per change, as a sentence.
+fn log_event(node: &Node, event: &ControllerEvent) {
+    let name = |resource: &ResourceId| node.resource_name(*resource);
+    match event {
+        ControllerEvent::Activated { resource, view } => {
+            tracing::info!("{}: Primary here in view {}", name(resource), view.number);
+        }
+        ControllerEvent::SteppedDown { resource, reason } => {
+            tracing::warn!("{}: Primary here no more ({reason:?})", name(resource));
+        }
+        ControllerEvent::ViewChanged { resource, view } => {
+            let primary = node.config.node_name(view.primary);
+            let (number, cause) = (view.number, view.cause);
+            tracing::info!(
+                "{}: view {number} ({cause:?}), Primary {primary}",
+                name(resource)
+            );
+        }
+        ControllerEvent::LeaseLapsed { resource } => {
+            tracing::warn!("{}: the lease is over, requests are held", name(resource));
+        }
+        ControllerEvent::LeaseReturned { resource } => {
+            tracing::info!("{}: the lease is back", name(resource));
+        }
+        ControllerEvent::Sealed { resource, seal } => {
+            tracing::info!(
+                "{}: taking over; views up to {seal} are refused",
+                name(resource)
+            );
+        }
+        ControllerEvent::Vetoed { resource } => {
+            tracing::error!(
+                "{}: the replica here forbids its own promotion",
+                name(resource)
+            );
+        }
+        ControllerEvent::Aborted {
+            resource,
+            kind,
+            reason,
+        } => {
+            tracing::info!("{}: {kind:?} given up ({reason:?})", name(resource));
+        }
+        ControllerEvent::StoreFailed { resource } => {
+            tracing::error!(
+                "{}: the voter store failed; no vote from here",
+                name(resource)
+            );
+        }
+        ControllerEvent::NodeSeen { node: other } => {
+            tracing::info!("{} answers", node.config.node_name(*other));
+        }
+        ControllerEvent::NodeLost { node: other } => {
+            tracing::warn!("{} does not answer", node.config.node_name(*other));
+        }
+        ControllerEvent::Contradiction { resource, view } => {
+            tracing::error!(
+                "{}: voters contradict each other about view {view}",
+                name(resource)
+            );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,284 @@
+//! Bringing a resource up and down: the steps between the shard, the controller and the disks.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use replicator::admin::{ErrorId, ErrorReport};
+use replicator::engine::AdminRequest;
+use replicator::io::clock;
+use replicator::types::{DiskState, ResourceId, Role, VolumeId};
+
+use super::api::{AttachFailure, AttachSetup, ResourceSetup, ShardCommand};
+use super::node::Node;
+use super::orders::{Outcome, done};
+use super::{status, words};
+use crate::config::ResourceConfig;
+use crate::controller::Order;
+
+/// How long bringing up may take: metadata of a large volume is read meanwhile.
+const UP_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How long taking away may take: disk operations in flight must end.
+const DOWN_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long a device in use is tried again: the process that held it may be dying (R14).
+const BUSY_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Pause between two tries.
+const BUSY_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long the replica may take to flush on its way down before it is taken away unflushed: what
+/// it holds is marked in its metadata.
+const DETACH_PATIENCE: Duration = Duration::from_secs(10);
+
+/// The right to bring one resource up or down; one at a time.
+pub(super) struct Claim<'a> {
+    node: &'a Node,
+    resource: ResourceId,
+}
+
+impl<'a> Claim<'a> {
+    pub(super) fn take(node: &'a Node, resource: &ResourceConfig) -> Result<Self, ErrorReport> {
+        let taken = node.board.update(|board| {
+            let known = board.resource(resource.id());
+            !core::mem::replace(&mut known.claimed, true)
+        });
+        if taken {
+            return Ok(Self {
+                node,
+                resource: resource.id(),
+            });
+        }
+        let what = format!("{} is being changed by someone else", resource.name);
+        let why = "one order brings a resource up or down at a time";
+        Err(ErrorReport::new(ErrorId::OrderUnderWay, what, why))
+    }
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        self.node
+            .board
+            .update(|board| board.resource(self.resource).claimed = false);
+    }
+}
+
+impl Node {
+    pub(super) fn up(&self, resource: &ResourceConfig, timeout: Option<Duration>) -> Outcome {
+        let claim = Claim::take(self, resource)?;
+        let timeout = timeout.unwrap_or(UP_TIMEOUT);
+        let mut changed = false;
+        if self.check_running(resource).is_err() {
+            changed = true;
+            self.add(resource)?;
+            if let Err(report) = self.attach(resource, timeout) {
+                self.remove(resource)?;
+                return Err(report);
+            }
+            self.admin(resource, AdminRequest::Connect);
+        }
+        drop(claim);
+        let outcome = self.order(resource, Order::Up, timeout, || {});
+        let ended = self.ended(resource, Order::Up, timeout, outcome)?;
+        match changed || !ended.already {
+            true => done(true, format!("{} is up", resource.name)),
+            false => done(false, format!("{} is already up", resource.name)),
+        }
+    }
+
+    /// What was up when the daemon stopped comes up again. A disk that is missing is said and
+    /// leaves the resource up without one: it still votes, learns and can be attached later.
+    pub(super) fn up_again(&self, resource: &ResourceConfig) {
+        let brought = Claim::take(self, resource).and_then(|_claim| {
+            self.add(resource)?;
+            let attached = self.attach(resource, UP_TIMEOUT);
+            self.admin(resource, AdminRequest::Connect);
+            attached
+        });
+        match brought {
+            Ok(()) => tracing::info!("{} is up", resource.name),
+            Err(report) => tracing::error!(
+                id = report.id,
+                "{}: {} ({})",
+                resource.name,
+                report.what,
+                report.why
+            ),
+        }
+    }
+
+    pub(super) fn down(
+        &self,
+        resource: &ResourceConfig,
+        force: bool,
+        timeout: Option<Duration>,
+    ) -> Outcome {
+        let _claim = Claim::take(self, resource)?;
+        self.clients_leave(resource, force)?;
+        let timeout = timeout.unwrap_or(DOWN_TIMEOUT);
+        let was_running = self.check_running(resource).is_ok();
+        let outcome = self.order(resource, Order::Down, timeout, || {});
+        let ended = self.ended(resource, Order::Down, timeout, outcome)?;
+        if was_running {
+            self.remove(resource)?;
+        }
+        match was_running || !ended.already {
+            true => done(true, format!("{} is down", resource.name)),
+            false => done(false, format!("{} is already down", resource.name)),
+        }
+    }
+
+    /// Gives the resource to the shard: engine and NBD socket, no disk yet.
+    fn add(&self, resource: &ResourceConfig) -> Result<(), ErrorReport> {
+        let id = resource.id();
+        let lease = self
+            .leases
+            .get(&id)
+            .map_or_else(|| Arc::new(AtomicU64::new(0)), Arc::clone);
+        self.board.update(|board| {
+            let known = board.resource(id);
+            known.running = true;
+            known.add_failed = None;
+            known.attach = None;
+        });
+        self.command(ShardCommand::Add(Box::new(ResourceSetup {
+            resource: id,
+            name: resource.name.clone(),
+            volume: resource
+                .volumes
+                .first()
+                .map_or(VolumeId(0), |volume| volume.id),
+            nbd_socket: status::nbd_socket(&self.run_dir, &resource.name),
+            lease,
+            peer_timeout: self.config.net.timeout,
+        })));
+        let added = self.board.wait(DOWN_TIMEOUT, |board| {
+            let known = board.resource(id);
+            match known.add_failed.take() {
+                Some(error) => Some(Err(error)),
+                None => known.shard.is_some().then_some(Ok(())),
+            }
+        });
+        let what = format!("{} cannot be exported on {}", resource.name, self.name());
+        match added {
+            Some(Ok(())) => Ok(()),
+            Some(Err(error)) => Err(ErrorReport::new(ErrorId::DirectoryUnusable, what, error)),
+            None => Err(ErrorReport::new(
+                ErrorId::TimedOut,
+                what,
+                "the event loop does not answer",
+            )),
+        }
+    }
+
+    /// Opens and attaches the backing devices of the resource's volume.
+    pub(super) fn attach(
+        &self,
+        resource: &ResourceConfig,
+        timeout: Duration,
+    ) -> Result<(), ErrorReport> {
+        let busy_until = clock::now().plus(BUSY_PATIENCE);
+        loop {
+            match self.attach_once(resource, timeout)? {
+                Ok(()) => return Ok(()),
+                Err(AttachFailure::Open(error))
+                    if error.is_transient() && clock::now() < busy_until =>
+                {
+                    // Waits for the pause; any change of the board may as well end it early.
+                    self.board.wait(BUSY_PAUSE, |_| None::<()>);
+                }
+                Err(failure) => {
+                    return Err(words::attach_report(&failure, resource, self.name()));
+                }
+            }
+        }
+    }
+
+    fn attach_once(
+        &self,
+        resource: &ResourceConfig,
+        timeout: Duration,
+    ) -> Result<Result<(), AttachFailure>, ErrorReport> {
+        let id = resource.id();
+        let Some(volume) = resource.volumes.first() else {
+            return Ok(Ok(()));
+        };
+        let paths = volume.replica(self.node);
+        let (marked_failed, expected_replica) = self.marks(id);
+        self.board.update(|board| board.resource(id).attach = None);
+        self.command(ShardCommand::Attach {
+            resource: id,
+            setup: Box::new(AttachSetup {
+                disk: paths.disk.clone(),
+                meta: paths.meta.clone(),
+                size_max: volume.size.map(|size| size.0),
+                marked_failed,
+                expected_replica,
+            }),
+        });
+        let ended = self
+            .board
+            .wait(timeout, |board| board.resource(id).attach.take());
+        ended.map(|result| result.map(|_| ())).ok_or_else(|| {
+            let what = format!("{} is not attached on {}", resource.name, self.name());
+            let why = "opening the disk and reading the metadata takes too long";
+            ErrorReport::new(ErrorId::TimedOut, what, why)
+        })
+    }
+
+    /// Takes the resource off the shard, its replica flushed.
+    fn remove(&self, resource: &ResourceConfig) -> Result<(), ErrorReport> {
+        let id = resource.id();
+        self.admin(resource, AdminRequest::Disconnect);
+        if self.engine(resource, |it| {
+            it.role != Role::Primary && it.disk != DiskState::Diskless
+        }) {
+            self.admin(resource, AdminRequest::Detach);
+            if !self.wait_engine(resource, DETACH_PATIENCE, |it| {
+                it.disk == DiskState::Diskless
+            }) {
+                tracing::warn!("{}: the disk was not let go in time", resource.name);
+            }
+        }
+        self.command(ShardCommand::Remove { resource: id });
+        let removed = self.board.wait(DOWN_TIMEOUT, |board| {
+            (!board.resource(id).running).then_some(())
+        });
+        removed.ok_or_else(|| {
+            let what = format!("{} is not down on {} yet", resource.name, self.name());
+            ErrorReport::new(
+                ErrorId::TimedOut,
+                what,
+                "disk operations are still in flight",
+            )
+        })
+    }
+
+    /// An orderly stop of everything that runs here: flushed, sessions closed, nothing recorded as
+    /// `down`, so that it comes up again with the next start.
+    pub(super) fn stop_resources(&self) {
+        let running: Vec<_> = self
+            .config
+            .resources
+            .iter()
+            .filter(|resource| self.check_running(resource).is_ok())
+            .collect();
+        for resource in &running {
+            self.admin(resource, AdminRequest::Quiesce);
+        }
+        for resource in running {
+            let flushed = self.wait_engine(resource, DETACH_PATIENCE, |it| {
+                it.role != Role::Primary
+                    || (it.held == Some(replicator::engine::HeldReason::Quiesce)
+                        && it.inflight == 0)
+            });
+            if !flushed {
+                tracing::warn!("{}: stopping without the last flush", resource.name);
+            }
+            if let Err(report) = self.remove(resource) {
+                tracing::warn!("{}: {} ({})", resource.name, report.what, report.why);
+            }
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! The log: lines go into a bounded queue and one thread writes them, so that a full pipe or a
+//! slow journal never holds up a beacon or a write.
+
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::{self, JoinHandle};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::MakeWriter;
+
+use super::mailbox::Mailbox;
+
+/// Lines waiting at most; more are counted and dropped. Some seconds of a very talkative daemon.
+const LINES_MAX: usize = 4096;
+
+/// Stack of the writing thread.
+const STACK_LEN: usize = 128 * 1024;
+
+/// The writing thread; dropping it writes what is waiting and ends it.
+#[derive(Debug)]
+pub(super) struct Log {
+    queue: LogQueue,
+    stopping: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Where the subscriber puts its lines.
+#[derive(Clone, Debug)]
+struct LogQueue {
+    lines: Arc<Mailbox<Vec<u8>>>,
+    dropped: Arc<AtomicU64>,
+}
+
+/// One line being written.
+#[derive(Debug)]
+struct Line(LogQueue);
+
+impl Write for Line {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        // The subscriber hands over each event in one piece.
+        if self.0.lines.push(bytes.to_vec()).is_err() {
+            self.0.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<'a> MakeWriter<'a> for LogQueue {
+    type Writer = Line;
+
+    fn make_writer(&'a self) -> Line {
+        Line(self.clone())
+    }
+}
+
+/// Starts the log on stderr. `level` is as in `[log] level`.
+///
+/// # Errors
+/// In words: a level that cannot be parsed, no thread, or a log that was started before.
+pub(super) fn start(level: &str) -> Result<Log, String> {
+    let filter = EnvFilter::try_new(level).map_err(|error| format!("log level: {error}"))?;
+    let lines = Mailbox::new(LINES_MAX).map_err(|error| error.to_string())?;
+    let queue = LogQueue {
+        lines: Arc::new(lines),
+        dropped: Arc::default(),
+    };
+    let stopping = Arc::new(AtomicBool::new(false));
+    let thread = {
+        let (queue, stopping) = (queue.clone(), Arc::clone(&stopping));
+        thread::Builder::new()
+            .name("log".to_owned())
+            .stack_size(STACK_LEN)
+            .spawn(move || write_lines(&queue, &stopping))
+            .map_err(|error| error.to_string())?
+    };
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(false)
+        .with_writer(queue.clone())
+        .try_init()
+        .map_err(|error| error.to_string())?;
+    Ok(Log {
+        queue,
+        stopping,
+        thread: Some(thread),
+    })
+}
+
+fn write_lines(queue: &LogQueue, stopping: &AtomicBool) {
+    loop {
+        // Read before the queue is emptied: what was logged before the end is written.
+        let last = stopping.load(Ordering::Acquire);
+        let mut text: Vec<u8> = queue.lines.drain().into_iter().flatten().collect();
+        let dropped = queue.dropped.swap(0, Ordering::Relaxed);
+        if dropped > 0 {
+            text.extend_from_slice(format!("{dropped} log lines were dropped\n").as_bytes());
+        }
+        // Nobody is left to tell when stderr is gone.
+        io::stderr().write_all(&text).ok();
+        if last {
+            return;
+        }
+        let mut fds = [PollFd::new(queue.lines.as_fd(), PollFlags::POLLIN)];
+        poll(&mut fds, PollTimeout::NONE).ok();
+    }
+}
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        self.stopping.store(true, Ordering::Release);
+        self.queue.lines.wake();
+        if let Some(thread) = self.thread.take() {
+            // A panic there was printed by the default hook.
+            thread.join().ok();
+        }
+    }
+}

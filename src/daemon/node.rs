@@ -1,0 +1,278 @@
+//! The running node as its other threads see it: who it is, and how to reach the controller, the
+//! shard and the store.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use replicator::engine::{Event, ReplicaFacts, ReplicaMark};
+use replicator::io::clock;
+use replicator::types::{NodeId, OpId, ReplicaId, ResourceId};
+
+use super::api::{
+    AttachFailure, ResourceSnapshot, ShardCommand, ShardEvent, ShardHandle, ShardSink,
+};
+use super::board::Board;
+use super::mailbox::Mailbox;
+use super::status::{Moment, Place};
+use super::store_thread::{StoreRequest, StoreSink};
+use crate::config::{Config, ResourceConfig};
+use crate::controller::{self, EngineReport, Input, Order, OrderId, VoterRecord};
+
+/// Inputs waiting for the controller at most. It empties its mailbox many times a second; this
+/// many means that its thread is stuck, and then this process must not go on.
+pub(super) const CONTROLLER_INPUTS_MAX: usize = 64 * 1024;
+
+/// What the controller's thread is told by others.
+#[derive(Clone, Debug)]
+pub(super) enum ControllerRequest {
+    /// Hand this to the controller.
+    Input(Input),
+    /// End the thread.
+    Stop,
+}
+
+/// What all threads share.
+pub(super) struct Node {
+    /// Name of the program, for `version`.
+    pub(super) program: &'static str,
+    pub(super) config: Config,
+    pub(super) node: NodeId,
+    pub(super) run_dir: PathBuf,
+    pub(super) board: Board,
+    /// Wakes the main thread when `board.fatal` was set.
+    pub(super) ended: Mailbox<()>,
+    pub(super) controller: Mailbox<ControllerRequest>,
+    pub(super) store: Arc<Mailbox<StoreRequest>>,
+    /// Set once, before the first resource; never on the arbitrator.
+    pub(super) shard: OnceLock<Arc<dyn ShardHandle>>,
+    /// End of each resource's lease, shared with the shard.
+    pub(super) leases: BTreeMap<ResourceId, Arc<AtomicU64>>,
+    pub(super) orders: AtomicU64,
+}
+
+impl Node {
+    pub(super) fn place(&self) -> Place<'_> {
+        Place {
+            config: &self.config,
+            node: self.node,
+            run_dir: &self.run_dir,
+        }
+    }
+
+    pub(super) fn name(&self) -> &str {
+        self.config.node_name(self.node)
+    }
+
+    pub(super) fn moment() -> Moment {
+        Moment {
+            now: clock::now(),
+            unix_millis: clock::unix_millis(),
+        }
+    }
+
+    /// Name of a resource for people.
+    pub(super) fn resource_name(&self, id: ResourceId) -> String {
+        let known = self
+            .config
+            .resources
+            .iter()
+            .find(|resource| resource.id() == id);
+        known.map_or_else(
+            || format!("resource {:016x}", id.0),
+            |resource| resource.name.clone(),
+        )
+    }
+
+    pub(super) fn shard(&self) -> Option<&Arc<dyn ShardHandle>> {
+        self.shard.get()
+    }
+
+    /// Sends to the shard; without one (the arbitrator) there is nothing to command.
+    pub(super) fn command(&self, command: ShardCommand) {
+        match self.shard() {
+            Some(shard) => shard.send(command),
+            None => tracing::warn!(?command, "a command for a shard on a node without one"),
+        }
+    }
+
+    /// Hands an input to the controller.
+    pub(super) fn tell_controller(&self, input: Input) {
+        if self
+            .controller
+            .push(ControllerRequest::Input(input))
+            .is_err()
+        {
+            self.fatal("the controller does not take its inputs any more");
+        }
+    }
+
+    /// The process cannot go on: the main thread ends it.
+    pub(super) fn fatal(&self, why: &str) {
+        tracing::error!("{why}");
+        self.board.update(|state| {
+            state.fatal.get_or_insert_with(|| why.to_owned());
+        });
+        self.ended.wake();
+    }
+
+    /// Gives an order to the controller and waits for its end. `None`: it did not end within the
+    /// time, and half a second more for the answer.
+    pub(super) fn order(
+        &self,
+        resource: &ResourceConfig,
+        what: Order,
+        timeout: Duration,
+        mut meanwhile: impl FnMut(),
+    ) -> Option<Result<controller::Done, controller::OrderRefusal>> {
+        const GRACE: Duration = Duration::from_millis(500);
+        const LOOK: Duration = Duration::from_millis(500);
+        let order = OrderId(self.orders.fetch_add(1, Ordering::Relaxed));
+        let deadline = clock::now().plus(timeout);
+        self.tell_controller(Input::Order {
+            order,
+            resource: resource.id(),
+            what,
+            deadline,
+        });
+        loop {
+            let left = deadline.plus(GRACE).since(clock::now());
+            let outcome = self
+                .board
+                .wait(left.min(LOOK), |state| state.take_outcome(order));
+            if outcome.is_some() || left.is_zero() {
+                return outcome;
+            }
+            meanwhile();
+        }
+    }
+
+    /// What the voter store says about the replica here: failed earlier, and which it was.
+    pub(super) fn marks(&self, resource: ResourceId) -> (bool, Option<ReplicaId>) {
+        self.board
+            .read(|state| state.resources.get(&resource).map(|it| it.marks))
+            .unwrap_or_default()
+    }
+}
+
+/// The controller's words for what an engine says; `None` for what it need not know.
+fn report_of(event: &Event) -> Option<EngineReport> {
+    Some(match *event {
+        Event::Replica(facts) => EngineReport::Replica(facts_of(facts)),
+        Event::Detached => EngineReport::ReplicaGone,
+        Event::DiskFailed(_) => EngineReport::LocalDiskFailed,
+        Event::PeerLost => EngineReport::PeerLost,
+        Event::PeerDiskFailed => EngineReport::PeerDiskFailed,
+        Event::Connected { peer_replica } => EngineReport::SessionUp { peer_replica },
+        Event::Disconnected => EngineReport::SessionDown,
+        Event::ResyncDone => EngineReport::ResyncDone,
+        Event::AddPrepared { view, replica } => EngineReport::AddPrepared { view, replica },
+        Event::AddAborted { view } => EngineReport::AddAborted { view },
+        Event::LeavePrepared { view } => EngineReport::LeavePrepared { view },
+        Event::Drained { seal, ok } => EngineReport::Drained { seal, ok },
+        Event::Quiesced => EngineReport::Quiesced,
+        Event::Changed
+        | Event::Attached(_)
+        | Event::Refused(_)
+        | Event::Serving
+        | Event::NotServing => return None,
+    })
+}
+
+fn facts_of(facts: ReplicaFacts) -> controller::ReplicaFacts {
+    controller::ReplicaFacts {
+        replica: facts.replica,
+        size_blocks: facts.size_blocks,
+        eligible: facts.eligible,
+        blank: facts.blank,
+        lost_volatile: facts.lost_volatile,
+        unclean: facts.unclean,
+    }
+}
+
+fn mark_of(mark: ReplicaMark) -> controller::ReplicaMark {
+    match mark {
+        ReplicaMark::Failed => controller::ReplicaMark::Failed,
+        ReplicaMark::Clean => controller::ReplicaMark::Clean,
+        ReplicaMark::Attached(replica) => controller::ReplicaMark::Attached(replica),
+    }
+}
+
+/// What the shard tells goes to the controller, the store and the board.
+pub(super) struct NodeSink(pub(super) Arc<Node>);
+
+impl NodeSink {
+    fn engine_event(&self, resource: ResourceId, event: &Event) {
+        let node = &self.0;
+        if *event != Event::Changed {
+            tracing::debug!(resource = node.resource_name(resource), ?event, "engine");
+        }
+        if let Event::Attached(result) = event {
+            let result = result.map_err(AttachFailure::Engine);
+            node.board
+                .update(|state| state.resource(resource).attach = Some(result));
+        }
+        if let Some(report) = report_of(event) {
+            node.tell_controller(Input::Engine { resource, report });
+        }
+    }
+}
+
+impl ShardSink for NodeSink {
+    fn tell(&self, event: ShardEvent) {
+        let node = &self.0;
+        match event {
+            ShardEvent::Engine { resource, event } => self.engine_event(resource, &event),
+            ShardEvent::Mark { resource, op, mark } => {
+                let report = EngineReport::Mark {
+                    op,
+                    mark: mark_of(mark),
+                };
+                node.tell_controller(Input::Engine { resource, report });
+            }
+            ShardEvent::OpenFailed { resource, error } => {
+                tracing::warn!(resource = node.resource_name(resource), %error, "attach failed");
+                let result = Err(AttachFailure::Open(error));
+                node.board
+                    .update(|state| state.resource(resource).attach = Some(result));
+            }
+            ShardEvent::Removed { resource } => node.board.update(|state| {
+                let known = state.resource(resource);
+                known.running = false;
+                known.note_shard(None);
+            }),
+            ShardEvent::AddFailed { resource, error } => {
+                tracing::warn!(
+                    resource = node.resource_name(resource),
+                    error,
+                    "no NBD socket"
+                );
+                node.board.update(|state| {
+                    let known = state.resource(resource);
+                    known.running = false;
+                    known.add_failed = Some(error);
+                });
+            }
+            ShardEvent::Fatal { error } => node.fatal(&error),
+        }
+    }
+
+    fn publish(&self, resource: ResourceId, snapshot: Option<ResourceSnapshot>) {
+        self.0
+            .board
+            .update(|state| state.resource(resource).note_shard(snapshot));
+    }
+}
+
+impl StoreSink for Arc<Node> {
+    fn persisted(&self, op: OpId, resource: ResourceId, record: &VoterRecord, ok: bool) {
+        if ok {
+            let marks = (record.replica_failed, record.replica);
+            self.board
+                .update(|state| state.resource(resource).marks = marks);
+        }
+        self.tell_controller(Input::Persisted { op, ok });
+    }
+}

@@ -1,0 +1,507 @@
+//! What each verb of the control socket does. Runs on the asking client's thread and may wait.
+
+use std::io;
+use std::time::Duration;
+
+use replicator::admin::{ErrorId, ErrorReport, Event, Request, Response, Verb, VersionInfo};
+use replicator::engine::{AdminRequest, Input};
+use replicator::types::{ConnectionState, DiskState, Role};
+
+use super::api::{NbdClient, ShardCommand};
+use super::control::{Answers, Asker, ControlHandler};
+use super::lifecycle::Claim;
+use super::node::Node;
+use super::{status, words};
+use crate::config::ResourceConfig;
+use crate::controller::{Done, Order, OrderRefusal};
+
+/// How long `primary` waits for what can still arrive, unless the client says otherwise.
+const PRIMARY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long every other order waits: a commit and a few disk operations.
+const ORDER_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Longest wait a client may ask for: its place must come free some day.
+const TIMEOUT_MAX: Duration = Duration::from_secs(3600);
+
+/// How long `secondary` and `down` wait for NBD clients to leave by themselves.
+const CLIENTS_LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How often an idle `events2` looks whether its client is still there.
+const EVENTS_LOOK: Duration = Duration::from_secs(1);
+
+/// An order's end as the client sees it.
+pub(super) type Outcome = Result<Response, ErrorReport>;
+
+impl ControlHandler for Node {
+    fn handle(&self, request: Request, asker: Asker, answers: &mut dyn Answers) -> io::Result<()> {
+        if let Err(report) = self.check(&request, asker) {
+            return answers.send(&Response::Error(report));
+        }
+        if let Verb::Events2 { resource, now } = &request.verb {
+            return self.stream_events(resource.as_deref(), *now, answers);
+        }
+        let timeout = request
+            .timeout_ms
+            .map(|millis| Duration::from_millis(millis).min(TIMEOUT_MAX));
+        let response = self.carry_out(request.verb, timeout, answers);
+        answers.send(&response.unwrap_or_else(Response::Error))
+    }
+}
+
+/// `changed` with its message.
+pub(super) fn done(changed: bool, message: impl Into<String>) -> Outcome {
+    Ok(Response::Done {
+        changed,
+        message: message.into(),
+    })
+}
+
+impl Node {
+    /// Whether the request may be carried out here at all.
+    fn check(&self, request: &Request, asker: Asker) -> Result<(), ErrorReport> {
+        let reads = matches!(
+            request.verb,
+            Verb::Status { .. } | Verb::Events2 { .. } | Verb::Version
+        );
+        if !reads && !asker.may_change {
+            let why = format!("user {} may only look", asker.uid);
+            return Err(ErrorReport::new(ErrorId::Permission, "not permitted", why));
+        }
+        let Some(wanted) = request
+            .node
+            .as_deref()
+            .filter(|wanted| *wanted != self.name())
+        else {
+            return Ok(());
+        };
+        if self.config.node_id(wanted).is_none() {
+            let what = format!("there is no node {wanted}");
+            return Err(ErrorReport::new(
+                ErrorId::NoSuchNode,
+                what,
+                "it is not configured",
+            ));
+        }
+        let what = format!("{wanted} cannot be reached from here");
+        let why = format!(
+            "this daemon runs as {} and does not pass requests on",
+            self.name()
+        );
+        Err(
+            ErrorReport::new(ErrorId::NodeUnreachable, what, why).next(format!(
+                "run the command on {wanted}, or name its run directory with --run-dir"
+            )),
+        )
+    }
+
+    fn carry_out(
+        &self,
+        verb: Verb,
+        timeout: Option<Duration>,
+        answers: &mut dyn Answers,
+    ) -> Outcome {
+        match verb {
+            Verb::Version => Ok(Response::Version(VersionInfo {
+                program: self.program.to_owned(),
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                node: self.name().to_owned(),
+            })),
+            Verb::Status { resource } => {
+                self.check_known(resource.as_deref())?;
+                Ok(Response::Status(Box::new(self.status(resource.as_deref()))))
+            }
+            Verb::Events2 { .. } => unreachable!("streams are handled before"),
+            Verb::Up { resource } => self.up(self.resource(&resource)?, timeout),
+            Verb::Down { resource, force } => self.down(self.resource(&resource)?, force, timeout),
+            Verb::Attach { resource, volume } => {
+                let resource = self.resource(&resource)?;
+                check_volume(resource, volume)?;
+                self.attach_order(resource, timeout)
+            }
+            Verb::Detach { resource, volume } => {
+                let resource = self.resource(&resource)?;
+                check_volume(resource, volume)?;
+                self.detach_order(resource, timeout)
+            }
+            Verb::Connect { resource, peer } => {
+                let resource = self.resource(&resource)?;
+                self.check_peer(peer.as_deref())?;
+                self.connection_order(resource, true, timeout)
+            }
+            Verb::Disconnect { resource, peer } => {
+                let resource = self.resource(&resource)?;
+                self.check_peer(peer.as_deref())?;
+                self.connection_order(resource, false, timeout)
+            }
+            Verb::Primary { resource } => self.primary(self.resource(&resource)?, timeout, answers),
+            Verb::Secondary { resource, force } => {
+                self.secondary(self.resource(&resource)?, force, timeout)
+            }
+        }
+    }
+
+    fn status(&self, resource: Option<&str>) -> replicator::admin::Status {
+        let moment = Self::moment();
+        self.board
+            .read(|board| status::assemble(self.place(), board, moment, resource))
+    }
+
+    fn stream_events(
+        &self,
+        resource: Option<&str>,
+        now_only: bool,
+        answers: &mut dyn Answers,
+    ) -> io::Result<()> {
+        if let Err(report) = self.check_known(resource) {
+            return answers.send(&Response::Error(report));
+        }
+        // The generation is read before the status: a change in between is only seen twice.
+        let mut seen = self.board.read(|board| board.generation);
+        let mut old = self.status(resource);
+        let millis = Self::moment().unix_millis;
+        for event in Event::snapshot(&old, millis) {
+            answers.send(&Response::Event(event))?;
+        }
+        answers.send(&Response::Event(Event::end_of_snapshot(millis)))?;
+        while !now_only && !answers.is_gone() {
+            let changed = self.board.wait(EVENTS_LOOK, |board| {
+                (board.generation != seen).then_some(board.generation)
+            });
+            let Some(generation) = changed else { continue };
+            seen = generation;
+            let new = self.status(resource);
+            for event in Event::changes(&old, &new, Self::moment().unix_millis) {
+                answers.send(&Response::Event(event))?;
+            }
+            old = new;
+        }
+        Ok(())
+    }
+
+    fn check_known(&self, resource: Option<&str>) -> Result<(), ErrorReport> {
+        match resource {
+            Some(name) if self.config.resource(name).is_none() => Err(no_such_resource(name)),
+            _ => Ok(()),
+        }
+    }
+
+    /// A configured resource, on a node that holds data.
+    fn resource(&self, name: &str) -> Result<&ResourceConfig, ErrorReport> {
+        if !self.node.is_data() {
+            let what = format!("{} takes no orders about resources", self.name());
+            let why = "it is the arbitrator: it votes and holds no data";
+            return Err(ErrorReport::new(ErrorId::ArbitratorHoldsNoData, what, why));
+        }
+        self.config
+            .resource(name)
+            .ok_or_else(|| no_such_resource(name))
+    }
+
+    fn check_peer(&self, peer: Option<&str>) -> Result<(), ErrorReport> {
+        let known = self.config.node_name(self.node.peer());
+        match peer {
+            Some(name) if name != known => {
+                let what = format!("{name} is no peer of {}", self.name());
+                Err(ErrorReport::new(
+                    ErrorId::NoSuchPart,
+                    what,
+                    format!("its peer is {known}"),
+                ))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses unless the resource runs here.
+    pub(super) fn check_running(&self, resource: &ResourceConfig) -> Result<(), ErrorReport> {
+        let running = self.board.read(|board| {
+            board
+                .resources
+                .get(&resource.id())
+                .is_some_and(|it| it.running)
+        });
+        if running {
+            return Ok(());
+        }
+        let what = format!("{} is not up on {}", resource.name, self.name());
+        Err(ErrorReport::new(
+            ErrorId::NotUp,
+            what,
+            "nothing of it is attached or connected",
+        )
+        .next(format!("twinadm up {}", resource.name)))
+    }
+
+    fn primary(
+        &self,
+        resource: &ResourceConfig,
+        timeout: Option<Duration>,
+        answers: &mut dyn Answers,
+    ) -> Outcome {
+        self.check_running(resource)?;
+        let timeout = timeout.unwrap_or(PRIMARY_TIMEOUT);
+        let mut told = String::new();
+        let outcome = self.order(resource, Order::Primary, timeout, || {
+            let waiting = self.waiting_for(resource);
+            if !waiting.is_empty() && waiting != told {
+                // A client that left is noticed at the end; the order is carried out anyway.
+                answers
+                    .send(&Response::Progress {
+                        message: waiting.clone(),
+                    })
+                    .ok();
+                told = waiting;
+            }
+        });
+        let ended = self.ended(resource, Order::Primary, timeout, outcome)?;
+        // Committed; the engine is told and serves within a few turns of its loop.
+        let serves = self.wait_engine(resource, ORDER_TIMEOUT, |engine| {
+            engine.role == Role::Primary
+        });
+        let (name, node) = (&resource.name, self.name());
+        if !serves {
+            let what = format!("{name} does not serve on {node}");
+            let why = format!(
+                "view {} is committed, but the engine did not activate",
+                ended.view
+            );
+            return Err(ErrorReport::new(ErrorId::TimedOut, what, why));
+        }
+        match ended.already {
+            true => done(false, format!("{name} is Primary on {node} already")),
+            false => done(
+                true,
+                format!("{name} is Primary on {node} in view {}", ended.view),
+            ),
+        }
+    }
+
+    /// What stands in the way of `primary`, for the progress line; empty if nothing is known.
+    fn waiting_for(&self, resource: &ResourceConfig) -> String {
+        let names = self.names(resource);
+        self.board.read(|board| {
+            let known = board.resources.get(&resource.id());
+            let controller = known.and_then(|it| it.controller.as_ref());
+            controller.map_or_else(String::new, |it| words::waiting_for(&it.blockers, names))
+        })
+    }
+
+    fn secondary(
+        &self,
+        resource: &ResourceConfig,
+        force: bool,
+        timeout: Option<Duration>,
+    ) -> Outcome {
+        self.check_running(resource)?;
+        self.clients_leave(resource, force)?;
+        let timeout = timeout.unwrap_or(ORDER_TIMEOUT);
+        let outcome = self.order(resource, Order::Secondary, timeout, || {});
+        let ended = self.ended(resource, Order::Secondary, timeout, outcome)?;
+        self.wait_engine(resource, ORDER_TIMEOUT, |engine| {
+            engine.role != Role::Primary
+        });
+        let (name, node) = (&resource.name, self.name());
+        match ended.already {
+            true => done(false, format!("{name} is Secondary on {node} already")),
+            false => done(
+                true,
+                format!("{name} is Secondary on {node} and held there"),
+            ),
+        }
+    }
+
+    /// Waits a while for the NBD clients of a Primary to leave; refuses, naming them, if they stay.
+    pub(super) fn clients_leave(
+        &self,
+        resource: &ResourceConfig,
+        force: bool,
+    ) -> Result<(), ErrorReport> {
+        if force {
+            return Ok(());
+        }
+        let mut clients = Vec::new();
+        let left = self.board.wait(CLIENTS_LEAVE_TIMEOUT, |board| {
+            let shard = board
+                .resources
+                .get(&resource.id())
+                .and_then(|it| it.shard.as_ref());
+            let primary = shard.filter(|it| it.engine.role == Role::Primary);
+            clients = primary.map(|it| it.nbd_clients.clone()).unwrap_or_default();
+            clients.is_empty().then_some(())
+        });
+        if left.is_some() {
+            return Ok(());
+        }
+        let what = format!("{} stays Primary on {}", resource.name, self.name());
+        let why = format!("NBD clients are attached: {}", client_names(&clients));
+        Err(ErrorReport::new(ErrorId::ClientsAttached, what, why))
+    }
+
+    /// The controller's answer to an order as the client sees it.
+    pub(super) fn ended(
+        &self,
+        resource: &ResourceConfig,
+        order: Order,
+        timeout: Duration,
+        outcome: Option<Result<Done, OrderRefusal>>,
+    ) -> Result<Done, ErrorReport> {
+        match outcome {
+            Some(Ok(done)) => Ok(done),
+            Some(Err(refusal)) => Err(words::refusal_report(&refusal, order, self.names(resource))),
+            None => {
+                let what = format!("no answer about {} within {timeout:?}", resource.name);
+                let why = "the order may still be carried out";
+                Err(ErrorReport::new(ErrorId::TimedOut, what, why))
+            }
+        }
+    }
+
+    fn attach_order(&self, resource: &ResourceConfig, timeout: Option<Duration>) -> Outcome {
+        self.check_running(resource)?;
+        let _claim = Claim::take(self, resource)?;
+        let attached = |disk: DiskState| disk != DiskState::Diskless;
+        if self.engine(resource, |it| attached(it.disk)) {
+            return done(false, format!("{} is attached already", resource.name));
+        }
+        self.attach(resource, timeout.unwrap_or(ORDER_TIMEOUT))?;
+        done(true, format!("{} is attached", resource.name))
+    }
+
+    fn detach_order(&self, resource: &ResourceConfig, timeout: Option<Duration>) -> Outcome {
+        self.check_running(resource)?;
+        let _claim = Claim::take(self, resource)?;
+        let name = &resource.name;
+        if self.engine(resource, |it| it.disk == DiskState::Diskless) {
+            return done(false, format!("{name} is detached already"));
+        }
+        let only_copy = self.engine(resource, |it| {
+            it.role == Role::Primary && it.peer_disk != DiskState::UpToDate
+        });
+        if only_copy {
+            let what = format!("{name} stays attached on {}", self.name());
+            let why = "it is Primary here and the peer's replica is not up to date";
+            return Err(
+                ErrorReport::new(ErrorId::LastGoodCopy, what, why).next(format!(
+                    "wait for the other replica: twinadm wait-sync {name}"
+                )),
+            );
+        }
+        self.admin(resource, AdminRequest::Detach);
+        let timeout = timeout.unwrap_or(ORDER_TIMEOUT);
+        if self.wait_engine(resource, timeout, |it| it.disk == DiskState::Diskless) {
+            return done(true, format!("{name} is detached"));
+        }
+        let what = format!("{name} is still attached on {}", self.name());
+        Err(ErrorReport::new(
+            ErrorId::TimedOut,
+            what,
+            "the engine did not let the disk go",
+        ))
+    }
+
+    fn connection_order(
+        &self,
+        resource: &ResourceConfig,
+        connect: bool,
+        timeout: Option<Duration>,
+    ) -> Outcome {
+        self.check_running(resource)?;
+        let is_so = |state: ConnectionState| (state != ConnectionState::StandAlone) == connect;
+        let (name, peer) = (&resource.name, self.config.node_name(self.node.peer()));
+        let word = if connect {
+            "connecting to"
+        } else {
+            "disconnected from"
+        };
+        if self.engine(resource, |it| is_so(it.connection) && it.refused.is_none()) {
+            return done(false, format!("{name} is {word} {peer} already"));
+        }
+        self.admin(
+            resource,
+            if connect {
+                AdminRequest::Connect
+            } else {
+                AdminRequest::Disconnect
+            },
+        );
+        let timeout = timeout.unwrap_or(ORDER_TIMEOUT);
+        if self.wait_engine(resource, timeout, |it| is_so(it.connection)) {
+            return done(true, format!("{name} is {word} {peer}"));
+        }
+        let refused = self.board.read(|board| {
+            let shard = board
+                .resources
+                .get(&resource.id())
+                .and_then(|it| it.shard.as_ref());
+            shard.and_then(|it| it.engine.refused)
+        });
+        let what = format!("{name} is not {word} {peer}");
+        let why = refused.map_or_else(
+            || "the engine did not answer".to_owned(),
+            status::refusal_words,
+        );
+        Err(ErrorReport::new(ErrorId::Unrelated, what, why))
+    }
+
+    /// Hands an operator's request to the resource's engine.
+    pub(super) fn admin(&self, resource: &ResourceConfig, request: AdminRequest) {
+        self.command(ShardCommand::Engine {
+            resource: resource.id(),
+            input: Box::new(Input::Admin(request)),
+        });
+    }
+
+    /// Whether the newest snapshot of the engine is so.
+    pub(super) fn engine(
+        &self,
+        resource: &ResourceConfig,
+        is_so: impl Fn(&replicator::engine::Snapshot) -> bool,
+    ) -> bool {
+        self.wait_engine(resource, Duration::ZERO, is_so)
+    }
+
+    /// Waits until the engine's snapshot is so.
+    pub(super) fn wait_engine(
+        &self,
+        resource: &ResourceConfig,
+        timeout: Duration,
+        is_so: impl Fn(&replicator::engine::Snapshot) -> bool,
+    ) -> bool {
+        let found = self.board.wait(timeout, |board| {
+            let shard = board
+                .resources
+                .get(&resource.id())
+                .and_then(|it| it.shard.as_ref());
+            shard.filter(|it| is_so(&it.engine)).map(|_| ())
+        });
+        found.is_some()
+    }
+}
+
+fn check_volume(resource: &ResourceConfig, volume: Option<u16>) -> Result<(), ErrorReport> {
+    match volume {
+        Some(wanted) if resource.volumes.iter().all(|known| known.id.0 != wanted) => {
+            let what = format!("{} has no volume {wanted}", resource.name);
+            Err(ErrorReport::new(
+                ErrorId::NoSuchPart,
+                what,
+                "it is not configured",
+            ))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn no_such_resource(name: &str) -> ErrorReport {
+    let what = format!("there is no resource {name}");
+    ErrorReport::new(ErrorId::NoSuchResource, what, "it is not configured")
+}
+
+fn client_names(clients: &[NbdClient]) -> String {
+    let names = clients.iter().map(|client| match client.pid {
+        Some(pid) => format!("process {pid}"),
+        None => "a TCP client".to_owned(),
+    });
+    names.collect::<Vec<_>>().join(", ")
+}

@@ -1,0 +1,442 @@
+//! The snapshot of `status` from what the controller, the shard and the configuration say. Pure.
+
+use std::path::Path;
+
+use replicator::admin::{
+    ArbitratorStatus, ClusterStatus, ErrorId, GuestStatus, LastResync, PeerStatus,
+    PeerVolumeStatus, ResourceStatus, ResyncStatus, SCHEMA, Status, VolumeStatistics, VolumeStatus,
+    rfc3339_seconds,
+};
+use replicator::engine::{Counters, HeldReason, Progress, Snapshot};
+use replicator::protocol::Refusal;
+use replicator::types::{
+    BLOCK_LEN, ConnectionState, DiskState, Instant, NodeId, ReplicationState, Role, View,
+};
+
+use super::api::ResourceSnapshot;
+use super::board::{BoardState, ResourceBoard};
+use crate::config::{Config, ResourceConfig, VolumeConfig};
+
+/// What does not change while a daemon runs.
+#[derive(Clone, Copy, Debug)]
+pub struct Place<'a> {
+    /// The configuration.
+    pub config: &'a Config,
+    /// This node.
+    pub node: NodeId,
+    /// The run directory: where NBD sockets are.
+    pub run_dir: &'a Path,
+}
+
+/// The same moment on two clocks.
+#[derive(Clone, Copy, Debug)]
+pub struct Moment {
+    /// For differences.
+    pub now: Instant,
+    /// For people: milliseconds since 1970-01-01 UTC.
+    pub unix_millis: u64,
+}
+
+impl Moment {
+    /// An earlier moment of this node's clock as people write it.
+    fn date_of(self, earlier: Instant) -> String {
+        let ago = u64::try_from(self.now.since(earlier).as_millis()).unwrap_or(u64::MAX);
+        rfc3339_seconds(self.unix_millis.saturating_sub(ago))
+    }
+}
+
+/// The status of `resource`, or of all: the arbitrator has none.
+#[must_use]
+pub fn assemble(
+    place: Place<'_>,
+    board: &BoardState,
+    moment: Moment,
+    resource: Option<&str>,
+) -> Status {
+    let nobody = ResourceBoard::default();
+    let configured = if place.node.is_data() {
+        &place.config.resources[..]
+    } else {
+        &[]
+    };
+    let all: Vec<_> = configured
+        .iter()
+        .map(|it| {
+            resource_status(
+                place,
+                it,
+                board,
+                board.resources.get(&it.id()).unwrap_or(&nobody),
+                moment,
+            )
+        })
+        .collect();
+    let problems = all.iter().filter(|it| it.problem.is_some()).count();
+    Status {
+        schema: SCHEMA.to_owned(),
+        generated: rfc3339_seconds(moment.unix_millis),
+        node: place.config.node_name(place.node).to_owned(),
+        cluster: cluster_status(place, board, problems),
+        resources: all
+            .into_iter()
+            .filter(|it| resource.is_none_or(|name| name == it.name))
+            .collect(),
+    }
+}
+
+fn cluster_status(place: Place<'_>, board: &BoardState, problems: usize) -> ClusterStatus {
+    let config = place.config;
+    let count = |count: usize| u8::try_from(count).unwrap_or(u8::MAX);
+    let arbitrator_seen = board.node.as_ref().is_some_and(|node| {
+        place.node == NodeId::ARBITRATOR || node.voters[NodeId::ARBITRATOR.index()].seen
+    });
+    // An absent arbitrator is a problem of the cluster itself, whatever the resources say.
+    let arbitrator_away = config.arbitrator().is_some() && !arbitrator_seen;
+    let problems = problems + usize::from(arbitrator_away);
+    ClusterStatus {
+        name: config.cluster.clone(),
+        quorum: board.node.as_ref().is_some_and(|node| node.quorum),
+        voters: count(config.nodes.len()),
+        voters_seen: board
+            .node
+            .as_ref()
+            .map_or(1, |node| count(node.voters_seen)),
+        problems: u32::try_from(problems).unwrap_or(u32::MAX),
+        arbitrator: config.arbitrator().map(|node| ArbitratorStatus {
+            node: node.name.clone(),
+            seen: arbitrator_seen,
+        }),
+        insecure: config.net.insecure && !config.is_loopback(),
+    }
+}
+
+fn resource_status(
+    place: Place<'_>,
+    resource: &ResourceConfig,
+    board: &BoardState,
+    known: &ResourceBoard,
+    moment: Moment,
+) -> ResourceStatus {
+    let config = place.config;
+    let up = known.running || known.controller.as_ref().is_some_and(|it| it.up);
+    let engine = known.shard.as_ref().filter(|_| up).map(|it| &it.engine);
+    let view = known.controller.as_ref().and_then(|it| it.view.as_ref());
+    let suspended = engine.and_then(suspended);
+    let (problem, status, action) = match problem(place, board, known, up, engine, suspended) {
+        Some(found) => (
+            Some(found.id.code().to_owned()),
+            Some(found.status),
+            found.action,
+        ),
+        None => (None, None, None),
+    };
+    ResourceStatus {
+        name: resource.name.clone(),
+        up,
+        // Between the start of the daemon and the shard's first word nothing is served.
+        role: up.then(|| engine.map_or(Role::Secondary, |it| it.role)),
+        protocol: config.net.protocol,
+        io_backend: known
+            .shard
+            .as_ref()
+            .and_then(|it| it.io_backend)
+            .map(str::to_owned),
+        view: view.map(|view| view.number.0),
+        view_primary: view.map(|view| config.node_name(view.primary).to_owned()),
+        in_sync: view
+            .map(|view| in_sync_names(config, view))
+            .unwrap_or_default(),
+        held: view.is_some_and(|view| view.held),
+        lossy: view.is_some_and(|view| view.lossy),
+        prefer: resource
+            .prefer
+            .map(|node| config.node_name(node).to_owned()),
+        may_promote: up && known.controller.as_ref().is_some_and(|it| it.may_promote),
+        suspended: suspended.map(str::to_owned),
+        guest: resource.guest.as_ref().map(|guest| GuestStatus {
+            domain: guest.domain.clone(),
+            node: None,
+            // Guests are not driven yet: whether it runs is not known.
+            state: "unknown".to_owned(),
+        }),
+        volumes: resource
+            .volumes
+            .iter()
+            .map(|volume| volume_status(place, resource, volume, known, up))
+            .collect(),
+        peers: vec![peer_status(place, resource, board, known, engine, moment)],
+        status,
+        action,
+        problem,
+    }
+}
+
+fn in_sync_names(config: &Config, view: &View) -> Vec<String> {
+    [NodeId::A, NodeId::B]
+        .into_iter()
+        .filter(|node| view.in_sync.contains(*node))
+        .map(|node| config.node_name(node).to_owned())
+        .collect()
+}
+
+/// Why guests are held, as the word after `suspended:`.
+fn suspended(engine: &Snapshot) -> Option<&'static str> {
+    if engine.role != Role::Primary {
+        return None;
+    }
+    engine.held.map(|held| match held {
+        HeldReason::Lease => "quorum",
+        HeldReason::Peer => "peer",
+        HeldReason::NoData => "no-data",
+        HeldReason::Quiesce => "quiesce",
+    })
+}
+
+fn volume_status(
+    place: Place<'_>,
+    resource: &ResourceConfig,
+    volume: &VolumeConfig,
+    known: &ResourceBoard,
+    up: bool,
+) -> VolumeStatus {
+    let shard = known.shard.as_ref().filter(|_| up);
+    let view = known.controller.as_ref().and_then(|it| it.view.as_ref());
+    let size_blocks = shard
+        .and_then(|it| it.engine.size_blocks)
+        .or(view.map(|view| view.size_blocks).filter(|size| *size > 0));
+    let socket = nbd_socket(place.run_dir, &resource.name);
+    VolumeStatus {
+        volume: volume.id.0,
+        disk: up.then(|| shard.map_or(DiskState::Diskless, |it| it.engine.disk)),
+        size_bytes: size_blocks.map(|blocks| blocks.saturating_mul(BLOCK_LEN)),
+        disk_path: Some(volume.replica(place.node).disk.display().to_string()),
+        export: up.then(|| format!("nbd+unix:///{}?socket={}", resource.name, socket.display())),
+        nbd_clients: shard.map_or(0, |it| {
+            u32::try_from(it.nbd_clients.len()).unwrap_or(u32::MAX)
+        }),
+        statistics: shard
+            .filter(|it| it.engine.disk != DiskState::Diskless)
+            .map(|it| statistics(it.engine.counters)),
+    }
+}
+
+/// Where the NBD socket of a resource is.
+#[must_use]
+pub fn nbd_socket(run_dir: &Path, resource: &str) -> std::path::PathBuf {
+    run_dir.join("nbd").join(format!("{resource}.sock"))
+}
+
+fn statistics(counters: Counters) -> VolumeStatistics {
+    VolumeStatistics {
+        reads: counters.reads,
+        read_bytes: counters.read_bytes,
+        writes: counters.writes,
+        written_bytes: counters.written_bytes,
+        flushes: counters.flushes,
+        activity_log_writes: counters.activity_log_writes,
+        bitmap_writes: counters.bitmap_writes,
+        superblock_writes: counters.superblock_writes,
+        io_errors: counters.io_errors,
+    }
+}
+
+fn peer_status(
+    place: Place<'_>,
+    resource: &ResourceConfig,
+    board: &BoardState,
+    known: &ResourceBoard,
+    engine: Option<&Snapshot>,
+    moment: Moment,
+) -> PeerStatus {
+    let peer = place.node.peer();
+    let connection = engine.map_or(ConnectionState::StandAlone, |it| it.connection);
+    let voter = board.node.as_ref().map(|node| node.voters[peer.index()]);
+    PeerStatus {
+        node: place.config.node_name(peer).to_owned(),
+        connection,
+        role: engine.map_or(Role::Unknown, |it| it.peer_role),
+        rtt_seconds: engine.and_then(|it| it.rtt).map(|rtt| rtt.as_secs_f64()),
+        last_seen_seconds: voter
+            .and_then(|voter| voter.last_seen)
+            .filter(|_| connection != ConnectionState::Connected)
+            .map(|ago| ago.as_secs_f64()),
+        refused: engine.and_then(|it| it.refused).map(refusal_words),
+        volumes: resource
+            .volumes
+            .iter()
+            .map(|volume| peer_volume_status(volume, known, engine, moment))
+            .collect(),
+    }
+}
+
+fn peer_volume_status(
+    volume: &VolumeConfig,
+    known: &ResourceBoard,
+    engine: Option<&Snapshot>,
+    moment: Moment,
+) -> PeerVolumeStatus {
+    let progress = engine.and_then(|it| it.resync);
+    let running = progress.filter(|it| it.ended.is_none());
+    PeerVolumeStatus {
+        volume: volume.id.0,
+        disk: engine.map_or(DiskState::DUnknown, |it| it.peer_disk),
+        replication: engine.map_or(ReplicationState::Off, |it| it.replication),
+        out_of_sync_bytes: engine
+            .filter(|it| it.disk != DiskState::Diskless)
+            .map(|it| bytes(it.out_of_sync_blocks)),
+        lag_bytes: 0,
+        lag_seconds: 0.0,
+        last_resync: progress
+            .map(|it| last_resync(&it, moment))
+            .unwrap_or_default(),
+        resync: running.map(|it| {
+            let rate = known.rate.blocks_per_second().map(bytes);
+            ResyncStatus::new(bytes(it.done_blocks), bytes(it.total_blocks), rate, None)
+        }),
+    }
+}
+
+fn last_resync(progress: &Progress, moment: Moment) -> LastResync {
+    let end = progress.ended.unwrap_or(moment.now);
+    LastResync {
+        copied_bytes: bytes(progress.copied_blocks),
+        checked_bytes: bytes(progress.copied_blocks.saturating_add(progress.same_blocks)),
+        seconds: end.since(progress.began).as_secs_f64(),
+        ended: progress.ended.map(|at| moment.date_of(at)),
+        why: None,
+    }
+}
+
+fn bytes(blocks: u64) -> u64 {
+    blocks.saturating_mul(BLOCK_LEN)
+}
+
+/// Why a session was refused, in words.
+#[must_use]
+pub fn refusal_words(refusal: Refusal) -> String {
+    match refusal {
+        Refusal::Foreign => "the peer's replica belongs to another resource or volume",
+        Refusal::Diverged => "the two replicas have different histories",
+        Refusal::SizeMismatch => "the two replicas have different sizes",
+        Refusal::BothActive => "both nodes claimed to be Primary",
+        Refusal::Sealed => "one side has been superseded",
+        Refusal::UnknownReplica => "the peer's replica is not the one the view recorded",
+        _ => "the handshake refused it",
+    }
+    .to_owned()
+}
+
+/// What is not as it should be.
+struct Problem {
+    id: ErrorId,
+    status: String,
+    action: Option<String>,
+}
+
+/// The worst thing to be said of a resource; `None` when all is well or it is not up.
+fn problem(
+    place: Place<'_>,
+    board: &BoardState,
+    known: &ResourceBoard,
+    up: bool,
+    engine: Option<&Snapshot>,
+    suspended: Option<&'static str>,
+) -> Option<Problem> {
+    let engine = engine.filter(|_| up)?;
+    let node = place.config.node_name(place.node);
+    let peer = place.config.node_name(place.node.peer());
+    if let Some(reason) = suspended.filter(|reason| *reason != "quiesce") {
+        return Some(held_problem(place, board, reason));
+    }
+    if engine.disk != DiskState::UpToDate {
+        return Some(disk_problem(known, engine, node));
+    }
+    if engine.connection != ConnectionState::Connected {
+        let why = engine
+            .refused
+            .map_or_else(String::new, |it| format!(": {}", refusal_words(it)));
+        return Some(Problem {
+            id: ErrorId::PeerAway,
+            status: format!("{node} has no connection to {peer}{why}"),
+            action: Some(format!(
+                "bring {peer} or the link to it back; the rest happens by itself"
+            )),
+        });
+    }
+    if engine.peer_disk != DiskState::UpToDate {
+        let resyncing = engine.resync.is_some_and(|it| it.ended.is_none());
+        return Some(Problem {
+            id: if resyncing {
+                ErrorId::Resyncing
+            } else {
+                ErrorId::LocalDiskAway
+            },
+            status: if resyncing {
+                "one up-to-date copy until the resync ends".to_owned()
+            } else {
+                format!(
+                    "one up-to-date copy: the disk of {peer} is {}",
+                    engine.peer_disk
+                )
+            },
+            action: None,
+        });
+    }
+    None
+}
+
+fn held_problem(place: Place<'_>, board: &BoardState, reason: &str) -> Problem {
+    let node = place.config.node_name(place.node);
+    let peer = place.config.node_name(place.node.peer());
+    let seen = board.node.as_ref().map_or(1, |it| it.voters_seen);
+    let total = place.config.nodes.len();
+    let (status, action) = match reason {
+        "quorum" => (
+            format!("{node} sees {seen} of {total} voters, so requests are held"),
+            format!("restore the link to {peer} or the arbitrator; I/O then resumes by itself"),
+        ),
+        "no-data" => (
+            "no replica can be read, so requests are held".to_owned(),
+            format!("attach a disk here, or bring {peer} back"),
+        ),
+        _ => (
+            format!("requests wait until {peer} answers or is removed from the view"),
+            format!("restore the link to {peer} or the arbitrator; I/O then resumes by itself"),
+        ),
+    };
+    Problem {
+        id: ErrorId::Held,
+        status,
+        action: Some(action),
+    }
+}
+
+fn disk_problem(known: &ResourceBoard, engine: &Snapshot, node: &str) -> Problem {
+    if engine.resync.is_some_and(|it| it.ended.is_none()) {
+        let status = "one up-to-date copy until the resync ends".to_owned();
+        return Problem {
+            id: ErrorId::Resyncing,
+            status,
+            action: None,
+        };
+    }
+    let why = known
+        .shard
+        .as_ref()
+        .and_then(attach_words)
+        .map_or_else(String::new, |it| format!(": {it}"));
+    let action = (engine.disk == DiskState::Diskless)
+        .then(|| "mend the disk, then: twinadm attach".to_owned());
+    Problem {
+        id: ErrorId::LocalDiskAway,
+        status: format!("the disk of {node} is {}{why}", engine.disk),
+        action,
+    }
+}
+
+fn attach_words(shard: &ResourceSnapshot) -> Option<String> {
+    shard
+        .attach_error
+        .as_ref()
+        .map(super::words::attach_failure_words)
+}

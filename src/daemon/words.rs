@@ -1,0 +1,147 @@
+//! Refusals and failures in words: what, why, what next.
+
+use replicator::admin::{ErrorId, ErrorReport};
+use replicator::engine::AttachError;
+
+use replicator::io::OpenError;
+
+use super::api::AttachFailure;
+use super::node::Node;
+use crate::config::ResourceConfig;
+use crate::controller::{Blocker, Names, Order, OrderRefusal};
+
+impl Node {
+    /// The names the controller does not know.
+    pub(super) fn names<'a>(&'a self, resource: &'a ResourceConfig) -> Names<'a> {
+        Names {
+            resource: &resource.name,
+            node: self.name(),
+            peer: self.config.node_name(self.node.peer()),
+        }
+    }
+}
+
+/// The word of an order.
+fn verb_of(order: Order) -> &'static str {
+    match order {
+        Order::Primary => "primary",
+        Order::Secondary => "secondary",
+        Order::Up => "up",
+        Order::Down => "down",
+    }
+}
+
+/// The controller's reasons under the ids of the one catalogue.
+fn id_of(refusal: &OrderRefusal) -> ErrorId {
+    let blocker = match refusal {
+        OrderRefusal::UnknownResource => return ErrorId::NoSuchResource,
+        OrderRefusal::Blocked { blockers, .. } => {
+            // What waiting cannot mend decides what the refusal is called.
+            blockers
+                .iter()
+                .find(|blocker| !blocker.may_pass())
+                .or(blockers.first())
+        }
+        _ => return ErrorId::OrderUnderWay,
+    };
+    match blocker {
+        Some(Blocker::NotUp) => ErrorId::NotUp,
+        Some(Blocker::NoReplica) => ErrorId::NotAttached,
+        Some(Blocker::WrongReplica) => ErrorId::MetadataForeign,
+        Some(Blocker::Ineligible | Blocker::NotInSync { .. } | Blocker::PeerKeptMore) => {
+            ErrorId::NotUpToDate
+        }
+        Some(Blocker::NotBlank | Blocker::PeerNotBlank) => ErrorId::Unrelated,
+        Some(Blocker::PeerActive { .. }) => ErrorId::PeerIsPrimary,
+        Some(Blocker::LeaseWait { .. }) => ErrorId::NoLease,
+        Some(Blocker::NotQuiet | Blocker::StoreSlow) => ErrorId::TimedOut,
+        _ => ErrorId::NoQuorum,
+    }
+}
+
+/// A controller's refusal as the client sees it.
+pub(super) fn refusal_report(
+    refusal: &OrderRefusal,
+    order: Order,
+    names: Names<'_>,
+) -> ErrorReport {
+    let explanation = refusal.explain(verb_of(order), &names);
+    let mut report = ErrorReport::new(id_of(refusal), explanation.what, explanation.why.join("; "));
+    for step in explanation.next {
+        report = report.next(step);
+    }
+    report
+}
+
+/// What `primary` waits for; empty if nothing is known.
+pub(super) fn waiting_for(blockers: &[Blocker], names: Names<'_>) -> String {
+    let words: Vec<_> = blockers.iter().map(|blocker| blocker.why(&names)).collect();
+    if words.is_empty() {
+        String::new()
+    } else {
+        format!("waiting: {}", words.join("; "))
+    }
+}
+
+/// Why there is no disk, in words.
+#[must_use]
+pub(super) fn attach_failure_words(failure: &AttachFailure) -> String {
+    match failure {
+        AttachFailure::Open(error) => error.to_string(),
+        AttachFailure::Engine(error) => match error {
+            AttachError::Disk(error) => format!("reading the metadata failed: {error}"),
+            AttachError::NoMetadata => "there is no metadata of twinblk".to_owned(),
+            AttachError::Damaged => {
+                "both copies of the metadata's superblock are damaged".to_owned()
+            }
+            AttachError::TooNew => "the metadata was made by a newer version".to_owned(),
+            AttachError::Foreign => {
+                "the metadata belongs to another resource, volume or node".to_owned()
+            }
+            AttachError::DeviceTooSmall => "the disk is smaller than the metadata says".to_owned(),
+            AttachError::OtherReplica => {
+                "this is another replica than the one attached here before".to_owned()
+            }
+            other => format!("the metadata was refused: {other:?}"),
+        },
+    }
+}
+
+/// A failed attach as the client sees it.
+pub(super) fn attach_report(
+    failure: &AttachFailure,
+    resource: &ResourceConfig,
+    node: &str,
+) -> ErrorReport {
+    let id = match failure {
+        AttachFailure::Open(OpenError::InUse { .. }) => ErrorId::DeviceInUse,
+        AttachFailure::Open(OpenError::Permission { .. }) => ErrorId::Permission,
+        AttachFailure::Engine(AttachError::NoMetadata) => ErrorId::NoMetadata,
+        AttachFailure::Engine(AttachError::DeviceTooSmall) => ErrorId::DeviceTooSmall,
+        AttachFailure::Engine(
+            AttachError::Foreign | AttachError::OtherReplica | AttachError::TooNew,
+        ) => ErrorId::MetadataForeign,
+        _ => ErrorId::DeviceFailed,
+    };
+    let what = format!("{} cannot be attached on {node}", resource.name);
+    let report = ErrorReport::new(id, what, attach_failure_words(failure));
+    match id {
+        ErrorId::NoMetadata => report.next(format!("twinadm create-md {}", resource.name)),
+        _ => report,
+    }
+}
+
+/// A report as stderr shows it: what, why, what next.
+#[must_use]
+pub(super) fn render(report: &ErrorReport) -> String {
+    let mut text = format!("error[{}]: {}\n", report.id, report.what);
+    if !report.why.is_empty() {
+        text.push_str(&format!("  why    {}\n", report.why));
+    }
+    for (index, step) in report.next.iter().enumerate() {
+        let label = if index == 0 { "next" } else { "" };
+        text.push_str(&format!("  {label:<6} {step}\n"));
+    }
+    text.push_str(&format!("  more   man twinblk-errors(7), {}\n", report.id));
+    text
+}
