@@ -21,7 +21,6 @@ pub(crate) fn events2(context: &Context, arguments: &cli::Events2) -> Result<u8,
         ..verb.into()
     };
     let mut conversation = Conversation::begin(&context.run_dir, CONNECT_PATIENCE, &request, None)?;
-    let json = arguments.json || context.output == Output::Json;
     let mut printer = EventPrinter::new(EventForm {
         timestamps: arguments.timestamps,
         statistics: arguments.statistics,
@@ -31,7 +30,7 @@ pub(crate) fn events2(context: &Context, arguments: &cli::Events2) -> Result<u8,
         let Response::Event(event) = conversation.next_answer()? else {
             return Err(conversation.nonsense("an event was expected").into());
         };
-        if json {
+        if context.output == Output::Json {
             context.put_json(&event_json(&event, arguments.statistics), true)?;
         } else {
             context.put(&printer.line(&event))?;

@@ -24,7 +24,10 @@ pub fn main(arguments: Vec<OsString>) -> u8 {
         Ok(cli) => cli,
         Err(error) => return refuse(&error, &arguments),
     };
-    let context = Context::new(&cli.globals);
+    let mut context = Context::new(&cli.globals);
+    if wants_json(&cli.verb) {
+        context.output = Output::Json;
+    }
     // The demo has children to end first, and so its own way with signals.
     if !matches!(cli.verb, Verb::Demo(_)) {
         exit_on_interrupt();
@@ -73,6 +76,15 @@ fn run(context: &Context, verb: &Verb) -> Result<u8, Failure> {
         Verb::Version => manual::version(context),
         Verb::Completions(arguments) => manual::completions(context, arguments),
         Verb::Man(arguments) => manual::man(context, arguments),
+    }
+}
+
+/// `--json` of a verb is `-o json`, errors included.
+fn wants_json(verb: &Verb) -> bool {
+    match verb {
+        Verb::Status(arguments) => arguments.json.is_some(),
+        Verb::Events2(arguments) => arguments.json,
+        _ => false,
     }
 }
 

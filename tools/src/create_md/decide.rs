@@ -71,31 +71,47 @@ pub(super) struct Recipe {
     pub(super) forget: bool,
 }
 
+/// Size of the volume and length of its metadata.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Sizes {
+    pub(super) volume: BlockCount,
+    pub(super) meta: ByteLen,
+}
+
+/// How large both are with this disk, or why there can be none.
+pub(super) fn sizes(wanted: &Wanted, disk: &DiskFacts) -> Result<Sizes, ErrorReport> {
+    let volume = volume_size(wanted, disk)?;
+    match Layout::for_volume(volume, wanted.al_slots) {
+        Some(layout) => Ok(Sizes {
+            volume,
+            meta: layout.total(),
+        }),
+        None => Err(too_large(wanted, volume)),
+    }
+}
+
 /// What to do, or why not.
 pub(super) fn decide(
     wanted: &Wanted,
+    sizes: Sizes,
     disk: &DiskFacts,
     meta: &MetaFacts,
     force: bool,
 ) -> Result<Recipe, ErrorReport> {
-    let size = volume_size(wanted, disk)?;
-    let needed = Layout::for_volume(size, wanted.al_slots)
-        .map(|layout| layout.total())
-        .ok_or_else(|| too_large(wanted, size))?;
     let forget = match *meta {
         MetaFacts::Missing => false,
         MetaFacts::Existing { len, content } => {
             // What is there decides first: "too small" would invite to enlarge a foreign device.
             let forget = check_content(wanted, content, force)?;
-            if len < needed {
-                return Err(area_too_small(wanted, len, needed));
+            if len < sizes.meta {
+                return Err(area_too_small(wanted, len, sizes.meta));
             }
             forget
         }
     };
     Ok(Recipe {
-        size,
-        needed,
+        size: sizes.volume,
+        needed: sizes.meta,
         zero_proven: disk.zero,
         make_file: matches!(meta, MetaFacts::Missing),
         forget,
@@ -243,6 +259,15 @@ mod tests {
         }
     }
 
+    fn decide_with(
+        wanted: &Wanted,
+        disk: &DiskFacts,
+        meta: &MetaFacts,
+        force: bool,
+    ) -> Result<Recipe, ErrorReport> {
+        decide(wanted, sizes(wanted, disk)?, disk, meta, force)
+    }
+
     fn ours(resource: u64) -> Content {
         Content::Ours {
             resource: ResourceId(resource),
@@ -267,7 +292,7 @@ mod tests {
 
     #[test]
     fn a_missing_file_is_made_at_the_size_it_needs() {
-        let recipe = decide(
+        let recipe = decide_with(
             &wanted(Some(64 * MIB)),
             &disk(64 * MIB),
             &MetaFacts::Missing,
@@ -284,15 +309,16 @@ mod tests {
 
     #[test]
     fn without_a_size_the_disk_counts_in_whole_blocks() {
-        let recipe = decide(&wanted(None), &disk(MIB + 4095), &MetaFacts::Missing, false).unwrap();
+        let recipe =
+            decide_with(&wanted(None), &disk(MIB + 4095), &MetaFacts::Missing, false).unwrap();
         assert_eq!(recipe.size.bytes().0, MIB);
-        let tiny = decide(&wanted(None), &disk(4095), &MetaFacts::Missing, false).unwrap_err();
+        let tiny = decide_with(&wanted(None), &disk(4095), &MetaFacts::Missing, false).unwrap_err();
         assert_eq!(tiny.id, "E0117");
     }
 
     #[test]
     fn a_disk_smaller_than_size_is_refused_with_the_command_that_mends_it() {
-        let refused = decide(
+        let refused = decide_with(
             &wanted(Some(2 * MIB)),
             &disk(MIB),
             &MetaFacts::Missing,
@@ -306,7 +332,7 @@ mod tests {
     #[test]
     fn metadata_of_ours_needs_force_and_foreign_bytes_do_not_yield_to_it() {
         let try_it = |content, force| {
-            decide(
+            decide_with(
                 &wanted(Some(MIB)),
                 &disk(MIB),
                 &existing(16 * MIB, content),
@@ -327,7 +353,7 @@ mod tests {
     #[test]
     fn an_area_that_is_too_small_is_refused_after_its_content_was_looked_at() {
         let small = |content| {
-            decide(
+            decide_with(
                 &wanted(Some(MIB)),
                 &disk(MIB),
                 &existing(4096, content),

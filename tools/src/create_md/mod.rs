@@ -23,7 +23,7 @@ use crate::orders::put_plan;
 use crate::selector::Selector;
 use crate::show::size::size;
 
-use decide::{Recipe, Wanted, decide};
+use decide::{Recipe, Wanted, decide, sizes};
 
 /// Makes the metadata of all selected volumes on this node. The first that is refused ends it:
 /// those before it are made.
@@ -53,7 +53,14 @@ pub(crate) fn create_md(context: &Context, arguments: &cli::CreateMd) -> Result<
 fn create_one(context: &Context, wanted: &Wanted, force: bool) -> Result<u8, Failure> {
     let disk = probe::Disk::open(&wanted.paths.disk)?;
     let meta = probe::Meta::open(&wanted.paths.meta)?;
-    let recipe = decide(wanted, &disk.facts(), &meta.facts()?, force)?;
+    let sizes = sizes(wanted, &disk.facts())?;
+    let recipe = decide(
+        wanted,
+        sizes,
+        &disk.facts(),
+        &meta.facts(sizes.meta)?,
+        force,
+    )?;
     if context.dry_run {
         return put_plan(context, &[would(wanted, &recipe)]);
     }

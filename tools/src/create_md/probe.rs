@@ -71,11 +71,12 @@ impl Meta {
         }
     }
 
-    /// What it holds.
-    pub(super) fn facts(&self) -> Result<MetaFacts, ErrorReport> {
+    /// What it holds: of a file all of it, of a device the first `needed` bytes, since what lies
+    /// behind will not be touched and may be large.
+    pub(super) fn facts(&self, needed: ByteLen) -> Result<MetaFacts, ErrorReport> {
         match self {
             Self::Missing => Ok(MetaFacts::Missing),
-            Self::Existing(lock) => meta_facts(lock).map_err(|error| {
+            Self::Existing(lock) => meta_facts(lock, needed).map_err(|error| {
                 let what = "the metadata area cannot be read";
                 ErrorReport::new(ErrorId::DeviceFailed, what, error.to_string())
             }),
@@ -83,8 +84,13 @@ impl Meta {
     }
 }
 
-fn meta_facts(mut file: &File) -> io::Result<MetaFacts> {
+fn meta_facts(mut file: &File, needed: ByteLen) -> io::Result<MetaFacts> {
     let len = ByteLen(file.seek(SeekFrom::End(0))?);
+    let looked_at = if file.metadata()?.is_file() {
+        len
+    } else {
+        len.min(needed)
+    };
     let content = match superblock(file, len)? {
         Some(Ok(found)) => Content::Ours {
             resource: found.resource,
@@ -92,7 +98,10 @@ fn meta_facts(mut file: &File) -> io::Result<MetaFacts> {
             node: found.node,
         },
         Some(Err(ChooseError::Damaged | ChooseError::TooNew { .. })) => Content::OursUnreadable,
-        _ => first_byte(file, len)?.map_or(Content::Zeroes, |offset| Content::Foreign { offset }),
+        _ => match first_byte(file, looked_at)? {
+            None => Content::Zeroes,
+            Some(offset) => Content::Foreign { offset },
+        },
     };
     Ok(MetaFacts::Existing { len, content })
 }

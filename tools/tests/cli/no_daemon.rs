@@ -73,7 +73,9 @@ fn without_a_daemon_status_is_exit_6_with_nothing_on_stdout() {
                 let ran = scratch.twinadm(line);
                 let seen = (ran.code, ran.out.as_str(), ran.id());
                 assert_eq!(seen, (6, "", "E0601"), "{line:?}: {ran:?}");
-                assert!(ran.err.contains("  next   "), "{}", ran.err);
+                let json = line.contains(&"--json");
+                assert_eq!(ran.err.starts_with('{'), json, "{}", ran.err);
+                assert!(ran.err.contains("next"), "{}", ran.err);
             });
         }
     });

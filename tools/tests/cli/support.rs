@@ -151,9 +151,10 @@ impl Ran {
         }
     }
 
-    /// The id of the error on stderr.
+    /// The id of the first error on stderr, in either form.
     pub(crate) fn id(&self) -> &str {
-        let start = self.err.find("[").map_or(0, |at| at + 1);
-        self.err.get(start..start + 5).unwrap_or("")
+        let text = self.err.strip_prefix("{\"error\":{\"id\":\"");
+        let text = text.or_else(|| self.err.strip_prefix("error["));
+        text.and_then(|text| text.get(..5)).unwrap_or("")
     }
 }
