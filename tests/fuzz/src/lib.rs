@@ -4,4 +4,9 @@
 
 #![forbid(unsafe_code)]
 
+pub mod metadata;
 pub mod nbd;
+pub mod peer;
+
+#[cfg(test)]
+mod smoke;

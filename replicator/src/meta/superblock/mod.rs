@@ -309,12 +309,14 @@ impl Superblock {
             features,
         };
         let layout = superblock.layout()?;
+        // Nobody writes that often; a forged number must not overflow the next write's.
+        let may_grow = superblock.sequence < u64::MAX / 2;
         let same_places = raw.version.get() == FORMAT_VERSION
             && raw.al_pages.get() == layout.ring_pages()
             && raw.al_offset.get() == crate::meta::layout::ACTIVITY_LOG_OFFSET.0
             && raw.bitmap_offset.get() == crate::meta::layout::BITMAP_OFFSET.0
             && raw.bitmap_pages.get() == layout.bitmap_pages();
-        same_places.then_some(superblock)
+        (may_grow && same_places).then_some(superblock)
     }
 }
 

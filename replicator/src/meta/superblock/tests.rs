@@ -57,7 +57,7 @@ prop_compose! {
     ) -> Superblock {
         let some = |id: u128| (id != 0).then_some(id);
         Superblock {
-            sequence: views.0,
+            sequence: views.0 / 4,
             resource: ResourceId(ids.0),
             volume: VolumeId(ids.1),
             node: NodeId::B,
@@ -106,6 +106,16 @@ fn no_flipped_bit_passes() {
         page[bit / 8] ^= 1 << (bit % 8);
         assert!(Superblock::decode(&page).is_err(), "bit {bit}");
     }
+}
+
+#[test]
+fn a_sequence_that_could_overflow_is_damage() {
+    let forged = Superblock {
+        sequence: u64::MAX,
+        ..superblock()
+    };
+    let verdict = Superblock::decode(&forged.encode());
+    assert_eq!(verdict, Err(SuperblockError::Damaged));
 }
 
 #[test]

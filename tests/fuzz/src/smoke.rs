@@ -1,0 +1,82 @@
+//! Smoke runs of the peer and metadata targets: a few thousand mutated inputs on stable Rust.
+
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+use replicator::protocol::{DataKind, Message, WriteId, encode};
+use replicator::types::{BlockCount, BlockIndex, BlockRange, SessionId, ViewNumber};
+
+/// A small generator, so that the smoke run needs nothing and repeats exactly.
+struct Lcg(u64);
+
+impl Lcg {
+    fn byte(&mut self) -> u8 {
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        self.0.to_le_bytes()[6]
+    }
+
+    fn below(&mut self, bound: usize) -> usize {
+        usize::from(u16::from_le_bytes([self.byte(), self.byte()])) % bound
+    }
+}
+
+fn frames() -> Vec<u8> {
+    let range = BlockRange::new(BlockIndex(8), BlockCount(1));
+    let messages = [
+        Message::Data {
+            write: WriteId(1),
+            range,
+            kind: DataKind::Write(vec![7; 4096].into()),
+            fua: true,
+        },
+        Message::WriteAck { write: WriteId(1) },
+        Message::BitmapChunk {
+            first_block: 64,
+            bits: vec![1; 16].into(),
+        },
+        Message::Goodbye,
+    ];
+    let mut stream = Vec::new();
+    for message in messages {
+        let encoded = encode(SessionId(1), ViewNumber(2), &message);
+        stream.extend(encoded.header);
+        stream.extend(encoded.payload.iter().flat_map(|payload| payload.to_vec()));
+    }
+    stream
+}
+
+#[test]
+fn a_peer_that_sends_anything_breaks_nothing() {
+    let seed = frames();
+    let mut random = Lcg(1);
+    for round in 0..20_000 {
+        let mut data = vec![1];
+        data.extend_from_slice(&seed);
+        // Most changes go into the headers at the front.
+        for _ in 0..random.below(4) {
+            let bound = if round % 2 == 0 { 66 } else { data.len() };
+            let at = random.below(bound);
+            data[at] = random.byte();
+        }
+        data.truncate(data.len() - random.below(3) * random.below(200));
+        crate::peer::frame(&data);
+    }
+}
+
+#[test]
+fn an_area_that_holds_anything_opens_or_is_refused() {
+    let mut random = Lcg(2);
+    for round in 0..5_000 {
+        let patches = 1 + random.below(4);
+        let mut data: Vec<u8> = (0..patches * 12).map(|_| random.byte()).collect();
+        for patch in data.chunks_exact_mut(12) {
+            // Every other round stays in the headers.
+            if round % 2 == 0 {
+                patch[2] = 0;
+            }
+        }
+        crate::metadata::open(&data);
+    }
+}
