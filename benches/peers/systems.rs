@@ -107,7 +107,10 @@ fn twinadm(dir: &Path, config: &Path, node: &str, verb: &[&str]) -> Result<()> {
 fn beside(program: &str) -> Result<PathBuf> {
     // Benchmarks lie in `deps/` below the programs of their profile.
     let ours = std::env::current_exe()?;
-    let profile = ours.parent().and_then(Path::parent).context("target/PROFILE/deps/peers")?;
+    let profile = ours
+        .parent()
+        .and_then(Path::parent)
+        .context("target/PROFILE/deps/peers")?;
     let path = profile.join(program);
     if !path.exists() {
         bail!(

@@ -3,9 +3,8 @@
 use std::path::Path;
 
 use replicator::admin::{
-    ArbitratorStatus, ClusterStatus, ErrorId, GuestStatus, LastResync, PeerStatus,
-    PeerVolumeStatus, ResourceStatus, ResyncStatus, SCHEMA, Status, VolumeStatistics, VolumeStatus,
-    rfc3339_seconds,
+    ArbitratorStatus, ClusterStatus, GuestStatus, LastResync, PeerStatus, PeerVolumeStatus,
+    ResourceStatus, ResyncStatus, SCHEMA, Status, VolumeStatistics, VolumeStatus, rfc3339_seconds,
 };
 use replicator::engine::{Counters, HeldReason, Progress, Snapshot};
 use replicator::protocol::Refusal;
@@ -71,28 +70,27 @@ pub fn assemble(
             )
         })
         .collect();
-    let problems = all.iter().filter(|it| it.problem.is_some()).count();
-    Status {
+    let mut status = Status {
         schema: SCHEMA.to_owned(),
         generated: rfc3339_seconds(moment.unix_millis),
         node: place.config.node_name(place.node).to_owned(),
-        cluster: cluster_status(place, board, problems),
-        resources: all
-            .into_iter()
-            .filter(|it| resource.is_none_or(|name| name == it.name))
-            .collect(),
+        cluster: cluster_status(place, board),
+        resources: all,
     }
+    .concluded();
+    // After the problems of all were counted.
+    status
+        .resources
+        .retain(|it| resource.is_none_or(|name| name == it.name));
+    status
 }
 
-fn cluster_status(place: Place<'_>, board: &BoardState, problems: usize) -> ClusterStatus {
+fn cluster_status(place: Place<'_>, board: &BoardState) -> ClusterStatus {
     let config = place.config;
     let count = |count: usize| u8::try_from(count).unwrap_or(u8::MAX);
     let arbitrator_seen = board.node.as_ref().is_some_and(|node| {
         place.node == NodeId::ARBITRATOR || node.voters[NodeId::ARBITRATOR.index()].seen
     });
-    // An absent arbitrator is a problem of the cluster itself, whatever the resources say.
-    let arbitrator_away = config.arbitrator().is_some() && !arbitrator_seen;
-    let problems = problems + usize::from(arbitrator_away);
     ClusterStatus {
         name: config.cluster.clone(),
         quorum: board.node.as_ref().is_some_and(|node| node.quorum),
@@ -101,7 +99,7 @@ fn cluster_status(place: Place<'_>, board: &BoardState, problems: usize) -> Clus
             .node
             .as_ref()
             .map_or(1, |node| count(node.voters_seen)),
-        problems: u32::try_from(problems).unwrap_or(u32::MAX),
+        problems: 0,
         arbitrator: config.arbitrator().map(|node| ArbitratorStatus {
             node: node.name.clone(),
             seen: arbitrator_seen,
@@ -122,14 +120,6 @@ fn resource_status(
     let engine = known.shard.as_ref().filter(|_| up).map(|it| &it.engine);
     let view = known.controller.as_ref().and_then(|it| it.view.as_ref());
     let suspended = engine.and_then(suspended);
-    let (problem, status, action) = match problem(place, board, known, up, engine, suspended) {
-        Some(found) => (
-            Some(found.id.code().to_owned()),
-            Some(found.status),
-            found.action,
-        ),
-        None => (None, None, None),
-    };
     ResourceStatus {
         name: resource.name.clone(),
         up,
@@ -165,9 +155,10 @@ fn resource_status(
             .map(|volume| volume_status(place, resource, volume, known, up))
             .collect(),
         peers: vec![peer_status(place, resource, board, known, engine, moment)],
-        status,
-        action,
-        problem,
+        // `concluded` fills these.
+        status: None,
+        action: None,
+        problem: None,
     }
 }
 
@@ -214,6 +205,7 @@ fn volume_status(
         nbd_clients: shard.map_or(0, |it| {
             u32::try_from(it.nbd_clients.len()).unwrap_or(u32::MAX)
         }),
+        disk_error: shard.and_then(attach_words),
         statistics: shard
             .filter(|it| it.engine.disk != DiskState::Diskless)
             .map(|it| statistics(it.engine.counters)),
@@ -326,114 +318,7 @@ pub fn refusal_words(refusal: Refusal) -> String {
     .to_owned()
 }
 
-/// What is not as it should be.
-struct Problem {
-    id: ErrorId,
-    status: String,
-    action: Option<String>,
-}
-
-/// The worst thing to be said of a resource; `None` when all is well or it is not up.
-fn problem(
-    place: Place<'_>,
-    board: &BoardState,
-    known: &ResourceBoard,
-    up: bool,
-    engine: Option<&Snapshot>,
-    suspended: Option<&'static str>,
-) -> Option<Problem> {
-    let engine = engine.filter(|_| up)?;
-    let node = place.config.node_name(place.node);
-    let peer = place.config.node_name(place.node.peer());
-    if let Some(reason) = suspended.filter(|reason| *reason != "quiesce") {
-        return Some(held_problem(place, board, reason));
-    }
-    if engine.disk != DiskState::UpToDate {
-        return Some(disk_problem(known, engine, node));
-    }
-    if engine.connection != ConnectionState::Connected {
-        let why = engine
-            .refused
-            .map_or_else(String::new, |it| format!(": {}", refusal_words(it)));
-        return Some(Problem {
-            id: ErrorId::PeerAway,
-            status: format!("{node} has no connection to {peer}{why}"),
-            action: Some(format!(
-                "bring {peer} or the link to it back; the rest happens by itself"
-            )),
-        });
-    }
-    if engine.peer_disk != DiskState::UpToDate {
-        let resyncing = engine.resync.is_some_and(|it| it.ended.is_none());
-        return Some(Problem {
-            id: if resyncing {
-                ErrorId::Resyncing
-            } else {
-                ErrorId::LocalDiskAway
-            },
-            status: if resyncing {
-                "one up-to-date copy until the resync ends".to_owned()
-            } else {
-                format!(
-                    "one up-to-date copy: the disk of {peer} is {}",
-                    engine.peer_disk
-                )
-            },
-            action: None,
-        });
-    }
-    None
-}
-
-fn held_problem(place: Place<'_>, board: &BoardState, reason: &str) -> Problem {
-    let node = place.config.node_name(place.node);
-    let peer = place.config.node_name(place.node.peer());
-    let seen = board.node.as_ref().map_or(1, |it| it.voters_seen);
-    let total = place.config.nodes.len();
-    let (status, action) = match reason {
-        "quorum" => (
-            format!("{node} sees {seen} of {total} voters, so requests are held"),
-            format!("restore the link to {peer} or the arbitrator; I/O then resumes by itself"),
-        ),
-        "no-data" => (
-            "no replica can be read, so requests are held".to_owned(),
-            format!("attach a disk here, or bring {peer} back"),
-        ),
-        _ => (
-            format!("requests wait until {peer} answers or is removed from the view"),
-            format!("restore the link to {peer} or the arbitrator; I/O then resumes by itself"),
-        ),
-    };
-    Problem {
-        id: ErrorId::Held,
-        status,
-        action: Some(action),
-    }
-}
-
-fn disk_problem(known: &ResourceBoard, engine: &Snapshot, node: &str) -> Problem {
-    if engine.resync.is_some_and(|it| it.ended.is_none()) {
-        let status = "one up-to-date copy until the resync ends".to_owned();
-        return Problem {
-            id: ErrorId::Resyncing,
-            status,
-            action: None,
-        };
-    }
-    let why = known
-        .shard
-        .as_ref()
-        .and_then(attach_words)
-        .map_or_else(String::new, |it| format!(": {it}"));
-    let action = (engine.disk == DiskState::Diskless)
-        .then(|| "mend the disk, then: twinadm attach".to_owned());
-    Problem {
-        id: ErrorId::LocalDiskAway,
-        status: format!("the disk of {node} is {}{why}", engine.disk),
-        action,
-    }
-}
-
+/// Why the disk could not be attached, in words.
 fn attach_words(shard: &ResourceSnapshot) -> Option<String> {
     shard
         .attach_error

@@ -102,18 +102,27 @@ fn order(context: &Context, verb: Verb, name: &str) -> Result<u8, Failure> {
     };
     let conversation =
         Conversation::begin(&context.run_dir, CONNECT_PATIENCE, &request, Some(wait))?;
-    let answer = conversation.finish(|message| context.tell(&format!("{name}: {message}")))?;
+    let answer = conversation.finish(|message| context.tell(&with_name(name, message)))?;
     let Response::Done { changed, message } = answer else {
         return Err(unexpected().into());
     };
     match context.output {
-        Output::Plain => context.tell(&format!("{name}: {message}")),
+        Output::Plain => context.tell(&with_name(name, &message)),
         Output::Json => {
             let done = json!({ "resource": name, "changed": changed, "message": message });
             context.put_json(&done, true)?;
         }
     }
     Ok(exit::OK)
+}
+
+/// A message that does not name its resource gets the name in front: several may be told.
+fn with_name(name: &str, message: &str) -> String {
+    if message.split([' ', ':', ',']).any(|word| word == name) {
+        message.to_owned()
+    } else {
+        format!("{name}: {message}")
+    }
 }
 
 fn show_plan(context: &Context, verb: &Verb, name: &str) -> Result<u8, Failure> {

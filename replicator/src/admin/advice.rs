@@ -64,6 +64,7 @@ fn advise(node: &str, cluster: &ClusterStatus, resource: &ResourceStatus) -> Opt
                 .iter()
                 .find_map(|peer| peer_disk_away(resource, peer))
         })
+        .or_else(|| local_disk_behind(node, resource))
         .or_else(|| held_by_hand(resource))
 }
 
@@ -119,9 +120,13 @@ fn local_disk_away(node: &str, resource: &ResourceStatus) -> Option<Advice> {
         )
     })?;
     let disk = volume.disk.unwrap_or(DiskState::Diskless);
+    let why = match &volume.disk_error {
+        Some(why) => format!(": {why}"),
+        None => ", so there is one copy at most".to_owned(),
+    };
     Some(Advice {
         problem: Some(ErrorId::LocalDiskAway),
-        status: format!("the replica on {node} is {disk}, so there is one copy at most"),
+        status: format!("the replica on {node} is {disk}{why}"),
         action: Some(format!(
             "mend the disk, then: twinadm attach {}",
             resource.name
@@ -192,6 +197,26 @@ fn peer_disk_away(resource: &ResourceStatus, peer: &PeerStatus) -> Option<Advice
         problem: Some(ErrorId::PeerDiskAway),
         status: format!("the replica on {} is {disk}", peer.node),
         action: mend.or_else(promote),
+    })
+}
+
+/// Attached and connected, and yet not up to date: it lasts a moment, or needs a resync that only
+/// a Primary starts.
+fn local_disk_behind(node: &str, resource: &ResourceStatus) -> Option<Advice> {
+    let volumes = resource.volumes.iter();
+    let disk = volumes
+        .filter_map(|volume| volume.disk)
+        .find(|disk| *disk != DiskState::UpToDate)?;
+    let peer_serves = resource.peers.iter().any(|peer| peer.role == Role::Primary);
+    Some(Advice {
+        problem: Some(ErrorId::LocalDiskAway),
+        status: format!("the replica on {node} is {disk}"),
+        action: (!peer_serves).then(|| {
+            format!(
+                "twinadm primary {} on the node that is up to date",
+                resource.name
+            )
+        }),
     })
 }
 

@@ -42,6 +42,7 @@ pub(super) fn healthy() -> Status {
             volumes: vec![VolumeStatus {
                 volume: 0,
                 disk: Some(DiskState::UpToDate),
+                disk_error: None,
                 size_bytes: Some(40 << 30),
                 disk_path: Some("/dev/vg0/vm-web".to_owned()),
                 export: Some("nbd+unix:///vm-web?socket=/run/twinblk/nbd/vm-web.sock".to_owned()),

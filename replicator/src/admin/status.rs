@@ -119,6 +119,9 @@ pub struct VolumeStatus {
     pub volume: u16,
     /// The local replica; `None` unless up.
     pub disk: Option<DiskState>,
+    /// Why the backing device could not be attached or failed, if it did.
+    #[serde(default)]
+    pub disk_error: Option<String>,
     /// As agreed, or as attached; `None` before either.
     pub size_bytes: Option<u64>,
     /// Path of the backing device on this node.

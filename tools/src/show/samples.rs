@@ -100,6 +100,7 @@ fn resource(name: &str, role: Role, prefer: &str) -> ResourceStatus {
         volumes: vec![VolumeStatus {
             volume: 0,
             disk: Some(DiskState::UpToDate),
+            disk_error: None,
             size_bytes: Some(40 << 30),
             disk_path: Some(format!("/dev/vg0/{name}")),
             export: Some(format!(

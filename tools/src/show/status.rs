@@ -164,10 +164,9 @@ fn guest_word(guest: &GuestStatus) -> String {
         .node
         .as_ref()
         .map_or(String::new(), |node| format!("@{node}"));
-    let state = if guest.state == "running" {
-        String::new()
-    } else {
-        format!("({})", guest.state)
+    let state = match guest.state.as_str() {
+        "running" | "unknown" => String::new(),
+        state => format!("({state})"),
     };
     format!("guest:{}{node}{state}", guest.domain)
 }

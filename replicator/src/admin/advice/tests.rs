@@ -66,6 +66,26 @@ fn each_way_of_losing_a_copy_is_a_problem() {
 }
 
 #[test]
+fn why_a_disk_is_away_is_told_with_it() {
+    let (_, sentence, _) = conclude(|status| {
+        let volume = &mut status.resources[0].volumes[0];
+        volume.disk = Some(DiskState::Diskless);
+        volume.disk_error = Some("there is no metadata".to_owned());
+    });
+    let sentence = sentence.unwrap();
+    assert!(
+        sentence.ends_with("is Diskless: there is no metadata"),
+        "{sentence}"
+    );
+}
+
+#[test]
+fn a_replica_that_is_behind_without_a_resync_is_a_problem() {
+    let (problem, ..) = conclude(|s| s.resources[0].volumes[0].disk = Some(DiskState::Outdated));
+    assert_eq!(problem.as_deref(), Some("W0109"));
+}
+
+#[test]
 fn a_lost_arbitrator_counts_although_no_resource_suffers() {
     let (problem, _, problems) = conclude(|status| {
         status.cluster.voters_seen = 2;
