@@ -3,7 +3,7 @@
 /// `[quorum]`
 pub(super) const QUORUM: &[&str] = &["on-no-quorum", "watchdog"];
 /// `[net]`
-pub(super) const NET: &[&str] = &["timeout"];
+pub(super) const NET: &[&str] = &[];
 /// `[resync]`
 pub(super) const RESYNC: &[&str] = &[
     "max-rate",
