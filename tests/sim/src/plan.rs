@@ -1,0 +1,461 @@
+//! What will happen, decided before it does: options, requests with times, faults with times.
+//!
+//! A seed expands to one plan. Every item is drawn from its own key, and every fault brings its
+//! own end, so a plan with items taken out is a plan, and the rest of it is unchanged.
+
+use replicator::types::NodeId;
+
+use crate::clock::{MICROS, MILLIS, SECS, SimTime};
+use crate::net::{NetOptions, Path, Wire};
+use crate::rng::{Rng, Stream};
+use crate::stamp::CELLS_PER_BLOCK;
+
+/// Blocks in a 4 MiB activity-log extent.
+const EXTENT_BLOCKS: u64 = 1024;
+/// Hottest blocks of a volume: all requests go there, so that they collide.
+const HOT_BLOCKS_MAX: u64 = 48;
+/// Requests of a run: enough for several failovers' worth, few enough for ten runs a second.
+const OPS_MAX: u64 = 600;
+/// Faults of a run.
+const FAULTS_MAX: u64 = 12;
+
+/// Lease and beacon times (`ha.md` names them fast and default).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Profile {
+    /// Failover in about 0.7 s.
+    Fast,
+    /// Failover in about 3 s.
+    Default,
+}
+
+/// The constants of a run.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Timing profile.
+    pub profile: Profile,
+    /// Size of the volume.
+    pub volume_blocks: u64,
+    /// The blocks requests go to.
+    pub hot_blocks: Vec<u64>,
+    /// Slots of the activity log, in extents; small ones force evictions.
+    pub al_slots: u32,
+    /// Clients.
+    pub clients: u64,
+    /// Requests one client has in flight at most.
+    pub depth: u64,
+    /// How long faults happen.
+    pub safety: SimTime,
+    /// Network.
+    pub net: NetOptions,
+    /// Disk latency, shortest and longest, in nanoseconds.
+    pub disk_latency: [u64; 2],
+    /// Latency of a voter store's fsync.
+    pub store_latency: [u64; 2],
+    /// Delay of the queues between a node's two threads.
+    pub thread_delay: [u64; 2],
+    /// Clock rate error of each node, in parts per million.
+    pub rate_ppm: [i64; 3],
+    /// Whether the devices are known to be zeroes when founded.
+    pub zero_proven: bool,
+    /// Fault kinds switched on.
+    pub kinds: Vec<FaultKind>,
+}
+
+/// A kind of fault; each is on or off for a whole run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum FaultKind {
+    /// SIGKILL of one process.
+    Kill,
+    /// SIGKILL of both data nodes' processes.
+    KillBoth,
+    /// Power cut of one machine.
+    Power,
+    /// Power cut of both data nodes.
+    PowerBoth,
+    /// SIGSTOP.
+    Pause,
+    /// One direction of one path.
+    CutOneWay,
+    /// All paths between two nodes.
+    CutPair,
+    /// All paths of one node.
+    Isolate,
+    /// A link that goes up and down.
+    Flap,
+    /// Datagrams and segments take long.
+    Slow,
+    /// Disk operations fail.
+    DiskError,
+    /// Metadata operations fail.
+    MetaError,
+    /// The disk answers nothing for a while.
+    DiskStall,
+    /// The voter store's fsync takes long.
+    StoreStall,
+    /// An operator demotes and promotes.
+    Operator,
+}
+
+/// All kinds.
+pub const FAULT_KINDS: [FaultKind; 15] = [
+    FaultKind::Kill,
+    FaultKind::KillBoth,
+    FaultKind::Power,
+    FaultKind::PowerBoth,
+    FaultKind::Pause,
+    FaultKind::CutOneWay,
+    FaultKind::CutPair,
+    FaultKind::Isolate,
+    FaultKind::Flap,
+    FaultKind::Slow,
+    FaultKind::DiskError,
+    FaultKind::MetaError,
+    FaultKind::DiskStall,
+    FaultKind::StoreStall,
+    FaultKind::Operator,
+];
+
+/// What a client asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OpKind {
+    /// Read.
+    Read,
+    /// Write, durable on answer if `fua`.
+    Write {
+        /// Force unit access.
+        fua: bool,
+    },
+    /// Flush.
+    Flush,
+    /// Trim.
+    Trim,
+    /// Write zeroes.
+    Zeroes {
+        /// Deallocating is allowed.
+        may_unmap: bool,
+    },
+}
+
+/// One request of the workload.
+#[derive(Clone, Copy, Debug)]
+pub struct Op {
+    /// Earliest moment; a busy or unconnected client is later.
+    pub at: SimTime,
+    /// Who.
+    pub client: u64,
+    /// What.
+    pub kind: OpKind,
+    /// First 512-byte cell.
+    pub first_cell: u64,
+    /// Cells.
+    pub cells: u64,
+}
+
+/// Which disk operations an error hits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DiskOp {
+    /// Reads.
+    Read,
+    /// Writes and zeroes.
+    Write,
+    /// Flushes.
+    Flush,
+    /// All.
+    Any,
+}
+
+/// One fault; `length` is how long it lasts.
+#[derive(Clone, Debug)]
+pub struct Fault {
+    /// When it begins.
+    pub at: SimTime,
+    /// How long it lasts, in nanoseconds.
+    pub length: u64,
+    /// What.
+    pub what: FaultWhat,
+}
+
+/// What a fault does.
+#[derive(Clone, Debug)]
+pub enum FaultWhat {
+    /// The process dies and is started again at the end.
+    Kill(NodeId),
+    /// The power goes and comes back.
+    Power(NodeId),
+    /// The process stands still.
+    Pause(NodeId),
+    /// These wires are cut.
+    Cut(Vec<Wire>),
+    /// Everything takes so much longer.
+    Slow {
+        /// Added to every delay.
+        extra: u64,
+    },
+    /// Data operations fail.
+    DiskError {
+        /// Where.
+        node: NodeId,
+        /// Which.
+        op: DiskOp,
+        /// Of 1000.
+        per_mille: u64,
+    },
+    /// Metadata operations fail.
+    MetaError {
+        /// Where.
+        node: NodeId,
+        /// Of 1000.
+        per_mille: u64,
+    },
+    /// Disk operations end only afterwards.
+    DiskStall(NodeId),
+    /// Store writes take so much longer.
+    StoreStall {
+        /// Where.
+        node: NodeId,
+        /// Added latency.
+        extra: u64,
+    },
+    /// `secondary` here, `primary` there at the end.
+    Move {
+        /// The node demoted.
+        from: NodeId,
+        /// The node promoted.
+        to: NodeId,
+    },
+}
+
+/// Everything a run needs.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Where it came from; also the key of all latencies and coin flips.
+    pub seed: u64,
+    /// Constants.
+    pub options: Options,
+    /// Requests, in order of time.
+    pub ops: Vec<Op>,
+    /// Faults, in order of time.
+    pub faults: Vec<Fault>,
+}
+
+impl Plan {
+    /// The plan of a seed.
+    #[must_use]
+    pub fn of_seed(seed: u64) -> Self {
+        let options = draw_options(seed);
+        let mut rng = Rng::keyed(seed, Stream::Options, 1);
+        let op_count = rng.log_between(OPS_MAX / 8, OPS_MAX);
+        let fault_count = if options.kinds.is_empty() { 0 } else { rng.between(1, FAULTS_MAX) };
+        let mut ops: Vec<_> = (0..op_count).map(|nr| draw_op(seed, nr, &options)).collect();
+        ops.sort_by_key(|op| op.at);
+        let mut faults: Vec<_> =
+            (0..fault_count).flat_map(|nr| draw_faults(seed, nr, &options)).collect();
+        faults.sort_by_key(|fault| fault.at);
+        Self {
+            seed,
+            options,
+            ops,
+            faults,
+        }
+    }
+}
+
+fn draw_options(seed: u64) -> Options {
+    let mut rng = Rng::keyed(seed, Stream::Options, 0);
+    // Most volumes are smaller than one extent: a crash then marks few blocks and a run is fast.
+    let extents = if rng.chance(750) { 0 } else { rng.between(1, 5) };
+    let volume_blocks = extents * EXTENT_BLOCKS + rng.between(8, 200);
+    let hot_count = rng.between(1, HOT_BLOCKS_MAX.min(volume_blocks));
+    let mut hot_blocks: Vec<_> = (0..hot_count).map(|_| rng.below(volume_blocks)).collect();
+    hot_blocks.sort_unstable();
+    hot_blocks.dedup();
+    let swarm = !rng.chance(50);
+    let kinds = FAULT_KINDS.into_iter().filter(|_| rng.chance(400) && swarm).collect();
+    let delay_min = rng.log_between(20 * MICROS, MILLIS);
+    let slow_disk = rng.log_between(100 * MICROS, 20 * MILLIS);
+    let mut rate = || i64::try_from(rng.below(20_001)).expect("small") - 10_000;
+    let rate_ppm = [rate(), rate(), rate()];
+    Options {
+        profile: if rng.chance(800) { Profile::Fast } else { Profile::Default },
+        volume_blocks,
+        hot_blocks,
+        al_slots: rng.pick(&[2, 3, 4, 16]),
+        clients: rng.between(1, 3),
+        depth: rng.log_between(1, 16),
+        safety: SimTime(rng.between(4, 12) * SECS),
+        net: NetOptions {
+            delay_min,
+            delay_max: delay_min + rng.log_between(MICROS, 10 * MILLIS),
+            loss_per_mille: if rng.chance(500) { rng.log_between(1, 200) } else { 0 },
+            double_per_mille: if rng.chance(300) { rng.log_between(1, 200) } else { 0 },
+        },
+        disk_latency: [20 * MICROS, slow_disk],
+        store_latency: [100 * MICROS, rng.log_between(200 * MICROS, 40 * MILLIS)],
+        thread_delay: [MICROS, rng.log_between(2 * MICROS, 2 * MILLIS)],
+        rate_ppm,
+        zero_proven: rng.chance(800),
+        kinds,
+    }
+}
+
+fn draw_op(seed: u64, nr: u64, options: &Options) -> Op {
+    let mut rng = Rng::keyed(seed, Stream::Ops, nr);
+    let block = rng.pick(&options.hot_blocks);
+    let end = options.volume_blocks * CELLS_PER_BLOCK;
+    let (first_cell, cells) = match rng.below(10) {
+        // A few sectors, anywhere: read-modify-write at one or both edges.
+        0..=2 => (block * CELLS_PER_BLOCK + rng.below(8), rng.between(1, 12)),
+        3 => (block * CELLS_PER_BLOCK, CELLS_PER_BLOCK * rng.between(2, 8)),
+        _ => (block * CELLS_PER_BLOCK, CELLS_PER_BLOCK),
+    };
+    let kind = match rng.below(100) {
+        0..=29 => OpKind::Read,
+        30..=79 => OpKind::Write {
+            fua: rng.chance(100),
+        },
+        80..=91 => OpKind::Flush,
+        92..=94 => OpKind::Trim,
+        _ => OpKind::Zeroes {
+            may_unmap: rng.chance(500),
+        },
+    };
+    Op {
+        at: SimTime(rng.below(options.safety.0)),
+        client: rng.below(options.clients),
+        kind,
+        first_cell,
+        cells: cells.min(end - first_cell),
+    }
+}
+
+fn all_wires(joins: impl Fn(NodeId, NodeId) -> bool) -> Vec<Wire> {
+    let mut wires = Vec::new();
+    for from in NodeId::ALL {
+        for to in NodeId::ALL {
+            for path in Path::ALL {
+                if path.joins(from, to) && joins(from, to) {
+                    wires.push(Wire { from, to, path });
+                }
+            }
+        }
+    }
+    wires
+}
+
+fn draw_faults(seed: u64, nr: u64, options: &Options) -> Vec<Fault> {
+    let mut rng = Rng::keyed(seed, Stream::Faults, nr);
+    let at = SimTime(rng.below(options.safety.0));
+    // Shorter than a suspicion, or longer than a takeover: both matter.
+    let length = rng.log_between(5 * MILLIS, 5 * SECS);
+    let node = rng.pick(&NodeId::ALL);
+    let data = rng.pick(&[NodeId::A, NodeId::B]);
+    let one = |what| vec![Fault { at, length, what }];
+    match rng.pick(&options.kinds) {
+        FaultKind::Kill => one(FaultWhat::Kill(node)),
+        FaultKind::KillBoth => both(&mut rng, at, length, FaultWhat::Kill),
+        FaultKind::Power => one(FaultWhat::Power(node)),
+        FaultKind::PowerBoth => both(&mut rng, at, length, FaultWhat::Power),
+        FaultKind::Pause => one(FaultWhat::Pause(node)),
+        FaultKind::CutOneWay => {
+            let wires = all_wires(|_, _| true);
+            one(FaultWhat::Cut(vec![wires[usize::try_from(rng.below(wires.len() as u64)).expect("below a length")]]))
+        }
+        FaultKind::CutPair => {
+            let other = rng.pick(&NodeId::ALL.into_iter().filter(|other| *other != node).collect::<Vec<_>>());
+            let both_ways = rng.chance(800);
+            one(FaultWhat::Cut(all_wires(|from, to| {
+                (from, to) == (node, other) || (both_ways && (from, to) == (other, node))
+            })))
+        }
+        FaultKind::Isolate => {
+            one(FaultWhat::Cut(all_wires(|from, to| from == node || to == node)))
+        }
+        FaultKind::Flap => {
+            let path = rng.pick(&Path::ALL);
+            let period = rng.between(10 * MILLIS, 500 * MILLIS);
+            let wires: Vec<_> = all_wires(|from, to| from.is_data() && to.is_data())
+                .into_iter()
+                .filter(|wire| wire.path == path)
+                .collect();
+            (0..rng.between(2, 8))
+                .map(|turn| Fault {
+                    at: at.plus(turn * period * 2),
+                    length: period,
+                    what: FaultWhat::Cut(wires.clone()),
+                })
+                .collect()
+        }
+        FaultKind::Slow => one(FaultWhat::Slow {
+            extra: rng.log_between(MILLIS, 300 * MILLIS),
+        }),
+        FaultKind::DiskError => one(FaultWhat::DiskError {
+            node: data,
+            op: rng.pick(&[DiskOp::Read, DiskOp::Write, DiskOp::Flush, DiskOp::Any]),
+            per_mille: rng.log_between(5, 1000),
+        }),
+        FaultKind::MetaError => one(FaultWhat::MetaError {
+            node: data,
+            per_mille: rng.log_between(5, 1000),
+        }),
+        FaultKind::DiskStall => one(FaultWhat::DiskStall(data)),
+        FaultKind::StoreStall => one(FaultWhat::StoreStall {
+            node,
+            extra: rng.log_between(10 * MILLIS, 2 * SECS),
+        }),
+        FaultKind::Operator => one(FaultWhat::Move {
+            from: data,
+            to: rng.pick(&[NodeId::A, NodeId::B]),
+        }),
+    }
+}
+
+/// Both data nodes, at nearly the same moment, returning in either order.
+fn both(
+    rng: &mut Rng,
+    at: SimTime,
+    length: u64,
+    what: impl Fn(NodeId) -> FaultWhat,
+) -> Vec<Fault> {
+    let gap = if rng.chance(500) { 0 } else { rng.log_between(MICROS, SECS) };
+    let first = rng.pick(&[NodeId::A, NodeId::B]);
+    vec![
+        Fault {
+            at,
+            length,
+            what: what(first),
+        },
+        Fault {
+            at: at.plus(gap),
+            length: rng.log_between(5 * MILLIS, 5 * SECS),
+            what: what(first.peer()),
+        },
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_seed_always_gives_the_same_plan_and_seeds_differ() {
+        let text = |seed| format!("{:?}", Plan::of_seed(seed));
+        assert_eq!(text(11), text(11));
+        assert_ne!(text(11), text(12));
+    }
+
+    #[test]
+    fn requests_stay_inside_the_volume() {
+        for seed in 0..200 {
+            let plan = Plan::of_seed(seed);
+            let end = plan.options.volume_blocks * CELLS_PER_BLOCK;
+            assert!(plan.ops.iter().all(|op| op.cells > 0 && op.first_cell + op.cells <= end));
+        }
+    }
+
+    #[test]
+    fn every_kind_of_fault_is_drawn_by_some_seed() {
+        for kind in FAULT_KINDS {
+            assert!((0..200).any(|seed| Plan::of_seed(seed).options.kinds.contains(&kind)));
+        }
+    }
+}

@@ -1,0 +1,251 @@
+//! A controller's inputs and actions, and the voter store, as the daemon carries them out.
+
+use replicator::engine::{AdminRequest, Input as EngineInput, StepDownReason as EngineStepDown};
+use replicator::types::{Instant, NodeId};
+use replicator::types::time::Duration;
+use twinblk::controller::{
+    Action, Controller, ControllerSettings, Datagram, EngineCommand, Input, Order, OrderId, Rules,
+    StepDownReason, Timing, VoterRecord,
+};
+
+use crate::net::{Path, Wire};
+use crate::plan::Profile;
+use crate::rng::{Rng, Stream};
+use crate::trace::code_of;
+
+use super::engine::short;
+use super::node::{Arrival, StoreKey, StoreWaiter};
+use super::{Event, Planted, World};
+
+/// Hash of the cluster's name, the same everywhere.
+const CLUSTER: u64 = 0x5157_1b1c;
+
+impl World {
+    pub(super) fn new_controller(&self, node: NodeId, record: Option<VoterRecord>) -> Controller {
+        let target = &self.nodes[node.index()];
+        let settings = ControllerSettings {
+            node,
+            cluster: CLUSTER,
+            voter: target.voter,
+            boot_id: target.boot_id,
+            incarnation: target.life,
+            timing: match self.plan.options.profile {
+                Profile::Fast => Timing::FAST,
+                Profile::Default => Timing::DEFAULT,
+            },
+            has_arbitrator: true,
+            seed: Rng::keyed(self.plan.seed, Stream::Identity, u64::from(target.life) << 16)
+                .next_id(),
+            configured: if node.is_data() { vec![self.resource] } else { Vec::new() },
+            stored: record.map(|record| (self.resource, record)).into_iter().collect(),
+        };
+        let rules = self.planted.map_or(Rules::ALL, Planted::rules);
+        Controller::with_rules(settings, rules, target.clock.read(self.now))
+            .expect("the profiles are consistent")
+    }
+
+    pub(super) fn on_controller_tick(&mut self, node: NodeId) {
+        let now = self.now;
+        if let Some(process) = &mut self.node(node).process {
+            if process.controller_tick == Some(now) {
+                process.controller_tick = None;
+            }
+            self.step_controller(node, Input::Tick);
+        }
+    }
+
+    pub(super) fn on_datagram(&mut self, node: NodeId, path: u8, bytes: &[u8]) {
+        match Datagram::decode(bytes) {
+            Ok(datagram) => self.step_controller(node, Input::Received { path, datagram }),
+            Err(error) => self.fail(crate::checkers::Violation::new(
+                "codec",
+                format!("{node:?} cannot decode a datagram: {error}"),
+            )),
+        }
+    }
+
+    pub(super) fn step_controller(&mut self, node: NodeId, input: Input) {
+        let local = self.local_now(node);
+        if self.trace.is_text() && !is_dull(&input) {
+            let text = short(&input);
+            self.trace.say(self.now, || format!("{node:?} controller < {text}"));
+        }
+        let mut out = Vec::new();
+        let Some(process) = &mut self.node(node).process else { return };
+        process.controller.handle(local, input, &mut out);
+        for action in out {
+            self.carry_controller(node, action);
+        }
+        self.schedule_controller_tick(node);
+    }
+
+    fn schedule_controller_tick(&mut self, node: NodeId) {
+        let now = self.now;
+        let target = self.node(node);
+        let (life, clock) = (target.life, target.clock);
+        let Some(process) = &mut target.process else { return };
+        let Some(deadline) = process.controller.next_deadline() else { return };
+        let at = clock.when(deadline, now);
+        if process.controller_tick.is_none_or(|tick| tick > at || tick <= now) {
+            process.controller_tick = Some(at);
+            self.schedule_at(at, Event::Arrive { node, life, what: Arrival::ControllerTick });
+        }
+    }
+
+    fn carry_controller(&mut self, node: NodeId, action: Action) {
+        if self.trace.is_text() && !is_dull_action(&action) {
+            let text = short(&action);
+            self.trace.say(self.now, || format!("{node:?} controller > {text}"));
+        }
+        match action {
+            Action::Send { to, datagram } => self.send_datagram(node, to, &datagram),
+            Action::Persist { op, resource, record } => {
+                assert_eq!(resource, self.resource);
+                let newest = self.node(node).store_newest;
+                // Marks are the engine's; the controller's copy of them may be older.
+                let record = VoterRecord {
+                    replica_failed: newest.replica_failed,
+                    replica: newest.replica,
+                    ..record
+                };
+                self.store_write(node, record, StoreWaiter::Controller(op));
+            }
+            Action::Engine { command, .. } => self.command_engine(node, command),
+            Action::OrderDone { order, result } => {
+                self.trace.note(self.now, code_of(&(order, &result)));
+            }
+            Action::Event(event) => self.trace.note(self.now, code_of(&event)),
+        }
+    }
+
+    fn send_datagram(&mut self, from: NodeId, to: NodeId, datagram: &Datagram) {
+        let bytes = datagram.encode();
+        let life = self.node(to).life;
+        for path in Path::ALL {
+            let wire = Wire { from, to, path };
+            if !path.joins(from, to) {
+                continue;
+            }
+            for delay in self.wires.datagram(wire) {
+                let what = Arrival::Datagram { path: path as u8, bytes: bytes.clone() };
+                // A datagram reaches whatever process listens then, also a later one.
+                let life = if self.node(to).process.is_some() { life } else { life + 1 };
+                self.schedule(delay + self.slow, Event::Arrive { node: to, life, what });
+            }
+        }
+    }
+
+    fn command_engine(&mut self, node: NodeId, command: EngineCommand) {
+        let input = match command {
+            EngineCommand::Lease { until } => {
+                self.set_lease(node, until);
+                return;
+            }
+            EngineCommand::Activate(activation) => EngineInput::Activate(activation),
+            EngineCommand::StepDown(reason) => EngineInput::StepDown(match reason {
+                StepDownReason::Superseded => EngineStepDown::Superseded,
+                StepDownReason::Refused => EngineStepDown::Refused,
+                StepDownReason::Ordered => EngineStepDown::Ordered,
+            }),
+            EngineCommand::Committed(committed) => EngineInput::Committed(committed),
+            EngineCommand::Learned(view) => EngineInput::Learned(view),
+            EngineCommand::Drain { seal } => EngineInput::Drain { seal },
+            EngineCommand::BeginAdd { view } => EngineInput::BeginAdd { view },
+            EngineCommand::ProposalAborted => EngineInput::ProposalAborted,
+            EngineCommand::Quiesce => EngineInput::Admin(AdminRequest::Quiesce),
+            EngineCommand::Unquiesce => EngineInput::Admin(AdminRequest::Unquiesce),
+        };
+        self.to_engine(node, input);
+    }
+
+    /// The lease goes beside the queue: an atomic the shard reads at each turn, and a wake-up.
+    fn set_lease(&mut self, node: NodeId, until: Instant) {
+        let Some(side) = self.node(node).engine_side() else { return };
+        side.lease = until;
+        let delay = self.draw(Stream::Thread, self.plan.options.thread_delay);
+        self.send_to(node, delay, Arrival::Wake);
+    }
+
+    /// Hands a record to the store's thread.
+    pub(super) fn store_write(&mut self, node: NodeId, record: VoterRecord, waiter: StoreWaiter) {
+        let latency = self.draw(Stream::Store, self.plan.options.store_latency);
+        let now = self.now;
+        let target = self.node(node);
+        target.store_newest = record;
+        target.store.begin(StoreKey::Record, record);
+        target.store_waiters.push_back((waiter, record));
+        let begin = target.store_free_at.max(now);
+        target.store_free_at = begin.plus(latency + target.broken.store_extra);
+        let (at, life) = (target.store_free_at, target.life);
+        self.schedule_at(at, Event::StoreEnds { node, life });
+    }
+
+    pub(super) fn store_ends(&mut self, node: NodeId, life: u32) {
+        let target = self.node(node);
+        if target.life != life {
+            return;
+        }
+        let Some((waiter, _)) = target.store_waiters.pop_front() else { return };
+        target.store.end();
+        self.note_store(node);
+        let what = match waiter {
+            StoreWaiter::Controller(op) => {
+                Arrival::Controller(Input::Persisted { op, ok: true })
+            }
+            StoreWaiter::Engine(op) => {
+                Arrival::Engine(EngineInput::MarkDone { op, result: Ok(()) })
+            }
+        };
+        self.arrive(node, life, what);
+    }
+
+    /// What an operator would do: found the resource, keep both nodes up, end holds after the heal.
+    pub(super) fn operator_turn(&mut self) {
+        const PATIENCE: u64 = 200 * crate::clock::MILLIS;
+        for node in [NodeId::A, NodeId::B] {
+            let up = self.node(node).store_newest.up;
+            if !up {
+                self.order(node, Order::Up);
+            }
+        }
+        match self.writer.newest().copied() {
+            None => self.order(NodeId::A, Order::Primary),
+            Some(view) if self.healed && view.held => self.order(view.primary, Order::Primary),
+            Some(_) => {}
+        }
+        self.schedule(PATIENCE, Event::Operator);
+    }
+
+    pub(super) fn order(&mut self, node: NodeId, what: Order) {
+        let deadline = self.local_now(node).plus(Duration::from_secs(2));
+        let resource = self.resource;
+        let Some(process) = &mut self.node(node).process else { return };
+        process.orders += 1;
+        let order = OrderId(process.orders);
+        self.to_controller(node, Input::Order { order, resource, what, deadline });
+    }
+}
+
+fn is_dull(input: &Input) -> bool {
+    use twinblk::controller::message::Part;
+    match input {
+        Input::Tick => true,
+        Input::Received { datagram, .. } => datagram
+            .parts
+            .iter()
+            .all(|part| matches!(part, Part::Beacon { .. } | Part::BeaconAck { .. })),
+        _ => false,
+    }
+}
+
+fn is_dull_action(action: &Action) -> bool {
+    use twinblk::controller::message::Part;
+    match action {
+        Action::Send { datagram, .. } => datagram
+            .parts
+            .iter()
+            .all(|part| matches!(part, Part::Beacon { .. } | Part::BeaconAck { .. })),
+        Action::Engine { command: EngineCommand::Lease { .. }, .. } => true,
+        _ => false,
+    }
+}

@@ -1,0 +1,260 @@
+//! Disk operations: latency, errors, stalls, and what a crash leaves of them.
+
+use replicator::engine::{DiskCommand, DiskReply, Input as EngineInput, MetaRequest};
+use replicator::types::{BLOCK_LEN, BlockRange, DiskError, NodeId, OpId, Payload};
+
+use crate::checkers::Violation;
+use crate::disk::{Content, FlushTicket, PAGE_LEN};
+use crate::plan::DiskOp;
+use crate::rng::Stream;
+
+use super::node::Arrival;
+use super::{Event, Planted, World};
+
+/// A data operation under way.
+#[derive(Debug)]
+pub(super) struct Job {
+    /// Number of the process that wants to know.
+    life: u32,
+    op: OpId,
+    command: DiskCommand,
+    ticket: FlushTicket,
+}
+
+/// A metadata request, waiting or (at the head of the queue) under way.
+#[derive(Debug)]
+pub(super) struct MetaJob {
+    op: OpId,
+    request: MetaRequest,
+}
+
+/// What is wrong with a node's disks now.
+#[derive(Debug, Default)]
+pub(super) struct Broken {
+    pub(super) data: Vec<(DiskOp, u64)>,
+    pub(super) meta: Vec<u64>,
+    pub(super) stalls: u32,
+    stalled: Vec<u64>,
+    pub(super) store_extra: u64,
+}
+
+fn written(command: &DiskCommand) -> Option<BlockRange> {
+    match command {
+        DiskCommand::Write { range, .. } | DiskCommand::Zeroes { range, .. } => Some(*range),
+        DiskCommand::Read(_) | DiskCommand::Flush => None,
+    }
+}
+
+/// The pages a write puts, with their content.
+fn pages(command: &DiskCommand) -> Vec<(u64, Content)> {
+    let Some(range) = written(command) else { return Vec::new() };
+    let payload = match command {
+        DiskCommand::Write { payload, .. } => Some(payload),
+        _ => None,
+    };
+    range
+        .iter()
+        .enumerate()
+        .map(|(nr, block)| {
+            let cut = |payload: &Payload| payload.slice(nr * PAGE_LEN, (nr + 1) * PAGE_LEN);
+            (block.0, payload.map(cut))
+        })
+        .collect()
+}
+
+impl World {
+    pub(super) fn submit_disk(&mut self, node: NodeId, op: OpId, command: DiskCommand) {
+        if let Some(range) = written(&command) {
+            self.check_overlap(node, range);
+        }
+        let latency = self.draw(Stream::Disk, self.plan.options.disk_latency);
+        let target = self.node(node);
+        target.job_count += 1;
+        let (job, life, ticket) = (target.job_count, target.life, target.data.begin_flush());
+        target.jobs.insert(job, Job { life, op, command, ticket });
+        self.schedule(latency, Event::JobEnds { node, job });
+    }
+
+    /// Two writes of one block in flight end in any order: the engine must never ask for that.
+    fn check_overlap(&mut self, node: NodeId, range: BlockRange) {
+        let clash = self.node(node).jobs.values().find_map(|job| {
+            written(&job.command).filter(|other| other.overlaps(range))
+        });
+        if let Some(other) = clash {
+            self.fail(Violation::new(
+                "ordered disk writes",
+                format!("{node:?} writes {range:?} while {other:?} is still being written"),
+            ));
+        }
+    }
+
+    pub(super) fn job_ends(&mut self, node: NodeId, job: u64) {
+        let target = self.node(node);
+        if target.broken.stalls > 0 {
+            target.broken.stalled.push(job);
+            return;
+        }
+        let Some(Job { life, op, command, ticket }) = target.jobs.remove(&job) else { return };
+        let result = self.carry_out(node, &command, ticket);
+        if let Err(error) = result {
+            self.trace.say(self.now, || format!("{node:?} disk: {command:?} fails, {error}"));
+        }
+        let what = Arrival::Engine(EngineInput::DiskDone { op, result });
+        self.arrive(node, life, what);
+        self.attach_if_quiet(node);
+    }
+
+    fn carry_out(
+        &mut self,
+        node: NodeId,
+        command: &DiskCommand,
+        ticket: FlushTicket,
+    ) -> Result<DiskReply, DiskError> {
+        if self.disk_fails(node, command) {
+            let mut rng = self.rng(Stream::Disk);
+            let target = self.node(node);
+            for (page, content) in pages(command) {
+                target.data.write_torn(page, &content, &mut rng);
+            }
+            return Err(DiskError::Io);
+        }
+        let ignored = self.planted == Some(Planted::FlushIgnored)
+            && self.node(node).engine_side().is_some_and(|side| side.activated.is_none());
+        let target = self.node(node);
+        match command {
+            DiskCommand::Read(range) => {
+                let data = target.data.read(range.start().0, range.count().0);
+                return Ok(DiskReply::Data(data));
+            }
+            DiskCommand::Flush if ignored => {}
+            DiskCommand::Flush => target.data.end_flush(ticket),
+            DiskCommand::Write { fua, .. } | DiskCommand::Zeroes { fua, .. } => {
+                for (page, content) in pages(command) {
+                    target.data.write(page, content, *fua && !ignored);
+                }
+            }
+        }
+        Ok(DiskReply::Done)
+    }
+
+    fn disk_fails(&mut self, node: NodeId, command: &DiskCommand) -> bool {
+        let mut rng = self.rng(Stream::Disk);
+        self.node(node).broken.data.iter().any(|(op, per_mille)| {
+            let hit = match command {
+                DiskCommand::Read(_) => matches!(op, DiskOp::Read | DiskOp::Any),
+                DiskCommand::Flush => matches!(op, DiskOp::Flush | DiskOp::Any),
+                _ => matches!(op, DiskOp::Write | DiskOp::Any),
+            };
+            hit && rng.chance(*per_mille)
+        })
+    }
+
+    pub(super) fn submit_meta(&mut self, node: NodeId, op: OpId, request: MetaRequest) {
+        let target = self.node(node);
+        target.meta_queue.push_back(MetaJob { op, request });
+        if target.meta_queue.len() == 1 {
+            self.begin_meta(node);
+        }
+    }
+
+    fn begin_meta(&mut self, node: NodeId) {
+        let latency = self.draw(Stream::Disk, self.plan.options.disk_latency);
+        let life = self.node(node).life;
+        self.schedule(latency, Event::MetaEnds { node, life });
+    }
+
+    pub(super) fn meta_ends(&mut self, node: NodeId, life: u32) {
+        if self.node(node).life != life {
+            return;
+        }
+        let mut rng = self.rng(Stream::Disk);
+        let skipped = self.planted == Some(Planted::BitmapNotWritten);
+        let target = self.node(node);
+        let failed = target.broken.meta.iter().any(|per_mille| rng.chance(*per_mille));
+        let Some(MetaJob { op, request }) = target.meta_queue.pop_front() else { return };
+        let result = match request {
+            _ if failed => {
+                for (page, content) in meta_pages(&request) {
+                    target.meta.write_torn(page, &content, &mut rng);
+                }
+                Err(DiskError::Io)
+            }
+            MetaRequest::Read { offset, len } => {
+                assert!(offset.0.is_multiple_of(BLOCK_LEN) && len.0.is_multiple_of(BLOCK_LEN));
+                let (first, count) = (offset.0 / BLOCK_LEN, len.0 / BLOCK_LEN);
+                Ok(DiskReply::Data(target.meta.read(first, count)))
+            }
+            MetaRequest::Write(_) => {
+                for (page, content) in meta_pages(&request) {
+                    let is_bitmap = page >= replicator::meta::BITMAP_OFFSET.0 / BLOCK_LEN;
+                    if !(skipped && is_bitmap) {
+                        target.meta.write(page, content, false);
+                    }
+                }
+                let ticket = target.meta.begin_flush();
+                target.meta.end_flush(ticket);
+                Ok(DiskReply::Done)
+            }
+        };
+        if !target.meta_queue.is_empty() {
+            self.begin_meta(node);
+        }
+        self.arrive(node, life, Arrival::Engine(EngineInput::MetaDone { op, result }));
+    }
+
+    /// The process died: the kernel finishes what it was given, mostly.
+    pub(super) fn abandon_jobs(&mut self, node: NodeId) {
+        let mut rng = self.rng(Stream::Disk);
+        let target = self.node(node);
+        target.jobs.retain(|_, _| rng.chance(750));
+        if let Some(job) = target.meta_queue.pop_front() {
+            for (page, content) in meta_pages(&job.request) {
+                if rng.chance(500) {
+                    target.meta.write(page, content, false);
+                }
+            }
+        }
+        target.meta_queue.clear();
+    }
+
+    /// The power went: what was under way is torn.
+    pub(super) fn lose_jobs(&mut self, node: NodeId) {
+        let mut rng = self.rng(Stream::Disk);
+        let target = self.node(node);
+        for job in core::mem::take(&mut target.jobs).into_values() {
+            for (page, content) in pages(&job.command) {
+                target.data.write_torn(page, &content, &mut rng);
+            }
+        }
+        if let Some(job) = target.meta_queue.pop_front() {
+            for (page, content) in meta_pages(&job.request) {
+                target.meta.write_torn(page, &content, &mut rng);
+            }
+        }
+        target.meta_queue.clear();
+    }
+
+    /// A stalled disk answers again.
+    pub(super) fn disk_resumes(&mut self, node: NodeId) {
+        if self.node(node).broken.stalls > 0 {
+            return;
+        }
+        for job in core::mem::take(&mut self.node(node).broken.stalled) {
+            let latency = self.draw(Stream::Disk, self.plan.options.disk_latency);
+            self.schedule(latency, Event::JobEnds { node, job });
+        }
+    }
+}
+
+fn meta_pages(request: &MetaRequest) -> Vec<(u64, Content)> {
+    match request {
+        MetaRequest::Read { .. } => Vec::new(),
+        MetaRequest::Write(pages) => pages
+            .iter()
+            .map(|page| {
+                assert!(page.offset.0.is_multiple_of(BLOCK_LEN), "{page:?}");
+                (page.offset.0 / BLOCK_LEN, Some(page.bytes.clone()))
+            })
+            .collect(),
+    }
+}

@@ -1,0 +1,172 @@
+//! The plan's faults, and the heal after which everything must come right.
+
+use replicator::types::{DiskState, NodeId};
+use twinblk::controller::Order;
+
+use crate::checkers::{Violation, state};
+use crate::clock::{MILLIS, SECS};
+use crate::plan::FaultWhat;
+
+use super::node::StoreKey;
+use super::{Event, World};
+
+/// How often the healed world is looked at.
+const LOOK_EVERY: u64 = 100 * MILLIS;
+
+impl World {
+    pub(super) fn fault_begins(&mut self, nr: usize) {
+        if self.healed {
+            return;
+        }
+        let fault = self.plan.faults[nr].clone();
+        self.figures.faults += 1;
+        self.trace.say(self.now, || format!("FAULT {nr} begins: {:?}", fault.what));
+        match fault.what {
+            FaultWhat::Kill(node) => {
+                self.node(node).held_down += 1;
+                self.kill(node);
+            }
+            FaultWhat::Power(node) => {
+                self.node(node).unpowered += 1;
+                self.cut_power(node);
+            }
+            FaultWhat::Pause(node) => self.node(node).paused += 1,
+            FaultWhat::Cut(wires) => wires.into_iter().for_each(|wire| self.wires.cut(wire)),
+            FaultWhat::Slow { extra } => self.slow += extra,
+            FaultWhat::DiskError { node, op, per_mille } => {
+                self.node(node).broken.data.push((op, per_mille));
+            }
+            FaultWhat::MetaError { node, per_mille } => {
+                self.node(node).broken.meta.push(per_mille);
+            }
+            FaultWhat::DiskStall(node) => self.node(node).broken.stalls += 1,
+            FaultWhat::StoreStall { node, extra } => self.node(node).broken.store_extra += extra,
+            FaultWhat::Move { from, .. } => self.order(from, Order::Secondary),
+        }
+        self.active_faults.insert(nr);
+        self.schedule(fault.length, Event::FaultEnds(nr));
+    }
+
+    pub(super) fn fault_ends(&mut self, nr: usize) {
+        if !self.active_faults.remove(&nr) {
+            return;
+        }
+        let fault = self.plan.faults[nr].clone();
+        self.trace.say(self.now, || format!("FAULT {nr} ends: {:?}", fault.what));
+        match fault.what {
+            FaultWhat::Kill(node) => {
+                self.node(node).held_down -= 1;
+                self.schedule(0, Event::Start { node });
+            }
+            FaultWhat::Power(node) => self.power_returns(node),
+            FaultWhat::Pause(node) => {
+                let target = self.node(node);
+                target.paused = target.paused.saturating_sub(1);
+                self.resume(node);
+            }
+            FaultWhat::Cut(wires) => wires.into_iter().for_each(|wire| self.wires.mend(wire)),
+            FaultWhat::Slow { extra } => self.slow -= extra,
+            FaultWhat::DiskError { node, op, per_mille } => {
+                let errors = &mut self.node(node).broken.data;
+                if let Some(at) = errors.iter().position(|error| *error == (op, per_mille)) {
+                    errors.remove(at);
+                }
+            }
+            FaultWhat::MetaError { node, per_mille } => {
+                let errors = &mut self.node(node).broken.meta;
+                if let Some(at) = errors.iter().position(|error| *error == per_mille) {
+                    errors.remove(at);
+                }
+            }
+            FaultWhat::DiskStall(node) => {
+                self.node(node).broken.stalls -= 1;
+                self.disk_resumes(node);
+            }
+            FaultWhat::StoreStall { node, extra } => self.node(node).broken.store_extra -= extra,
+            FaultWhat::Move { to, .. } => self.order(to, Order::Primary),
+        }
+    }
+
+    fn power_returns(&mut self, node: NodeId) {
+        self.node(node).unpowered -= 1;
+        if self.node(node).unpowered > 0 {
+            return;
+        }
+        let now = self.now;
+        self.nodes[node.index()].boot(now, &self.plan);
+        self.trace.say(now, || format!("{node:?} has power"));
+        self.schedule(MILLIS, Event::Start { node });
+    }
+
+    /// Everything is mended, for ever. From here on it must come right in bounded time.
+    pub(super) fn heal(&mut self) {
+        self.trace.say(self.now, || "HEAL".into());
+        for nr in core::mem::take(&mut self.active_faults) {
+            self.active_faults.insert(nr);
+            self.fault_ends(nr);
+        }
+        self.healed = true;
+        self.schedule(LOOK_EVERY, Event::Look);
+    }
+
+    /// The healed pair: settled, still on its way, or stuck.
+    pub(super) fn look(&mut self) {
+        self.reattach();
+        self.over_budget |= self.no_good_replica_left();
+        let unsettled = self.unsettled();
+        if unsettled.is_none() {
+            self.watch_end();
+            self.done = true;
+            return;
+        }
+        let limit = self.plan.options.safety.plus(self.settle_limit());
+        if self.now > limit {
+            self.done = true;
+            if !self.over_budget {
+                let seconds = self.settle_limit() / SECS;
+                let why = unsettled.unwrap_or_default();
+                let view = self.writer.newest().copied();
+                let detail = format!("{seconds} s after the heal: {why}; newest {view:?}");
+                self.fail(Violation::new("liveness", detail));
+            }
+            return;
+        }
+        self.schedule(LOOK_EVERY, Event::Look);
+    }
+
+    fn unsettled(&self) -> Option<String> {
+        let snapshots = [NodeId::A, NodeId::B]
+            .map(|node| self.nodes[node.index()].engine().map(|engine| engine.snapshot()));
+        let [Some(a), Some(b)] = snapshots else { return Some("a node is down".into()) };
+        if let Some(why) = state::unsettled([&a, &b]) {
+            return Some(why);
+        }
+        (!self.clients_done()).then(|| format!("clients wait: {:?}", self.clients))
+    }
+
+    /// After the heal an operator attaches what failed once more; it comes back by a resync.
+    fn reattach(&mut self) {
+        for node in [NodeId::A, NodeId::B] {
+            let Some(engine) = self.nodes[node.index()].engine() else { continue };
+            if matches!(engine.snapshot().disk, DiskState::Diskless) {
+                self.want_attach(node);
+            }
+        }
+    }
+
+    /// Every replica the view counts on has failed: nothing but `--force` helps, and a simulation
+    /// does not force.
+    fn no_good_replica_left(&self) -> bool {
+        let Some(view) = self.writer.newest() else { return false };
+        [NodeId::A, NodeId::B]
+            .into_iter()
+            .filter(|node| view.in_sync.contains(*node))
+            .all(|node| self.is_marked_failed(node))
+    }
+
+    pub(super) fn is_marked_failed(&self, node: NodeId) -> bool {
+        let store = self.nodes[node.index()].store.durable();
+        let by_store = store.get(&StoreKey::Record).is_some_and(|record| record.replica_failed);
+        by_store || self.superblock_says_failed(node)
+    }
+}
