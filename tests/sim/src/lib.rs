@@ -12,3 +12,7 @@ pub mod plan;
 pub mod rng;
 pub mod stamp;
 pub mod store;
+pub mod run;
+pub mod shrink;
+pub mod trace;
+pub mod world;

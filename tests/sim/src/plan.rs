@@ -38,7 +38,7 @@ pub struct Options {
     /// The blocks requests go to.
     pub hot_blocks: Vec<u64>,
     /// Slots of the activity log, in extents; small ones force evictions.
-    pub al_slots: u32,
+    pub al_slots: u16,
     /// Clients.
     pub clients: u64,
     /// Requests one client has in flight at most.

@@ -186,7 +186,7 @@ impl World {
             }
             MetaRequest::Write(_) => {
                 for (page, content) in meta_pages(&request) {
-                    let is_bitmap = page >= replicator::meta::BITMAP_OFFSET.0 / BLOCK_LEN;
+                    let is_bitmap = page >= replicator::meta::layout::BITMAP_OFFSET.0 / BLOCK_LEN;
                     if !(skipped && is_bitmap) {
                         target.meta.write(page, content, false);
                     }

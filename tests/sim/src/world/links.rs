@@ -2,14 +2,14 @@
 
 use replicator::engine::{Input, LinkDownReason};
 use replicator::protocol::Message;
-use replicator::types::{NodeId, SessionId};
+use replicator::types::{NodeId, SessionId, ViewNumber};
 
 use crate::clock::MILLIS;
 use crate::net::{Connection, End, Path, Polled, Segment, Socket, Wire};
 use crate::rng::Stream;
 
 use super::node::Arrival;
-use super::{Event, World};
+use super::{Event, World, frames};
 
 /// How long a dialler waits for an answer on one path.
 const CONNECT_TIMEOUT: u64 = 250 * MILLIS;
@@ -82,12 +82,15 @@ impl World {
     pub(super) fn send_frame(&mut self, node: NodeId, session: SessionId, message: &Message) {
         let delay = self.link_delay();
         let now = self.now;
+        let view = self.nodes[node.index()].engine().map_or(ViewNumber::NONE, |engine| {
+            engine.snapshot().view
+        });
         let Some(connection) = self.connections.get_mut(&session) else { return };
         let end = connection.end_of(node);
         if connection.socket(end) != Socket::Open {
             return;
         }
-        let bytes = encode(session, message);
+        let bytes = frames::encode(session, view, message);
         connection.send(end, now, delay, Segment::Frame(bytes));
         self.arm(session, end);
     }
@@ -152,7 +155,7 @@ impl World {
         if !self.nodes[node.index()].has_session(session) {
             return;
         }
-        let message = match decode(session, bytes) {
+        let message = match frames::decode(session, bytes) {
             Ok(message) => message,
             Err(error) => {
                 let detail = format!("{node:?} cannot decode a frame: {error}");
@@ -217,12 +220,4 @@ impl World {
             self.arm(session, end);
         }
     }
-}
-
-fn encode(session: SessionId, message: &Message) -> Vec<u8> {
-    super::frames::encode(session, message)
-}
-
-fn decode(session: SessionId, bytes: &[u8]) -> Result<Message, String> {
-    super::frames::decode(session, bytes)
 }

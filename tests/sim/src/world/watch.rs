@@ -1,0 +1,362 @@
+//! Where the checkers are called, and what they are shown.
+
+use replicator::engine::{AttachError, GuestReply};
+use replicator::meta::{
+    Layout, Loader, Recovered, ReplicaState, Superblock, format,
+};
+use replicator::types::{BLOCK_LEN, BlockIndex, InSync, NodeId, View, ViewNumber, VolumeId};
+
+use crate::checkers::history::Must;
+use crate::checkers::writer::Accepted;
+use crate::checkers::{Checked, Violation, dirty, state};
+use crate::disk::{Content, PAGE_LEN};
+use crate::plan::{FaultKind, OpKind};
+use crate::stamp::{self, CELL_LEN, CELLS_PER_BLOCK, Value};
+
+use super::clients::Asked;
+use super::node::StoreKey;
+use super::{Planted, World};
+
+const DATA_NODES: [NodeId; 2] = [NodeId::A, NodeId::B];
+
+fn cell_of(content: &Content, cell: u64) -> Value {
+    let Some(bytes) = content else { return Value::Zero };
+    let at = usize::try_from(cell % CELLS_PER_BLOCK).expect("below eight") * CELL_LEN;
+    stamp::identify(cell, &bytes[at..at + CELL_LEN])
+}
+
+impl World {
+    // --- Answers ----------------------------------------------------------------------------
+
+    pub(super) fn watch_answer(
+        &mut self,
+        node: NodeId,
+        view: ViewNumber,
+        asked: &Asked,
+        reply: GuestReply,
+    ) {
+        let checked = self.check_answer(node, view, asked, &reply);
+        self.check(checked.map_err(|violation| Violation {
+            detail: format!("{node:?} answers {:?}: {}", asked.op, violation.detail),
+            ..violation
+        }));
+    }
+
+    fn check_answer(
+        &mut self,
+        node: NodeId,
+        view: ViewNumber,
+        asked: &Asked,
+        reply: &GuestReply,
+    ) -> Checked {
+        self.writer.note_answer(node, view)?;
+        match (asked.op.kind, reply) {
+            (OpKind::Read, GuestReply::Data(data)) => {
+                self.figures.reads += 1;
+                let cells = asked.op.first_cell..asked.op.first_cell + asked.op.cells;
+                if data.len() as u64 != asked.op.cells * CELL_LEN as u64 {
+                    let detail = format!("{} bytes for {:?}", data.len(), asked.op);
+                    return Err(Violation::new("read length", detail));
+                }
+                for (cell, bytes) in cells.zip(data.chunks_exact(CELL_LEN)) {
+                    let value = stamp::identify(cell, bytes);
+                    self.history.observe(cell, value, asked.invoked, self.now)?;
+                }
+            }
+            (OpKind::Flush, GuestReply::Done) => {
+                self.figures.flushes += 1;
+                let cells = self.history.flush(asked.invoked);
+                self.check_replicas(cells, Must::Flushed, None)?;
+            }
+            (kind, GuestReply::Done) => {
+                let write = asked.write.expect("every other request writes");
+                let fua = matches!(kind, OpKind::Write { fua: true });
+                self.figures.writes += 1;
+                self.history.acknowledge(self.now, write, fua)?;
+                let cells = self.history.cells_of(write);
+                let since = Some(asked.invoked);
+                self.check_replicas(cells.clone().collect(), Must::Acknowledged, since)?;
+                if fua {
+                    self.check_replicas(cells.collect(), Must::Flushed, None)?;
+                }
+            }
+            (kind, reply) => {
+                let detail = format!("{reply:?} to {kind:?}");
+                return Err(Violation::new("answer fits", detail));
+            }
+        }
+        if core::mem::take(&mut self.disturbed) {
+            let cells: Vec<_> = self.history.touched().collect();
+            self.check_replicas(cells, Must::Acknowledged, None)?;
+        }
+        Ok(())
+    }
+
+    /// Every replica the newest view counts on holds these cells. One that lost its power after
+    /// `since` may have lost what it had just confirmed; that is a failure, not a broken promise.
+    fn check_replicas(
+        &self,
+        cells: Vec<u64>,
+        must: Must,
+        since: Option<crate::clock::SimTime>,
+    ) -> Checked {
+        let Some(in_sync) = self.writer.newest().map(|view| view.in_sync) else { return Ok(()) };
+        for node in DATA_NODES {
+            let target = &self.nodes[node.index()];
+            let lost = since.is_some_and(|since| target.power_cut_at.is_some_and(|at| at >= since));
+            if !in_sync.contains(node) || lost {
+                continue;
+            }
+            for cell in &cells {
+                let page = cell / CELLS_PER_BLOCK;
+                let content = match must {
+                    Must::Acknowledged => target.data.current(page),
+                    Must::Flushed => target.data.durable(page),
+                };
+                self.history
+                    .check(*cell, cell_of(&content, *cell), self.now, must)
+                    .map_err(|violation| on_replica(node, violation))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A guest got an error: only a broken disk excuses that.
+    pub(super) fn watch_error(&mut self, node: NodeId, asked: &Asked) {
+        if let Some(write) = asked.write {
+            self.history.forget(write);
+        }
+        let kinds = &self.plan.options.kinds;
+        let broken =
+            kinds.contains(&FaultKind::DiskError) || kinds.contains(&FaultKind::MetaError);
+        if !broken {
+            let detail = format!("{node:?} fails {:?} though no disk does", asked.op);
+            self.fail(Violation::new("needless error", detail));
+        }
+    }
+
+    // --- Activations and views --------------------------------------------------------------
+
+    /// A Primary begins to serve: its replica holds everything acknowledged, and nothing asked of
+    /// an earlier activation may have an effect any more.
+    pub(super) fn watch_serving(&mut self, node: NodeId) {
+        self.forget_unanswered(node.peer());
+        self.history.close_unknown(self.now);
+        self.watch_marks("at activation");
+        let Some(view) = self.writer.newest().copied() else { return };
+        if !view.in_sync.contains(node) {
+            return;
+        }
+        let checked = self.check_image(node);
+        self.check(checked);
+    }
+
+    /// Requests of another activation stay with their engine, but count as unknown.
+    fn forget_unanswered(&mut self, node: NodeId) {
+        let Some(side) = self.node(node).engine_side() else { return };
+        let writes: Vec<_> = side.asked.values().filter_map(|asked| asked.write).collect();
+        for write in writes {
+            self.history.forget(write);
+        }
+    }
+
+    fn check_image(&self, node: NodeId) -> Checked {
+        let data = &self.nodes[node.index()].data;
+        for cell in self.history.touched() {
+            let content = data.current(cell / CELLS_PER_BLOCK);
+            self.history
+                .check(cell, cell_of(&content, cell), self.now, Must::Acknowledged)
+                .map_err(|violation| on_replica(node, violation))?;
+        }
+        Ok(())
+    }
+
+    /// A voter's record may have become durable.
+    pub(super) fn note_store(&mut self, node: NodeId) {
+        let target = &self.nodes[node.index()];
+        let Some(record) = target.store.durable().get(&StoreKey::Record) else { return };
+        let Some((ballot, view)) = record.accepted else { return };
+        let accepted = Accepted { voter: target.voter, ballot, view };
+        let before = self.writer.newest().map(|view| view.number);
+        let checked = self.writer.note_accepted(node, accepted);
+        self.check(checked);
+        if self.trace.is_text() && self.writer.newest().map(|view| view.number) != before {
+            let view = self.writer.newest().copied();
+            self.trace.say(self.now, || format!("CHOSEN {}", view.map_or_else(String::new, tell)));
+        }
+    }
+
+    pub(super) fn watch_state(&mut self, node: NodeId) {
+        let Some(engine) = self.nodes[node.index()].engine() else { return };
+        let checked = state::check_truth(node, &engine.snapshot(), self.writer.newest());
+        self.check(checked);
+    }
+
+    pub(super) fn watch_attach_error(&mut self, node: NodeId, error: AttachError) {
+        if !matches!(error, AttachError::Disk(_)) {
+            let detail = format!("{node:?} cannot attach: {error:?}");
+            self.fail(Violation::new("metadata is atomic", detail));
+        }
+    }
+
+    // --- Crashes ----------------------------------------------------------------------------
+
+    /// The power of a node went: what had its last copy there and was never flushed is excused.
+    pub(super) fn watch_power(&mut self, node: NodeId) {
+        self.disturbed = false;
+        if !node.is_data() {
+            return;
+        }
+        let Some(in_sync) = self.writer.newest().map(|view| view.in_sync) else { return };
+        let good: Vec<_> = DATA_NODES
+            .into_iter()
+            .filter(|node| in_sync.contains(*node) && !self.is_marked_failed(*node))
+            .collect();
+        let nodes = &self.nodes;
+        let checked = self.history.power_cut(self.now, |cell| {
+            good.iter()
+                .map(|node| {
+                    cell_of(&nodes[node.index()].data.current(cell / CELLS_PER_BLOCK), cell)
+                })
+                .collect()
+        });
+        self.check(checked);
+    }
+
+    pub(super) fn watch_crash(&mut self, node: NodeId, when: &str) {
+        if node.is_data() {
+            self.watch_marks(when);
+        }
+    }
+
+    // --- Marks ------------------------------------------------------------------------------
+
+    /// Blocks that differ are marked in somebody's durable metadata.
+    pub(super) fn watch_marks(&mut self, when: &str) {
+        if self.violation.is_some() || self.is_marked_failed(NodeId::A)
+            || self.is_marked_failed(NodeId::B)
+        {
+            return;
+        }
+        let [Ok(a), Ok(b)] = DATA_NODES.map(|node| self.load_metadata(node)) else { return };
+        if everything_is_marked(&a, &b) {
+            return;
+        }
+        let devices = [&self.nodes[0].data, &self.nodes[1].data];
+        let checked = dirty::check_superset(devices, when, |block: BlockIndex| {
+            a.bitmap.is_set(block) || b.bitmap.is_set(block)
+        });
+        self.check(checked);
+    }
+
+    /// What the node's durable metadata says, as an attach would read it.
+    fn load_metadata(&self, node: NodeId) -> Result<Recovered, String> {
+        let meta = &self.nodes[node.index()].meta;
+        let mut loader = Loader::new(self.meta_layout().total());
+        while let Some(range) = loader.next_read() {
+            let first = range.offset().0 / BLOCK_LEN;
+            let mut bytes = Vec::new();
+            for page in first..first + range.len().0 / BLOCK_LEN {
+                match meta.durable(page) {
+                    Some(content) => bytes.extend_from_slice(&content),
+                    None => bytes.resize(bytes.len() + PAGE_LEN, 0),
+                }
+            }
+            loader.feed(&bytes);
+        }
+        loader.finish().map_err(|error| error.to_string())
+    }
+
+    pub(super) fn superblock_says_failed(&self, node: NodeId) -> bool {
+        self.load_metadata(node).is_ok_and(|recovered| {
+            recovered.superblock.current().state == ReplicaState::Failed
+        })
+    }
+
+    // --- The end ----------------------------------------------------------------------------
+
+    /// Healed and settled: both replicas are equal and hold everything.
+    pub(super) fn watch_end(&mut self) {
+        self.watch_marks("at the end");
+        let checked = state::check_identical(&self.nodes[0].data, &self.nodes[1].data)
+            .and_then(|()| self.check_image(NodeId::A))
+            .and_then(|()| self.check_image(NodeId::B));
+        self.check(checked);
+    }
+
+    // --- The beginning ----------------------------------------------------------------------
+
+    pub(super) fn meta_layout(&self) -> Layout {
+        Layout::for_volume(self.volume_blocks(), self.plan.options.al_slots)
+            .expect("plans have volumes of sane size")
+    }
+
+    /// `create-md` on both data nodes.
+    pub(super) fn create_metadata(&mut self) {
+        for node in DATA_NODES {
+            let superblock = Superblock {
+                sequence: 1,
+                resource: self.resource,
+                volume: VolumeId(0),
+                node,
+                replica: self.node(node).replica,
+                data_generation: None,
+                size: self.volume_blocks(),
+                al_slots: self.plan.options.al_slots,
+                state: ReplicaState::Blank,
+                zero_proven: self.plan.options.zero_proven,
+                bitmap_base: None,
+                last_view: ViewNumber::NONE,
+                in_sync_from: None,
+                open: false,
+                boot_id: 0,
+                full_sync_needed: false,
+                bits_coarse: false,
+                unwritten_bits_set: !self.plan.options.zero_proven,
+                features: replicator::meta::Features::default(),
+            };
+            let plan = format(&superblock).expect("plans have volumes of sane size");
+            for page in plan.pages {
+                let at = page.offset.0 / BLOCK_LEN;
+                self.node(node).meta.write(at, Some(page.bytes), true);
+            }
+        }
+        // A planted flush that does nothing must not spoil what was made before the world began.
+        debug_assert!(self.planted != Some(Planted::FlushIgnored) || self.now.0 == 0);
+    }
+}
+
+/// Whether the next handshake of these two marks every block anyway.
+fn everything_is_marked(a: &Recovered, b: &Recovered) -> bool {
+    let [a, b] = [a.superblock.current(), b.superblock.current()];
+    let blank = |one: &Superblock| one.state == ReplicaState::Blank;
+    let knows = |one: &Superblock, other: &Superblock| one.bitmap_base == Some(other.replica);
+    match (blank(a), blank(b)) {
+        (true, true) => true,
+        (true, false) => !(knows(b, a) || b.bitmap_base.is_none() && b.zero_proven && a.zero_proven),
+        (false, true) => !(knows(a, b) || a.bitmap_base.is_none() && a.zero_proven && b.zero_proven),
+        (false, false) => !(knows(a, b) && knows(b, a)),
+    }
+}
+
+fn on_replica(node: NodeId, violation: Violation) -> Violation {
+    Violation { detail: format!("replica of {node:?}: {}", violation.detail), ..violation }
+}
+
+fn tell(view: View) -> String {
+    let InSync { a, b } = view.in_sync;
+    let members = match (a, b) {
+        (true, true) => "A,B",
+        (true, false) => "A",
+        (false, true) => "B",
+        (false, false) => "-",
+    };
+    format!(
+        "view {} {:?}: {{{members}}}|{:?}{}{}",
+        view.number,
+        view.cause,
+        view.primary,
+        if view.held { " held" } else { "" },
+        if view.lossy { " lossy" } else { "" },
+    )
+}
