@@ -24,6 +24,9 @@ pub(super) struct Round {
     local: Leg,
     local_started: bool,
     peer: Leg,
+    /// The peer held everything when it began: its barrier speaks for the whole device, not only
+    /// for the writes of this session (R15, R16).
+    equal: bool,
     /// Guest flushes that ride on it.
     guests: Vec<Key>,
     add: Option<ViewNumber>,
@@ -33,6 +36,7 @@ pub(super) struct Round {
 /// What the next round is wanted for.
 #[derive(Clone, Debug, Default)]
 pub(super) struct NextRound {
+    /// For something else than guests.
     pub(super) wanted: bool,
     guests: Vec<Key>,
     pub(super) add: Option<ViewNumber>,
@@ -44,7 +48,7 @@ impl Engine {
         self.counters.flushes += 1;
         let request = self.begin_request(id, 1);
         self.next_round.guests.push(request);
-        self.want_round(out);
+        self.pump_round(out);
     }
 
     /// Starts a round now, or right after the one that runs.
@@ -54,7 +58,8 @@ impl Engine {
     }
 
     pub(super) fn pump_round(&mut self, out: &mut Outbox) {
-        if self.round.is_none() && self.next_round.wanted && self.round_can_help() {
+        let guests = !self.next_round.guests.is_empty() && self.may_answer_flushes();
+        if self.round.is_none() && (self.next_round.wanted || guests) {
             self.start_round(out);
         }
     }
@@ -78,6 +83,7 @@ impl Engine {
             } else {
                 Leg::Unneeded
             },
+            equal: self.peer_is_equal(),
             guests: next.guests,
             add: next.add,
             quiesce: next.quiesce,
@@ -175,9 +181,9 @@ impl Engine {
             self.retire(round.epoch, round.peer == Leg::Done, out);
         }
         if !round.guests.is_empty() {
-            // Their promise does not hold yet (the peer went away, or became needed): next round.
+            // Their promise does not hold yet (the peer went away, became needed, or is still being
+            // made equal): the next round that can.
             self.next_round.guests.extend(round.guests);
-            self.next_round.wanted = true;
         }
         if let Some(view) = round.add {
             self.on_add_round(view, round.peer == Leg::Done && local_ok, out);
@@ -188,11 +194,11 @@ impl Engine {
         }
     }
 
-    /// Whether a round could answer the guests that wait for it: with the lease over, the peer
-    /// away while strict, or a Leave not committed yet it could not, and would flush in circles.
-    fn round_can_help(&self) -> bool {
-        self.next_round.guests.is_empty()
-            || (self.may_reply() && (!self.strict() || self.replicating()) && !self.leaving())
+    /// Whether a round begun now could answer guests: with the lease over, the peer away or not
+    /// equal yet while strict, or a Leave not committed yet it could not, and would flush in
+    /// circles.
+    fn may_answer_flushes(&self) -> bool {
+        self.may_reply() && (!self.strict() || self.peer_is_equal()) && !self.leaving()
     }
 
     fn answer_flushes(&mut self, out: &mut Outbox) {
@@ -215,7 +221,7 @@ impl Engine {
             Leg::Unneeded if !strict => Some(DiskError::Gone),
             _ => None,
         };
-        let durable = local_durable && (!strict || round.peer == Leg::Done);
+        let durable = local_durable && (!strict || (round.peer == Leg::Done && round.equal));
         if !durable && failed.is_none() {
             return;
         }
