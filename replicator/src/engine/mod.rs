@@ -190,6 +190,9 @@ impl Engine {
     /// Blocks in one resync request: 512 KiB, large enough for any disk, small enough that guest
     /// writes do not wait long behind its lock.
     pub const RESYNC_REQUEST_BLOCKS: u64 = 128;
+    /// Blocks a source could not read are asked for again after this long: short enough that a
+    /// passing fault does not show, long enough not to hammer a bad sector.
+    pub const RESYNC_RETRY_AFTER: Duration = Duration::from_secs(1);
     /// Resync requests a target keeps under way: 8 MiB in flight.
     pub const RESYNC_WINDOW: usize = 16;
     /// Resync requests a source serves at once; a target that asks for more is broken.
@@ -293,7 +296,8 @@ impl Engine {
             && !self.next_round.wanted
             && self.active.is_some())
         .then(|| self.last_write.plus(Self::IDLE_ROUND_AFTER));
-        earliest(self.session_deadline(), idle)
+        let session = earliest(self.session_deadline(), self.target_deadline());
+        earliest(session, idle)
     }
 
     fn handle_admin(&mut self, request: AdminRequest, out: &mut Outbox) {
@@ -357,6 +361,7 @@ impl Engine {
             self.pump_round(out);
         }
         self.tick_session(out);
+        self.tick_target(out);
         self.pump_detach(out);
         self.pump_drain(out);
         self.pump_quiesce(out);

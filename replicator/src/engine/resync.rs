@@ -16,7 +16,7 @@ use super::session::Phase;
 use super::slab::Key;
 use super::{Action, CloseReason, Engine, LockOwner, MetaThen};
 use crate::protocol::{Message, ResyncReply, WriteId};
-use crate::types::{BLOCK_LEN, BlockCount, BlockIndex, BlockRange, DiskError, Payload};
+use crate::types::{BLOCK_LEN, BlockCount, BlockIndex, BlockRange, DiskError, Instant, Payload};
 
 /// Bytes of one block's digest on the wire: 128 bits, so that no resync of any size clears a mark
 /// of a differing block by accident (interleavings F15).
@@ -44,6 +44,10 @@ pub(super) struct TargetSync {
     pub(super) cursor: BlockIndex,
     /// Requests under way.
     pub(super) requests: usize,
+    /// Blocks the source could not read are asked for again then, one by one.
+    pub(super) retry_at: Option<Instant>,
+    /// Some could not be read: one block a request, so that a bad block spoils no other.
+    pub(super) careful: bool,
 }
 
 /// A read at the source for the target.
@@ -414,9 +418,13 @@ fn runs(data: &Payload, digests: &[u8], key: &[u8; 32]) -> Vec<(usize, usize, Ru
     runs
 }
 
-/// Whether `range` may be asked for in one request.
-pub(super) fn request_blocks(range: BlockRange) -> BlockRange {
-    let max = Engine::RESYNC_REQUEST_BLOCKS;
+/// The first part of `range` that is asked for in one request.
+pub(super) fn request_blocks(range: BlockRange, careful: bool) -> BlockRange {
+    let max = if careful {
+        1
+    } else {
+        Engine::RESYNC_REQUEST_BLOCKS
+    };
     edge::pieces(range, max).next().unwrap_or(range)
 }
 

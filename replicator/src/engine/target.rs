@@ -10,7 +10,7 @@ use super::slab::Key;
 use super::write::disk_command;
 use super::{CloseReason, Engine, LockOwner, MetaThen};
 use crate::protocol::{DataKind, Message, ResyncReply, WriteId};
-use crate::types::{BLOCK_LEN, BlockIndex, BlockRange, DiskError, Payload};
+use crate::types::{BLOCK_LEN, BlockIndex, BlockRange, DiskError, Instant, Payload};
 
 /// A request to the source.
 #[derive(Clone, Debug)]
@@ -44,6 +44,8 @@ impl Engine {
             pulling: false,
             cursor,
             requests: 0,
+            retry_at: None,
+            careful: false,
         };
         self.enter(Phase::SyncTarget(Box::new(target)), out);
         if sync.full {
@@ -73,7 +75,7 @@ impl Engine {
             let Some(target) = self.target_sync() else {
                 return;
             };
-            let (cursor, coarse) = (target.cursor, target.sync.coarse);
+            let (cursor, coarse, careful) = (target.cursor, target.sync.coarse, target.careful);
             if !target.pulling || target.requests >= Self::RESYNC_WINDOW || self.recording {
                 return;
             }
@@ -81,7 +83,7 @@ impl Engine {
                 self.finish_target_when_done(out);
                 return;
             };
-            let range = request_blocks(run);
+            let range = request_blocks(run, careful);
             if let Some(target) = self.target_sync() {
                 target.cursor = range.end();
                 target.requests += 1;
@@ -180,6 +182,9 @@ impl Engine {
             ResyncReply::Same => (None, false),
             ResyncReply::Unreadable => {
                 request.unreadable = true;
+                if let Some(target) = self.target_sync() {
+                    target.careful = true;
+                }
                 (None, false)
             }
         };
@@ -286,12 +291,38 @@ impl Engine {
 
     fn finish_target_when_done(&mut self, out: &mut Outbox) {
         let done = self.dirty_blocks() == 0;
-        if let Some(target) = self.target_sync()
-            && target.requests == 0
-            && done
-        {
+        let retry_at = self.now.plus(Self::RESYNC_RETRY_AFTER);
+        let Some(target) = self.target_sync() else {
+            return;
+        };
+        if target.requests > 0 {
+            return;
+        }
+        if done {
             self.end_progress();
             self.enter(Phase::MirrorTarget, out);
+        } else {
+            // What is left could not be read at the source.
+            target.retry_at.get_or_insert(retry_at);
+        }
+    }
+
+    /// Asks again for what could not be read.
+    pub(super) fn tick_target(&mut self, out: &mut Outbox) {
+        let now = self.now;
+        if let Some(target) = self.target_sync()
+            && target.retry_at.is_some_and(|at| now >= at)
+        {
+            target.retry_at = None;
+            target.cursor = BlockIndex(0);
+            self.pull(out);
+        }
+    }
+
+    pub(super) fn target_deadline(&self) -> Option<Instant> {
+        match &self.session.as_ref()?.phase {
+            Phase::SyncTarget(target) => target.retry_at,
+            _ => None,
         }
     }
 
