@@ -215,6 +215,11 @@ impl<M> Connection<M> {
         }
     }
 
+    /// Nothing that `from` sends arrives before `at`.
+    pub fn not_before(&mut self, from: End, at: SimTime) {
+        self.directions[from as usize].last = at;
+    }
+
     /// When somebody should poll what `from` sends, unless somebody will anyway.
     pub fn arm(&mut self, from: End, now: SimTime) -> Option<SimTime> {
         let (at, _) = self.directions[from as usize].queue.front()?;

@@ -9,7 +9,7 @@ use std::fmt;
 use crate::clock::SimTime;
 
 /// Lines kept for a failure report.
-const LINES_MAX: usize = 400;
+const LINES_MAX: usize = 40_000;
 
 /// A run's trace.
 #[derive(Clone, Debug)]

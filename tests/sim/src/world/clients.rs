@@ -88,9 +88,10 @@ impl World {
 
     /// Whether every client has done all its work.
     pub(super) fn clients_done(&self) -> bool {
-        self.clients
-            .iter()
-            .all(|client| client.is_idle() && client.cursor == self.plan.ops.len())
+        self.clients.iter().enumerate().all(|(nr, client)| {
+            let mut ahead = self.plan.ops[client.cursor..].iter();
+            client.is_idle() && ahead.all(|op| op.client != nr as u64)
+        })
     }
 
     fn try_connect(&mut self, nr: usize) {

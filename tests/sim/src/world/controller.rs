@@ -1,7 +1,7 @@
 //! A controller's inputs and actions, and the voter store, as the daemon carries them out.
 
 use replicator::engine::{AdminRequest, Input as EngineInput, StepDownReason as EngineStepDown};
-use replicator::types::{Instant, NodeId};
+use replicator::types::{Instant, NodeId, OpId, StoreError, View};
 use replicator::types::time::Duration;
 use twinblk::controller::{
     Action, Controller, ControllerSettings, Datagram, EngineCommand, Input, Order, OrderId, Rules,
@@ -14,7 +14,7 @@ use crate::rng::{Rng, Stream};
 use crate::trace::code_of;
 
 use super::engine::short;
-use super::node::{Arrival, StoreKey, StoreWaiter};
+use super::node::{Arrival, StoreKey};
 use super::{Event, Planted, World};
 
 /// Hash of the cluster's name, the same everywhere.
@@ -40,7 +40,7 @@ impl World {
             stored: record.map(|record| (self.resource, record)).into_iter().collect(),
         };
         let rules = self.planted.map_or(Rules::ALL, Planted::rules);
-        Controller::with_rules(settings, rules, target.clock.read(self.now))
+        Controller::with_rules(settings, target.clock.read(self.now), rules)
             .expect("the profiles are consistent")
     }
 
@@ -101,14 +101,7 @@ impl World {
             Action::Send { to, datagram } => self.send_datagram(node, to, &datagram),
             Action::Persist { op, resource, record } => {
                 assert_eq!(resource, self.resource);
-                let newest = self.node(node).store_newest;
-                // Marks are the engine's; the controller's copy of them may be older.
-                let record = VoterRecord {
-                    replica_failed: newest.replica_failed,
-                    replica: newest.replica,
-                    ..record
-                };
-                self.store_write(node, record, StoreWaiter::Controller(op));
+                self.store_write(node, op, record);
             }
             Action::Engine { command, .. } => self.command_engine(node, command),
             Action::OrderDone { order, result } => {
@@ -152,6 +145,10 @@ impl World {
             EngineCommand::Drain { seal } => EngineInput::Drain { seal },
             EngineCommand::BeginAdd { view } => EngineInput::BeginAdd { view },
             EngineCommand::ProposalAborted => EngineInput::ProposalAborted,
+            EngineCommand::MarkDone { op, ok } => EngineInput::MarkDone {
+                op,
+                result: if ok { Ok(()) } else { Err(StoreError) },
+            },
             EngineCommand::Quiesce => EngineInput::Admin(AdminRequest::Quiesce),
             EngineCommand::Unquiesce => EngineInput::Admin(AdminRequest::Unquiesce),
         };
@@ -167,13 +164,12 @@ impl World {
     }
 
     /// Hands a record to the store's thread.
-    pub(super) fn store_write(&mut self, node: NodeId, record: VoterRecord, waiter: StoreWaiter) {
+    fn store_write(&mut self, node: NodeId, op: OpId, record: VoterRecord) {
         let latency = self.draw(Stream::Store, self.plan.options.store_latency);
         let now = self.now;
         let target = self.node(node);
-        target.store_newest = record;
         target.store.begin(StoreKey::Record, record);
-        target.store_waiters.push_back((waiter, record));
+        target.store_waiters.push_back(op);
         let begin = target.store_free_at.max(now);
         target.store_free_at = begin.plus(latency + target.broken.store_extra);
         let (at, life) = (target.store_free_at, target.life);
@@ -185,35 +181,41 @@ impl World {
         if target.life != life {
             return;
         }
-        let Some((waiter, _)) = target.store_waiters.pop_front() else { return };
+        let Some(op) = target.store_waiters.pop_front() else { return };
         target.store.end();
         self.note_store(node);
-        let what = match waiter {
-            StoreWaiter::Controller(op) => {
-                Arrival::Controller(Input::Persisted { op, ok: true })
-            }
-            StoreWaiter::Engine(op) => {
-                Arrival::Engine(EngineInput::MarkDone { op, result: Ok(()) })
-            }
-        };
-        self.arrive(node, life, what);
+        self.arrive(node, life, Arrival::Controller(Input::Persisted { op, ok: true }));
     }
 
     /// What an operator would do: found the resource, keep both nodes up, end holds after the heal.
     pub(super) fn operator_turn(&mut self) {
         const PATIENCE: u64 = 200 * crate::clock::MILLIS;
         for node in [NodeId::A, NodeId::B] {
-            let up = self.node(node).store_newest.up;
+            let up = self.node(node).record().up;
             if !up {
                 self.order(node, Order::Up);
             }
         }
         match self.writer.newest().copied() {
             None => self.order(NodeId::A, Order::Primary),
-            Some(view) if self.healed && view.held => self.order(view.primary, Order::Primary),
+            Some(view) if self.healed => self.put_right(view),
             Some(_) => {}
         }
         self.schedule(PATIENCE, Event::Operator);
+    }
+
+    /// Ends a hold, and moves a Primary that serves from its peer's disk to that peer.
+    fn put_right(&mut self, view: View) {
+        let good = if view.in_sync.contains(view.primary) {
+            view.primary
+        } else {
+            view.primary.peer()
+        };
+        if view.held {
+            self.order(good, Order::Primary);
+        } else if good != view.primary {
+            self.order(view.primary, Order::Secondary);
+        }
     }
 
     pub(super) fn order(&mut self, node: NodeId, what: Order) {

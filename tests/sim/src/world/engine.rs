@@ -2,10 +2,12 @@
 
 use replicator::engine::{
     Action, AdminRequest, AttachRequest, Engine, EngineConfig, Event as EngineEvent, GuestError,
-    GuestReply, Input, ReplicaFacts as EngineFacts, ReplicaMark,
+    GuestReply, Input, ReplicaFacts as EngineFacts, ReplicaMark as EngineMark,
 };
+use replicator::protocol::Message;
 use replicator::types::time::Duration;
-use replicator::types::{BlockCount, ByteLen, NodeId, RequestId, VolumeId};
+use replicator::types::{BlockCount, ByteLen, NodeId, OpId, RequestId, VolumeId};
+use twinblk::controller::input::ReplicaMark;
 use twinblk::controller::{EngineReport, Input as ControllerInput, ReplicaFacts};
 
 use crate::checkers::Violation;
@@ -13,7 +15,6 @@ use crate::rng::{Rng, Stream};
 use crate::trace::code_of;
 
 use super::node::Arrival;
-use super::node::StoreWaiter;
 use super::{Event, Planted, World};
 
 impl World {
@@ -60,7 +61,7 @@ impl World {
 
     pub(super) fn attach(&mut self, node: NodeId) {
         let target = self.node(node);
-        let record = target.store_newest;
+        let record = target.record();
         let request = AttachRequest {
             device_len: self.volume_blocks().bytes(),
             meta_len: self.meta_len(),
@@ -109,7 +110,7 @@ impl World {
             }
             _ => {}
         }
-        if self.trace.is_text() && !matches!(input, Input::Tick) {
+        if self.trace.is_text() && !is_dull(&input) {
             let text = short(&input);
             self.trace.say(self.now, || format!("{node:?} engine < {text}"));
         }
@@ -134,7 +135,7 @@ impl World {
 
     fn carry_engine(&mut self, node: NodeId, actions: Vec<Action>) {
         for action in actions {
-            if self.trace.is_text() {
+            if self.trace.is_text() && !is_dull_action(&action) {
                 let text = short(&action);
                 self.trace.say(self.now, || format!("{node:?} engine > {text}"));
             }
@@ -151,14 +152,14 @@ impl World {
         }
     }
 
-    fn mark(&mut self, node: NodeId, op: replicator::types::OpId, mark: ReplicaMark) {
-        let mut record = self.node(node).store_newest;
-        match mark {
-            ReplicaMark::Failed => record.replica_failed = true,
-            ReplicaMark::Clean => record.replica_failed = false,
-            ReplicaMark::Attached(replica) => record.replica = Some(replica),
-        }
-        self.store_write(node, record, StoreWaiter::Engine(op));
+    fn mark(&mut self, node: NodeId, op: OpId, mark: EngineMark) {
+        let mark = match mark {
+            EngineMark::Failed => ReplicaMark::Failed,
+            EngineMark::Clean => ReplicaMark::Clean,
+            EngineMark::Attached(replica) => ReplicaMark::Attached(replica),
+        };
+        let (resource, report) = (self.resource, EngineReport::Mark { op, mark });
+        self.to_controller(node, ControllerInput::Engine { resource, report });
     }
 
     fn complete(
@@ -265,6 +266,22 @@ impl World {
         }
         self.watch_serving(node);
     }
+}
+
+fn is_dull(input: &Input) -> bool {
+    match input {
+        Input::Tick => true,
+        Input::Received { message, .. } => matches!(message, Message::Ping | Message::Pong),
+        _ => false,
+    }
+}
+
+fn is_dull_action(action: &Action) -> bool {
+    matches!(
+        action,
+        Action::Send { message: Message::Ping | Message::Pong, .. }
+            | Action::Event(EngineEvent::Changed)
+    )
 }
 
 fn facts_of(facts: &EngineFacts) -> ReplicaFacts {

@@ -7,7 +7,6 @@ use crate::checkers::{Violation, state};
 use crate::clock::{MILLIS, SECS};
 use crate::plan::FaultWhat;
 
-use super::node::StoreKey;
 use super::{Event, World};
 
 /// How often the healed world is looked at.
@@ -148,7 +147,7 @@ impl World {
     fn reattach(&mut self) {
         for node in [NodeId::A, NodeId::B] {
             let Some(engine) = self.nodes[node.index()].engine() else { continue };
-            if matches!(engine.snapshot().disk, DiskState::Diskless) {
+            if matches!(engine.snapshot().disk, DiskState::Diskless | DiskState::Failed) {
                 self.want_attach(node);
             }
         }
@@ -165,8 +164,6 @@ impl World {
     }
 
     pub(super) fn is_marked_failed(&self, node: NodeId) -> bool {
-        let store = self.nodes[node.index()].store.durable();
-        let by_store = store.get(&StoreKey::Record).is_some_and(|record| record.replica_failed);
-        by_store || self.superblock_says_failed(node)
+        self.nodes[node.index()].record().replica_failed || self.superblock_says_failed(node)
     }
 }

@@ -55,9 +55,11 @@ impl World {
     fn connect(&mut self, path: Path, waited: u64) {
         self.sessions += 1;
         let session = SessionId(self.plan.seed << 32 | self.sessions);
-        let connection = Connection::new(session, path, NodeId::B, NodeId::A);
-        self.connections.insert(session, connection);
+        let mut connection = Connection::new(session, path, NodeId::B, NodeId::A);
         let (there, back) = (self.link_delay(), self.link_delay());
+        connection.not_before(End::Dialler, self.now.plus(waited + there));
+        connection.not_before(End::Listener, self.now.plus(waited + there + back));
+        self.connections.insert(session, connection);
         for node in [NodeId::A, NodeId::B] {
             if let Some(side) = self.node(node).engine_side() {
                 side.sessions.push(session);

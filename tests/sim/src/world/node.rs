@@ -68,13 +68,6 @@ pub(super) enum StoreKey {
     Record,
 }
 
-/// Who waits for a store write.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum StoreWaiter {
-    Controller(OpId),
-    Engine(OpId),
-}
-
 /// A machine with its disks, and the process on it, if any.
 pub(super) struct Node {
     pub(super) id: NodeId,
@@ -90,6 +83,8 @@ pub(super) struct Node {
     pub(super) unpowered: u32,
     /// When the power last went.
     pub(super) power_cut_at: Option<SimTime>,
+    /// It lost its power and has not been seen whole since.
+    pub(super) tainted: bool,
     /// Faults that hold the process down.
     pub(super) held_down: u32,
     /// Faults that hold the process still.
@@ -98,10 +93,8 @@ pub(super) struct Node {
     pub(super) data: Device,
     pub(super) meta: Device,
     pub(super) store: Store<StoreKey, VoterRecord>,
-    pub(super) store_waiters: VecDeque<(StoreWaiter, VoterRecord)>,
+    pub(super) store_waiters: VecDeque<OpId>,
     pub(super) store_free_at: SimTime,
-    /// The newest record handed to the store's thread; what a mark is merged into.
-    pub(super) store_newest: VoterRecord,
     /// Disk operations not over, of this process and earlier ones.
     pub(super) jobs: BTreeMap<u64, Job>,
     pub(super) job_count: u64,
@@ -193,6 +186,7 @@ impl Node {
             powered: true,
             unpowered: 0,
             power_cut_at: None,
+            tainted: false,
             held_down: 0,
             paused: 0,
             inbox: VecDeque::new(),
@@ -201,7 +195,6 @@ impl Node {
             store: Store::default(),
             store_waiters: VecDeque::new(),
             store_free_at: SimTime(0),
-            store_newest: VoterRecord::default(),
             jobs: BTreeMap::new(),
             job_count: 0,
             meta_queue: VecDeque::new(),
@@ -225,6 +218,11 @@ impl Node {
 
     pub(super) fn engine_side(&mut self) -> Option<&mut EngineSide> {
         self.process.as_mut()?.engine.as_mut()
+    }
+
+    /// The durable record of the resource, if there is one.
+    pub(super) fn record(&self) -> VoterRecord {
+        self.store.durable().get(&StoreKey::Record).copied().unwrap_or_default()
     }
 
     pub(super) fn has_session(&self, session: SessionId) -> bool {
@@ -314,7 +312,6 @@ impl World {
         target.inbox.clear();
         let life = target.life;
         let record = target.store.durable().get(&StoreKey::Record).copied();
-        target.store_newest = record.unwrap_or_default();
         target.store_free_at = SimTime(0);
         let controller = self.new_controller(node, record);
         let engine = node.is_data().then(|| EngineSide::new(self.new_engine(node)));

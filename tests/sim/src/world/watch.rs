@@ -14,7 +14,6 @@ use crate::plan::{FaultKind, OpKind};
 use crate::stamp::{self, CELL_LEN, CELLS_PER_BLOCK, Value};
 
 use super::clients::Asked;
-use super::node::StoreKey;
 use super::{Planted, World};
 
 const DATA_NODES: [NodeId; 2] = [NodeId::A, NodeId::B];
@@ -88,6 +87,10 @@ impl World {
         if core::mem::take(&mut self.disturbed) {
             let cells: Vec<_> = self.history.touched().collect();
             self.check_replicas(cells, Must::Acknowledged, None)?;
+            let in_sync = self.writer.newest().map(|view| view.in_sync).unwrap_or_default();
+            for node in DATA_NODES.into_iter().filter(|node| in_sync.contains(*node)) {
+                self.node(node).tainted = false;
+            }
         }
         Ok(())
     }
@@ -149,6 +152,7 @@ impl World {
         }
         let checked = self.check_image(node);
         self.check(checked);
+        self.node(node).tainted = false;
     }
 
     /// Requests of another activation stay with their engine, but count as unknown.
@@ -174,8 +178,7 @@ impl World {
     /// A voter's record may have become durable.
     pub(super) fn note_store(&mut self, node: NodeId) {
         let target = &self.nodes[node.index()];
-        let Some(record) = target.store.durable().get(&StoreKey::Record) else { return };
-        let Some((ballot, view)) = record.accepted else { return };
+        let Some((ballot, view)) = target.record().acceptor.accepted else { return };
         let accepted = Accepted { voter: target.voter, ballot, view };
         let before = self.writer.newest().map(|view| view.number);
         let checked = self.writer.note_accepted(node, accepted);
@@ -208,19 +211,28 @@ impl World {
             return;
         }
         let Some(in_sync) = self.writer.newest().map(|view| view.in_sync) else { return };
+        self.node(node).tainted = true;
         let good: Vec<_> = DATA_NODES
             .into_iter()
             .filter(|node| in_sync.contains(*node) && !self.is_marked_failed(*node))
             .collect();
         let nodes = &self.nodes;
+        let holds = |node: &NodeId, cell: u64| {
+            cell_of(&nodes[node.index()].data.current(cell / CELLS_PER_BLOCK), cell)
+        };
+        let untainted: Vec<_> =
+            good.iter().filter(|node| !nodes[node.index()].tainted).copied().collect();
         let checked = self.history.power_cut(self.now, |cell| {
-            good.iter()
-                .map(|node| {
-                    cell_of(&nodes[node.index()].data.current(cell / CELLS_PER_BLOCK), cell)
-                })
-                .collect()
+            untainted.iter().map(|node| holds(node, cell)).collect()
         });
-        self.check(checked);
+        let flushed = self.history.touched().try_for_each(|cell| {
+            good.iter().try_for_each(|node| {
+                self.history
+                    .check(cell, holds(node, cell), self.now, Must::Flushed)
+                    .map_err(|violation| on_replica(*node, violation))
+            })
+        });
+        self.check(checked.and(flushed));
     }
 
     pub(super) fn watch_crash(&mut self, node: NodeId, when: &str) {
