@@ -20,8 +20,6 @@ pub(super) struct Read {
     range: BlockRange,
     ticket: Ticket,
     started: bool,
-    /// Done, but the gate was shut when the data came.
-    ready: Option<Result<Payload, DiskError>>,
 }
 
 /// Blocks being fetched from the peer, in pieces of one frame.
@@ -56,8 +54,11 @@ impl Engine {
             range,
             ticket,
             started: false,
-            ready: None,
         });
+        self.lock_read(key, range, out);
+    }
+
+    fn lock_read(&mut self, key: Key, range: BlockRange, out: &mut Outbox) {
         let (ticket, held) = self
             .overlap
             .acquire(range, Access::Shared, LockOwner::Read(key));
@@ -230,52 +231,44 @@ impl Engine {
     }
 
     fn on_guest_read(&mut self, key: Key, result: Result<Payload, DiskError>, out: &mut Outbox) {
+        let may_tell = self.may_tell();
         let Some(read) = self.reads.get_mut(key) else {
             return;
         };
-        if self.requests.get(read.request).is_none() {
+        let wanted = self.requests.get(read.request).is_some();
+        if wanted && !may_tell {
+            // The data is dropped and the lock given back: it may be what the resync waits for.
+            read.started = false;
             let ticket = read.ticket;
-            self.reads.remove(key);
+            self.blocked_reads.push(key);
             self.release_lock(ticket, out);
             return;
         }
-        read.ready = Some(result);
-        self.settle_read(key, out);
-    }
-
-    fn settle_read(&mut self, key: Key, out: &mut Outbox) {
-        // A write that only this disk has may be in the data: not told before the peer has it too
-        // or is out (R15).
-        if !self.may_reply() || (self.strict() && !self.peer_is_equal()) {
-            if !self.blocked_reads.contains(&key) {
-                self.blocked_reads.push(key);
-            }
-            return;
-        }
-        let Some(Read {
-            request,
-            asked,
-            range,
-            ticket,
-            ready: Some(result),
-            ..
-        }) = self.reads.remove(key)
-        else {
+        let Some(read) = self.reads.remove(key) else {
             return;
         };
-        let data = result.map(|data| Some(edge::cut(asked, range, &data)));
-        self.release_lock(ticket, out);
-        self.end_part(request, data, out);
+        self.release_lock(read.ticket, out);
+        if wanted {
+            let data = result.map(|data| Some(edge::cut(read.asked, read.range, &data)));
+            self.end_part(read.request, data, out);
+        }
     }
 
-    /// Answers reads whose data came while the lease was over. The lease that holds now was given
-    /// without a gap in between: had a view come between them, the activation would be gone.
+    /// Whether what a read found may be told. A write that only this disk has may be in it: not
+    /// before the peer has that too or is out (R15).
+    fn may_tell(&self) -> bool {
+        self.may_reply() && (!self.strict() || self.peer_is_equal())
+    }
+
+    /// Reads again what could not be told when the data came.
     pub(super) fn pump_blocked_reads(&mut self, out: &mut Outbox) {
-        if self.blocked_reads.is_empty() {
+        if self.blocked_reads.is_empty() || !self.may_tell() {
             return;
         }
         for key in core::mem::take(&mut self.blocked_reads) {
-            self.settle_read(key, out);
+            if let Some(range) = self.reads.get(key).map(|read| read.range) {
+                self.lock_read(key, range, out);
+            }
         }
     }
 
@@ -285,10 +278,7 @@ impl Engine {
         self.blocked_reads.clear();
         let mut tickets = Vec::new();
         for key in self.reads.keys() {
-            let waiting = self
-                .reads
-                .get(key)
-                .is_some_and(|r| !r.started || r.ready.is_some());
+            let waiting = self.reads.get(key).is_some_and(|read| !read.started);
             if waiting && let Some(read) = self.reads.remove(key) {
                 tickets.push(read.ticket);
             }
