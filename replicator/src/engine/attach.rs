@@ -29,6 +29,8 @@ pub(super) enum MetaThen {
     ActivityLog,
     /// Union and "resync target" are recorded.
     TargetRecorded(SessionId),
+    /// "Nothing is missing any more" is recorded.
+    WholeRecorded(SessionId),
     /// "In sync from" is recorded.
     AddRecorded(ViewNumber, SessionId),
     /// "The Primary's replica needs everything" is recorded.
@@ -225,6 +227,7 @@ impl Engine {
             MetaThen::Activated(view) => self.on_activation_recorded(view, out),
             MetaThen::ActivityLog => self.on_activity_log_written(out),
             MetaThen::TargetRecorded(of) if session == Some(of) => self.on_target_recorded(out),
+            MetaThen::WholeRecorded(of) if session == Some(of) => self.on_whole_recorded(out),
             MetaThen::AddRecorded(view, of) if session == Some(of) => {
                 self.send(Message::AddReady { view }, out);
             }
@@ -232,6 +235,7 @@ impl Engine {
                 self.send(Message::LeaveReady { view }, out);
             }
             MetaThen::TargetRecorded(_)
+            | MetaThen::WholeRecorded(_)
             | MetaThen::AddRecorded(..)
             | MetaThen::LeaveRecorded(..) => {}
             MetaThen::Closed => self.on_closed(out),
@@ -322,6 +326,26 @@ impl Engine {
                 }
             },
             MetaThen::TargetRecorded(id),
+            out,
+        );
+    }
+
+    /// Target in `in_sync`: the source has made good what a power cut took. From here on this
+    /// replica counts as one that kept everything (R16), durably before anything is acknowledged
+    /// because of that.
+    pub(super) fn record_whole(&mut self, out: &mut Outbox) {
+        let Some(session) = self.session.as_ref().map(|session| session.id) else {
+            return;
+        };
+        let lost = |replica: &mut Replica| core::mem::take(&mut replica.lost_volatile);
+        if !self.replica.as_mut().is_some_and(lost) {
+            return;
+        }
+        let boot_id = self.config.boot_id;
+        self.recording = true;
+        self.record(
+            |superblock| superblock.boot_id = boot_id,
+            MetaThen::WholeRecorded(session),
             out,
         );
     }

@@ -234,7 +234,10 @@ impl Engine {
             Verdict::Refuse(_) => unreachable!("returned above"),
             Verdict::Idle => self.enter(Phase::Idle, out),
             Verdict::MirrorSource => self.enter(Phase::MirrorSource, out),
-            Verdict::MirrorTarget => self.enter(Phase::MirrorTarget, out),
+            Verdict::MirrorTarget => {
+                self.enter(Phase::MirrorTarget, out);
+                self.record_whole(out);
+            }
             Verdict::ForwardSource => self.enter(Phase::ForwardSource, out),
             Verdict::ForwardTarget => self.enter(Phase::ForwardTarget, out),
             Verdict::SyncSource(sync) => self.begin_source(sync, out),

@@ -62,6 +62,12 @@ impl Engine {
         self.pump_deferred(out);
     }
 
+    /// What a power cut took is here again, and that is recorded.
+    pub(super) fn on_whole_recorded(&mut self, out: &mut Outbox) {
+        self.recording = false;
+        self.pump_deferred(out);
+    }
+
     fn target_sync(&mut self) -> Option<&mut TargetSync> {
         match &mut self.session.as_mut()?.phase {
             Phase::SyncTarget(target) => Some(target),
@@ -299,8 +305,12 @@ impl Engine {
             return;
         }
         if done {
+            let equalised = target.sync.equalise;
             self.end_progress();
             self.enter(Phase::MirrorTarget, out);
+            if equalised {
+                self.record_whole(out);
+            }
         } else {
             // What is left could not be read at the source.
             target.retry_at.get_or_insert(retry_at);
