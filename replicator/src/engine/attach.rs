@@ -54,6 +54,11 @@ impl Engine {
         ) {
             return;
         }
+        if self.active.is_some() {
+            // The old image must not be taken for the one that serves.
+            out.push(Action::Event(Event::Attached(Err(AttachError::Serving))));
+            return;
+        }
         self.end_session(CloseReason::DiskChanged, out);
         self.replica = None;
         let loader = Loader::new(request.meta_len);

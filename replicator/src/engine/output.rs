@@ -253,6 +253,9 @@ pub enum AttachError {
     DeviceTooSmall,
     /// Another replica than the one last attached here.
     OtherReplica,
+    /// This node serves from its peer's replica; its own can only be resynced once the peer is
+    /// Primary.
+    Serving,
 }
 
 /// How far a resync is. Pure data for `status`, the demo and the TUI.

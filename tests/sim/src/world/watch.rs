@@ -196,7 +196,7 @@ impl World {
     }
 
     pub(super) fn watch_attach_error(&mut self, node: NodeId, error: AttachError) {
-        if !matches!(error, AttachError::Disk(_)) {
+        if !matches!(error, AttachError::Disk(_) | AttachError::Serving) {
             let detail = format!("{node:?} cannot attach: {error:?}");
             self.fail(Violation::new("metadata is atomic", detail));
         }
