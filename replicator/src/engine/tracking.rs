@@ -286,7 +286,9 @@ impl Engine {
 
     /// Empties the log when nothing pins it: the orderly end of an activation.
     pub(super) fn reset_activity_log(&mut self, out: &mut Outbox) -> bool {
-        let Some(replica) = &mut self.replica else {
+        // What a failed replica lists no longer matters: it gets everything when it comes back.
+        let failed = self.local == super::LocalDisk::Failed;
+        let Some(replica) = self.replica.as_mut().filter(|_| !failed) else {
             return true;
         };
         if replica.activity_log.is_clean() {
