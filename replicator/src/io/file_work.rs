@@ -60,8 +60,16 @@ impl FileWork {
         self.inline_bytes
     }
 
-    pub(super) fn has_inline(&self) -> bool {
-        !self.inline.is_empty()
+    /// Operations that `run_inline` is going to carry out.
+    pub(super) fn inline_len(&self) -> usize {
+        self.inline.len()
+    }
+
+    /// Gives one of them away, to be carried out otherwise.
+    pub(super) fn take_inline(&mut self) -> Option<(Token, Op)> {
+        let (token, op) = self.inline.pop()?;
+        self.inline_bytes -= op.wanted();
+        Some((token, op))
     }
 
     pub(super) fn run_inline(&mut self, done: &mut Vec<Completion>) {

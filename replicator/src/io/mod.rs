@@ -70,6 +70,27 @@ impl BackendKind {
     }
 }
 
+/// How long a [`Backend::turn`] waits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Wait {
+    /// At most this long; `None`: for ever.
+    pub timeout: Option<Duration>,
+    /// The caller can do nothing with the first completion before the second: a write's own disk
+    /// and its peer's answer. They may then be awaited together, for a short while.
+    pub for_two: bool,
+}
+
+impl Wait {
+    /// At most this long, for anything.
+    #[must_use]
+    pub fn at_most(timeout: Duration) -> Self {
+        Self {
+            timeout: Some(timeout),
+            for_two: false,
+        }
+    }
+}
+
 /// Carries operations out. Owned by one thread; only its [`Waker`] crosses threads.
 pub trait Backend {
     /// What it is.
@@ -92,13 +113,12 @@ pub trait Backend {
     /// was faster. Operations on files cannot be recalled.
     fn cancel(&mut self, key: OpKey);
 
-    /// Submits everything taken, waits until something completes, the waker is used or `timeout`
-    /// (`None`: for ever) is over, and appends the completions to `done`. May return early with
-    /// none.
+    /// Submits everything taken, waits as `wait` says until something completes or the waker is
+    /// used, and appends the completions to `done`. May return early with none.
     ///
     /// # Errors
     /// Only when the machinery itself fails; failures of operations are in their completions.
-    fn turn(&mut self, timeout: Option<Duration>, done: &mut Vec<Completion>) -> Result<(), Errno>;
+    fn turn(&mut self, wait: Wait, done: &mut Vec<Completion>) -> Result<(), Errno>;
 
     /// Operations taken whose completion was not delivered.
     fn in_flight(&self) -> usize;

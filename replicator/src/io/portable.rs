@@ -15,7 +15,7 @@ use super::op::{Completion, Done, Op, OpKey, Socket, Token};
 use super::send_batch::BATCH_PIECES_MAX;
 use super::slab::Slab;
 use super::waker::Waker;
-use super::{Backend, BackendKind, sys};
+use super::{Backend, BackendKind, Wait, sys};
 
 /// See the module.
 pub struct Portable {
@@ -137,7 +137,7 @@ impl Backend for Portable {
         }
     }
 
-    fn turn(&mut self, timeout: Option<Duration>, done: &mut Vec<Completion>) -> Result<(), Errno> {
+    fn turn(&mut self, wait: Wait, done: &mut Vec<Completion>) -> Result<(), Errno> {
         for key in std::mem::take(&mut self.fresh) {
             if !self.attempt(key, done) {
                 self.blocked.push(key);
@@ -146,7 +146,7 @@ impl Backend for Portable {
         self.files.run_inline(done);
         self.files.collect(done);
         let timeout = if done.is_empty() {
-            timeout
+            wait.timeout
         } else {
             Some(Duration::ZERO)
         };

@@ -24,7 +24,7 @@ use super::op::{Completion, Done, FileRoute, Op, OpKey, Socket, Token};
 use super::send_batch::BATCH_PIECES_MAX;
 use super::slab::Slab;
 use super::waker::Waker;
-use super::{Backend, BackendKind};
+use super::{Backend, BackendKind, Wait};
 
 /// Submissions that fit between two `enter`s; when full, an extra `enter` makes room.
 const SUBMISSIONS: u32 = 1024;
@@ -33,6 +33,20 @@ const COMPLETIONS: u32 = 4096;
 /// More than this to be written inline is not let in front of queued submissions: 64 KiB take
 /// about as long as the `enter` that is saved.
 const INLINE_BYTES_FIRST_MAX: usize = 64 << 10;
+/// More operations on files in memory than this go on the ring: it hands them to a kernel thread,
+/// which costs as much as carrying them out here, but one `enter` for all instead of a call each.
+const INLINE_OPS_MAX: usize = 4;
+/// How long completions that are surely coming are awaited together (see [`Ring::wanted`]): less
+/// than waking up once more costs on an idle processor core, and nothing beside any network.
+const GATHER_TIME: Duration = Duration::from_micros(50);
+/// Of this many operations on disks in flight one more completion is awaited together with the
+/// first.
+const GATHER_FILE_OPS: usize = 8;
+/// A send up to this length completes while it is submitted, unless the peer does not read.
+const PROMPT_SEND_LEN_MAX: usize = 32 << 10;
+/// Turns without trust in prompt sends after one was not: its socket is full.
+const DISTRUST_TURNS: u32 = 64;
+
 /// How long a dropped ring waits for operations that were cancelled. Disk operations cannot be
 /// recalled; memory of those still missing is then given up for ever rather than reused.
 const DROP_WAIT: Duration = Duration::from_secs(2);
@@ -59,6 +73,14 @@ pub struct Ring {
     waker_armed: bool,
     /// The last turn returned without entering the kernel.
     skipped: bool,
+    /// The kernel can wait for several completions for a while and then for one (6.12).
+    can_gather: bool,
+    /// Operations on files in flight on the ring.
+    file_ops: usize,
+    /// Short sends submitted by this turn and not completed yet.
+    prompt_sends: usize,
+    /// Turns left in which sends are not trusted to be prompt.
+    distrust: u32,
 }
 
 struct Pending {
@@ -83,6 +105,10 @@ impl Ring {
         check_operations(&ring)?;
         let waker = Waker::new()?;
         let mut ring = Self {
+            can_gather: ring.params().is_feature_min_timeout(),
+            file_ops: 0,
+            prompt_sends: 0,
+            distrust: 0,
             ring,
             ops: Slab::new(),
             messages: Vec::new(),
@@ -139,16 +165,43 @@ impl Ring {
         unsafe { self.push(&entry) };
     }
 
-    fn enter(&mut self, wait: Option<Option<Duration>>) -> Result<(), Errno> {
-        let result = match wait {
-            None => self.ring.submit(),
-            Some(None) => self.ring.submit_and_wait(1),
-            Some(Some(timeout)) => {
-                let timeout = Timespec::from(timeout);
-                let args = SubmitArgs::new().timespec(&timeout);
-                self.ring.submitter().submit_with_args(1, &args)
-            }
+    /// How many completions to wait for. Waking for the completion of a send, which is there before
+    /// the wait begins, would be a turn for nothing; so those come on top of what is worth a turn.
+    fn wanted(&self, wait: Wait) -> usize {
+        let short = wait.timeout.is_some_and(|timeout| timeout <= GATHER_TIME);
+        if !self.can_gather || short {
+            return 1;
+        }
+        let sends = if self.distrust == 0 {
+            self.prompt_sends
+        } else {
+            0
         };
+        let pair = usize::from(wait.for_two && self.file_ops > 0);
+        1 + sends + pair.max(self.file_ops / GATHER_FILE_OPS)
+    }
+
+    /// Submits what is queued without waiting.
+    fn hand_over(&mut self) -> Result<(), Errno> {
+        let result = self.ring.submit();
+        Self::after_enter(result)
+    }
+
+    fn enter(&mut self, wait: Wait) -> Result<(), Errno> {
+        let want = self.wanted(wait);
+        let timeout = wait.timeout.map(Timespec::from);
+        let mut args = SubmitArgs::new();
+        if let Some(timeout) = &timeout {
+            args = args.timespec(timeout);
+        }
+        if want > 1 {
+            args = args.min_wait_usec(u32::try_from(GATHER_TIME.as_micros()).unwrap_or(0));
+        }
+        let result = self.ring.submitter().submit_with_args(want, &args);
+        Self::after_enter(result)
+    }
+
+    fn after_enter(result: io::Result<usize>) -> Result<(), Errno> {
         match result.map_err(|error| error.raw_os_error().map(Errno::from_raw)) {
             // ETIME: the timeout. EINTR: a signal. EBUSY, EAGAIN: completions must be reaped
             // first, then it goes on.
@@ -158,6 +211,15 @@ impl Ring {
     }
 
     fn reap(&mut self, done: &mut Vec<Completion>) {
+        self.reap_all(done);
+        self.distrust = match self.prompt_sends {
+            0 => self.distrust.saturating_sub(1),
+            _ => DISTRUST_TURNS,
+        };
+        self.prompt_sends = 0;
+    }
+
+    fn reap_all(&mut self, done: &mut Vec<Completion>) {
         loop {
             let Some(entry) = self.ring.completion().next() else {
                 return;
@@ -202,9 +264,44 @@ impl Ring {
             token, op, message, ..
         }) = self.ops.remove(key)
         {
+            self.note_completed(&op);
             self.messages.extend(message);
             done.push(Completion { token, op, result });
         }
+    }
+}
+
+/// Counting what is surely going to complete.
+impl Ring {
+    fn note_submitted(&mut self, op: &Op) {
+        match op {
+            Op::Send { batch, .. } if batch.len() <= PROMPT_SEND_LEN_MAX => self.prompt_sends += 1,
+            _ if op.file().is_some() => self.file_ops += 1,
+            _ => {}
+        }
+    }
+
+    fn note_completed(&mut self, op: &Op) {
+        match op {
+            // One of an earlier turn counts as one of this: at worst one turn is for nothing.
+            Op::Send { batch, .. } if batch.len() <= PROMPT_SEND_LEN_MAX => {
+                self.prompt_sends = self.prompt_sends.saturating_sub(1);
+            }
+            _ if op.file().is_some() => self.file_ops -= 1,
+            _ => {}
+        }
+    }
+
+    fn submit_to_ring(&mut self, token: Token, op: Op) -> OpKey {
+        self.note_submitted(&op);
+        let key = self.ops.insert(Pending {
+            token,
+            op,
+            moved: 0,
+            message: None,
+        });
+        self.push_op(key);
+        key
     }
 }
 
@@ -231,14 +328,7 @@ impl Backend for Ring {
             self.files.submit(token, op, route);
             return OpKey(0);
         }
-        let key = self.ops.insert(Pending {
-            token,
-            op,
-            moved: 0,
-            message: None,
-        });
-        self.push_op(key);
-        key
+        self.submit_to_ring(token, op)
     }
 
     fn cancel(&mut self, key: OpKey) {
@@ -251,11 +341,16 @@ impl Backend for Ring {
         }
     }
 
-    fn turn(&mut self, timeout: Option<Duration>, done: &mut Vec<Completion>) -> Result<(), Errno> {
-        if self.files.inline_bytes() > INLINE_BYTES_FIRST_MAX {
-            self.enter(None)?;
+    fn turn(&mut self, wait: Wait, done: &mut Vec<Completion>) -> Result<(), Errno> {
+        if self.files.inline_len() > INLINE_OPS_MAX {
+            while let Some((token, op)) = self.files.take_inline() {
+                self.submit_to_ring(token, op);
+            }
         }
-        let inline = self.files.has_inline();
+        if self.files.inline_bytes() > INLINE_BYTES_FIRST_MAX {
+            self.hand_over()?;
+        }
+        let inline = self.files.inline_len() > 0;
         self.files.run_inline(done);
         self.files.collect(done);
         // What these completions lead to may join what is queued in one `enter`. But never twice in
@@ -265,11 +360,11 @@ impl Backend for Ring {
             return Ok(());
         }
         self.skipped = false;
-        self.enter(Some(if done.is_empty() {
-            timeout
+        self.enter(if done.is_empty() {
+            wait
         } else {
-            Some(Duration::ZERO)
-        }))?;
+            Wait::at_most(Duration::ZERO)
+        })?;
         self.reap(done);
         self.files.collect(done);
         Ok(())
@@ -289,7 +384,10 @@ impl Drop for Ring {
         let begin = super::clock::now();
         let mut done = Vec::new();
         while self.ops.len() > 0 && super::clock::now().since(begin) < DROP_WAIT {
-            if self.enter(Some(Some(Duration::from_millis(50)))).is_err() {
+            if self
+                .enter(Wait::at_most(Duration::from_millis(50)))
+                .is_err()
+            {
                 break;
             }
             self.reap(&mut done);

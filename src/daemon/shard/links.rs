@@ -357,6 +357,7 @@ impl Shard {
             return;
         };
         if link.session() == Some(session) && !link.closing {
+            self.fresh_mirrored_writes += usize::from(matches!(message, Message::Data { .. }));
             link.push(session, view, message);
             self.note_dirty_link(link_key);
         }

@@ -41,7 +41,7 @@ use core::time::Duration;
 
 use nix::errno::Errno;
 use replicator::engine::{HeldReason, Input, Outbox};
-use replicator::io::{Backend, BufferPool, Completion, clock, open_backend};
+use replicator::io::{Backend, BufferPool, Completion, Wait, clock, open_backend};
 use replicator::types::{Instant, Payload, ResourceId, Role, time::earliest};
 
 use crate::daemon::api::{ShardCommand, ShardEvent, ShardSetup, ShardSink};
@@ -157,6 +157,9 @@ struct Shard {
     /// Connections that wait for buffers to come back.
     starved: Vec<Owner>,
 
+    /// Writes sent to the peer by this turn.
+    fresh_mirrored_writes: usize,
+
     /// Kept for their capacity.
     actions: Outbox,
     nbd_out: nbd_frontend::Outbox<replicator::io::AlignedBuf, Payload>,
@@ -194,6 +197,7 @@ impl Shard {
             dirty_clients: Vec::new(),
             dirty_links: Vec::new(),
             starved: Vec::new(),
+            fresh_mirrored_writes: 0,
             actions: Outbox::new(),
             nbd_out: nbd_frontend::Outbox::new(),
         };
@@ -219,7 +223,10 @@ impl Shard {
             let timeout = self
                 .next_deadline()
                 .map(|deadline| deadline.since(clock::now()));
-            self.backend.turn(timeout, &mut done)?;
+            // The first guest write of an idle pair: nothing to do before both answers are here.
+            let for_two = self.requests.len() == 1 && self.fresh_mirrored_writes == 1;
+            self.fresh_mirrored_writes = 0;
+            self.backend.turn(Wait { timeout, for_two }, &mut done)?;
             self.now = clock::now();
             self.look_at_leases();
             self.take_commands();

@@ -13,7 +13,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, socke
 use super::scratch::Scratch;
 use crate::io::{
     Backend, BufferPool, Completion, Done, FileRoute, IoFile, Op, Portable, Ring, SendBatch,
-    SendQueue, Socket, Token, ZeroMode, clock,
+    SendQueue, Socket, Token, Wait, ZeroMode, clock,
 };
 
 /// Far beyond what anything here takes; a test that needs it has failed.
@@ -39,7 +39,7 @@ fn wait_for(backend: &mut dyn Backend, count: usize) -> Vec<Completion> {
             done.len()
         );
         backend
-            .turn(Some(Duration::from_millis(100)), &mut done)
+            .turn(Wait::at_most(Duration::from_millis(100)), &mut done)
             .unwrap();
     }
     assert_eq!(done.len(), count);
@@ -246,7 +246,7 @@ fn a_receive_waits_for_bytes_and_ends_with_the_stream() {
         backend.submit(Token(1), recv(&socket, &pool, 65_536, false));
         let mut none = Vec::new();
         backend
-            .turn(Some(Duration::from_millis(1)), &mut none)
+            .turn(Wait::at_most(Duration::from_millis(1)), &mut none)
             .unwrap();
         assert!(none.is_empty());
         theirs.write_all(b"hello").unwrap();
@@ -329,7 +329,7 @@ fn shutting_a_socket_down_ends_what_is_in_flight_on_it() {
         };
         backend.submit(Token(2), stuck);
         backend
-            .turn(Some(Duration::from_millis(1)), &mut Vec::new())
+            .turn(Wait::at_most(Duration::from_millis(1)), &mut Vec::new())
             .unwrap();
         assert_eq!(backend.in_flight(), 2);
         socket.shutdown();
@@ -352,7 +352,7 @@ fn a_cancelled_accept_completes_as_cancelled() {
         let listener = backend.adopt(OwnedFd::from(listener)).unwrap();
         let key = backend.submit(Token(1), Op::Accept { listener });
         backend
-            .turn(Some(Duration::from_millis(1)), &mut Vec::new())
+            .turn(Wait::at_most(Duration::from_millis(1)), &mut Vec::new())
             .unwrap();
         backend.cancel(key);
         let completion = wait_for(backend, 1).remove(0);
@@ -443,7 +443,9 @@ fn a_wake_from_another_thread_ends_the_wait_each_time() {
             }
         });
         for _ in 0..100 {
-            backend.turn(Some(PATIENCE), &mut Vec::new()).unwrap();
+            backend
+                .turn(Wait::at_most(PATIENCE), &mut Vec::new())
+                .unwrap();
             turn_ended.send(()).unwrap();
         }
         other.join().unwrap();
@@ -458,7 +460,7 @@ fn the_timeout_ends_a_wait_without_completions() {
         let timeout = Duration::from_millis(20);
         let mut done = Vec::new();
         while clock::now().since(begin) < timeout {
-            backend.turn(Some(timeout), &mut done).unwrap();
+            backend.turn(Wait::at_most(timeout), &mut done).unwrap();
         }
         assert!(done.is_empty());
         assert!(clock::now().since(begin) < PATIENCE);
@@ -472,7 +474,7 @@ fn a_backend_may_be_dropped_with_operations_in_flight() {
         let (socket, mut theirs) = pair(backend.as_ref());
         backend.submit(Token(1), recv(&socket, &pool, 4096, false));
         backend
-            .turn(Some(Duration::from_millis(1)), &mut Vec::new())
+            .turn(Wait::at_most(Duration::from_millis(1)), &mut Vec::new())
             .unwrap();
         drop((backend, socket));
         assert_eq!(

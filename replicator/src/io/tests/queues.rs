@@ -8,7 +8,7 @@ use crate::engine::{DiskCommand, DiskReply, MetaPage, MetaRequest};
 use crate::io::disk::Disk;
 use crate::io::disk_queue::{DiskQueue, DiskResult};
 use crate::io::meta_queue::MetaQueue;
-use crate::io::{Backend, BufferPool, Portable, Ring, Token, clock};
+use crate::io::{Backend, BufferPool, Portable, Ring, Token, Wait, clock};
 use crate::types::{
     BlockCount, BlockIndex, BlockRange, ByteLen, ByteOffset, DiskError, OpId, Payload,
 };
@@ -48,7 +48,7 @@ impl Rig<'_> {
         loop {
             assert!(clock::now().since(begin) < PATIENCE);
             self.backend
-                .turn(Some(Duration::from_millis(100)), &mut done)
+                .turn(Wait::at_most(Duration::from_millis(100)), &mut done)
                 .unwrap();
             for completion in done.drain(..) {
                 if let Some((op, result)) = self.queue.on_completion(self.backend, completion) {
@@ -155,7 +155,7 @@ fn metadata_requests_run_in_order_one_after_the_other() {
         while queue.in_flight() > 0 {
             assert!(clock::now().since(begin) < PATIENCE);
             backend
-                .turn(Some(Duration::from_millis(100)), &mut done)
+                .turn(Wait::at_most(Duration::from_millis(100)), &mut done)
                 .unwrap();
             for completion in done.drain(..) {
                 results.extend(queue.on_completion(backend, completion));
