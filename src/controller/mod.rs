@@ -39,10 +39,14 @@ pub mod record;
 pub mod register;
 mod resource;
 pub mod rules;
+#[cfg(test)]
+mod scenarios;
 mod store;
 #[cfg(test)]
 mod testing;
 pub mod view;
+#[cfg(test)]
+mod world;
 
 use core::time::Duration;
 use std::collections::BTreeMap;

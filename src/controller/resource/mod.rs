@@ -275,7 +275,7 @@ impl Resource {
             }
             EngineReport::SessionDown => {
                 self.session_up = false;
-                self.forget_add(AddStage::Idle);
+                self.add = AddStage::Idle;
             }
             EngineReport::PeerLost => {
                 self.peer_lost_at.get_or_insert(cx.now);
@@ -295,7 +295,8 @@ impl Resource {
                     };
                 }
             }
-            EngineReport::AddAborted { .. } => self.forget_add(AddStage::Idle),
+            // If its accept left it stays in `undecided`, and a Remove ends it.
+            EngineReport::AddAborted { .. } => self.add = AddStage::Idle,
             EngineReport::LeavePrepared { view } => self.leave = Some(view),
             EngineReport::Drained { seal, ok } => self.on_drained(cx, seal, ok),
             EngineReport::Quiesced => self.on_quiesced(cx),
@@ -326,11 +327,6 @@ impl Resource {
             ReplicaMark::Attached(replica) => record.replica = Some(replica),
         });
         self.store.when_durable(version, Dependent::Mark { op });
-    }
-
-    fn forget_add(&mut self, stage: AddStage) {
-        // An Add whose accept left stays in `undecided` and is ended by a Remove.
-        self.add = stage;
     }
 
     /// What the peer's beacon says about this resource. Returns whether an active peer may go on.

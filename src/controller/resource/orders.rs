@@ -94,6 +94,7 @@ impl Resource {
                     deadline,
                     stage,
                 });
+                self.ends_hold = false;
                 if stage == Stage::Recording {
                     self.record_up(what);
                 }
@@ -209,7 +210,12 @@ impl Resource {
                 vec![Blocker::NotQuiet]
             }
             Some(Stage::Recording) => vec![Blocker::StoreSlow],
-            _ => Vec::new(),
+            Some(Stage::Holding) => {
+                // The hold may have been accepted somewhere; the refused order leaves none behind.
+                self.ends_hold = true;
+                Vec::new()
+            }
+            Some(Stage::AwaitingQuorum) | None => Vec::new(),
         };
         let seen = cx.voters_seen();
         if blockers.is_empty() && seen < VoterSet::MAJORITY {

@@ -155,6 +155,9 @@ impl Resource {
         }
         match read {
             Read::Empty => self.decide_on(cx, None),
+            Read::Unfinished(view) if self.is_known_committed(&view) => {
+                self.decide_on(cx, Some(view));
+            }
             Read::Unfinished(view) => self.finish(cx, view),
             Read::Chosen(committed) => {
                 let view = *committed.view();
@@ -177,6 +180,15 @@ impl Resource {
                 self.decide_on(cx, Some(view));
             }
         }
+    }
+
+    /// These promises alone do not prove it, but it was proved before. A view of ours that others
+    /// finished is left out: its proof under our own ballot is still wanted.
+    fn is_known_committed(&self, view: &View) -> bool {
+        let undecided = self
+            .undecided
+            .is_some_and(|undecided| undecided.view == *view);
+        self.committed() == Some(*view) && !undecided
     }
 
     /// Another's view may be chosen already: it goes first, as it is.
