@@ -39,7 +39,9 @@ struct Page {
 
 impl Page {
     fn current(&self) -> &Content {
-        self.volatile.last().map_or(&self.durable, |version| &version.content)
+        self.volatile
+            .last()
+            .map_or(&self.durable, |version| &version.content)
     }
 }
 
@@ -64,7 +66,9 @@ impl Device {
     /// What a read of `page` returns now.
     #[must_use]
     pub fn current(&self, page: u64) -> Content {
-        self.pages.get(&page).and_then(|page| page.current().clone())
+        self.pages
+            .get(&page)
+            .and_then(|page| page.current().clone())
     }
 
     /// What `page` would hold after a power cut if nothing volatile survived.
@@ -76,7 +80,9 @@ impl Device {
     /// Whether `page` has a version that is not durable.
     #[must_use]
     pub fn is_volatile(&self, page: u64) -> bool {
-        self.pages.get(&page).is_some_and(|page| !page.volatile.is_empty())
+        self.pages
+            .get(&page)
+            .is_some_and(|page| !page.volatile.is_empty())
     }
 
     /// Pages ever written, in order.
@@ -133,7 +139,9 @@ impl Device {
     /// That flush completes.
     pub fn end_flush(&mut self, ticket: FlushTicket) {
         for page in self.pages.values_mut() {
-            let covered = page.volatile.partition_point(|version| version.completed <= ticket.0);
+            let covered = page
+                .volatile
+                .partition_point(|version| version.completed <= ticket.0);
             if let Some(last) = page.volatile.drain(..covered).next_back() {
                 page.durable = last.content;
             }
@@ -171,7 +179,10 @@ impl Device {
     /// Flips a byte of the current and durable content; for the checkers' own tests.
     pub fn corrupt(&mut self, page: u64) {
         let entry = self.pages.entry(page).or_default();
-        let mut bytes = entry.current().as_deref().map_or(vec![0; PAGE_LEN], <[u8]>::to_vec);
+        let mut bytes = entry
+            .current()
+            .as_deref()
+            .map_or(vec![0; PAGE_LEN], <[u8]>::to_vec);
         bytes[0] ^= 0x40;
         entry.durable = Some(Payload::from(bytes));
         entry.volatile.clear();
@@ -243,7 +254,10 @@ mod tests {
                 seen[usize::from(sector[0])] = true;
             }
         }
-        assert_eq!((seen[1], seen[2], seen[3], seen[4]), (false, true, true, true));
+        assert_eq!(
+            (seen[1], seen[2], seen[3], seen[4]),
+            (false, true, true, true)
+        );
     }
 
     #[test]

@@ -101,8 +101,8 @@ impl Wires {
     pub fn datagram(&mut self, wire: Wire) -> Vec<u64> {
         let count = &mut self.datagrams[wire.from.index()][wire.to.index()][wire.path as usize];
         *count += 1;
-        let key = *count * 18
-            + (wire.from.index() * 6 + wire.to.index() * 2 + wire.path as usize) as u64;
+        let key =
+            *count * 18 + (wire.from.index() * 6 + wire.to.index() * 2 + wire.path as usize) as u64;
         let mut rng = Rng::keyed(self.seed, Stream::Datagram, key);
         if !self.is_up(wire) || rng.chance(self.options.loss_per_mille) {
             return Vec::new();
@@ -258,7 +258,10 @@ impl<M> Connection<M> {
     #[must_use]
     pub fn is_over(&self) -> bool {
         self.sockets.iter().all(|socket| *socket != Socket::Open)
-            && self.directions.iter().all(|direction| direction.queue.is_empty())
+            && self
+                .directions
+                .iter()
+                .all(|direction| direction.queue.is_empty())
     }
 
     /// The wire that carries what `from` sends.

@@ -245,11 +245,18 @@ impl Plan {
         let options = draw_options(seed);
         let mut rng = Rng::keyed(seed, Stream::Options, 1);
         let op_count = rng.log_between(OPS_MAX / 8, OPS_MAX);
-        let fault_count = if options.kinds.is_empty() { 0 } else { rng.between(1, FAULTS_MAX) };
-        let mut ops: Vec<_> = (0..op_count).map(|nr| draw_op(seed, nr, &options)).collect();
+        let fault_count = if options.kinds.is_empty() {
+            0
+        } else {
+            rng.between(1, FAULTS_MAX)
+        };
+        let mut ops: Vec<_> = (0..op_count)
+            .map(|nr| draw_op(seed, nr, &options))
+            .collect();
         ops.sort_by_key(|op| op.at);
-        let mut faults: Vec<_> =
-            (0..fault_count).flat_map(|nr| draw_faults(seed, nr, &options)).collect();
+        let mut faults: Vec<_> = (0..fault_count)
+            .flat_map(|nr| draw_faults(seed, nr, &options))
+            .collect();
         faults.sort_by_key(|fault| fault.at);
         Self {
             seed,
@@ -263,20 +270,31 @@ impl Plan {
 fn draw_options(seed: u64) -> Options {
     let mut rng = Rng::keyed(seed, Stream::Options, 0);
     // Most volumes are smaller than one extent: a crash then marks few blocks and a run is fast.
-    let extents = if rng.chance(750) { 0 } else { rng.between(1, 5) };
+    let extents = if rng.chance(750) {
+        0
+    } else {
+        rng.between(1, 5)
+    };
     let volume_blocks = extents * EXTENT_BLOCKS + rng.between(8, 200);
     let hot_count = rng.between(1, HOT_BLOCKS_MAX.min(volume_blocks));
     let mut hot_blocks: Vec<_> = (0..hot_count).map(|_| rng.below(volume_blocks)).collect();
     hot_blocks.sort_unstable();
     hot_blocks.dedup();
     let swarm = !rng.chance(50);
-    let kinds = FAULT_KINDS.into_iter().filter(|_| rng.chance(400) && swarm).collect();
+    let kinds = FAULT_KINDS
+        .into_iter()
+        .filter(|_| rng.chance(400) && swarm)
+        .collect();
     let delay_min = rng.log_between(20 * MICROS, MILLIS);
     let slow_disk = rng.log_between(100 * MICROS, 20 * MILLIS);
     let mut rate = || i64::try_from(rng.below(20_001)).expect("small") - 10_000;
     let rate_ppm = [rate(), rate(), rate()];
     Options {
-        profile: if rng.chance(800) { Profile::Fast } else { Profile::Default },
+        profile: if rng.chance(800) {
+            Profile::Fast
+        } else {
+            Profile::Default
+        },
         volume_blocks,
         hot_blocks,
         al_slots: rng.pick(&[2, 3, 4, 16]),
@@ -286,8 +304,16 @@ fn draw_options(seed: u64) -> Options {
         net: NetOptions {
             delay_min,
             delay_max: delay_min + rng.log_between(MICROS, 10 * MILLIS),
-            loss_per_mille: if rng.chance(500) { rng.log_between(1, 200) } else { 0 },
-            double_per_mille: if rng.chance(300) { rng.log_between(1, 200) } else { 0 },
+            loss_per_mille: if rng.chance(500) {
+                rng.log_between(1, 200)
+            } else {
+                0
+            },
+            double_per_mille: if rng.chance(300) {
+                rng.log_between(1, 200)
+            } else {
+                0
+            },
         },
         disk_latency: [20 * MICROS, slow_disk],
         store_latency: [100 * MICROS, rng.log_between(200 * MICROS, 40 * MILLIS)],
@@ -358,18 +384,25 @@ fn draw_faults(seed: u64, nr: u64, options: &Options) -> Vec<Fault> {
         FaultKind::Pause => one(FaultWhat::Pause(node)),
         FaultKind::CutOneWay => {
             let wires = all_wires(|_, _| true);
-            one(FaultWhat::Cut(vec![wires[usize::try_from(rng.below(wires.len() as u64)).expect("below a length")]]))
+            one(FaultWhat::Cut(vec![
+                wires[usize::try_from(rng.below(wires.len() as u64)).expect("below a length")],
+            ]))
         }
         FaultKind::CutPair => {
-            let other = rng.pick(&NodeId::ALL.into_iter().filter(|other| *other != node).collect::<Vec<_>>());
+            let other = rng.pick(
+                &NodeId::ALL
+                    .into_iter()
+                    .filter(|other| *other != node)
+                    .collect::<Vec<_>>(),
+            );
             let both_ways = rng.chance(800);
             one(FaultWhat::Cut(all_wires(|from, to| {
                 (from, to) == (node, other) || (both_ways && (from, to) == (other, node))
             })))
         }
-        FaultKind::Isolate => {
-            one(FaultWhat::Cut(all_wires(|from, to| from == node || to == node)))
-        }
+        FaultKind::Isolate => one(FaultWhat::Cut(all_wires(|from, to| {
+            from == node || to == node
+        }))),
         FaultKind::Flap => {
             let path = rng.pick(&Path::ALL);
             let period = rng.between(10 * MILLIS, 500 * MILLIS);
@@ -410,13 +443,12 @@ fn draw_faults(seed: u64, nr: u64, options: &Options) -> Vec<Fault> {
 }
 
 /// Both data nodes, at nearly the same moment, returning in either order.
-fn both(
-    rng: &mut Rng,
-    at: SimTime,
-    length: u64,
-    what: impl Fn(NodeId) -> FaultWhat,
-) -> Vec<Fault> {
-    let gap = if rng.chance(500) { 0 } else { rng.log_between(MICROS, SECS) };
+fn both(rng: &mut Rng, at: SimTime, length: u64, what: impl Fn(NodeId) -> FaultWhat) -> Vec<Fault> {
+    let gap = if rng.chance(500) {
+        0
+    } else {
+        rng.log_between(MICROS, SECS)
+    };
     let first = rng.pick(&[NodeId::A, NodeId::B]);
     vec![
         Fault {
@@ -448,7 +480,11 @@ mod tests {
         for seed in 0..200 {
             let plan = Plan::of_seed(seed);
             let end = plan.options.volume_blocks * CELLS_PER_BLOCK;
-            assert!(plan.ops.iter().all(|op| op.cells > 0 && op.first_cell + op.cells <= end));
+            assert!(
+                plan.ops
+                    .iter()
+                    .all(|op| op.cells > 0 && op.first_cell + op.cells <= end)
+            );
         }
     }
 

@@ -101,7 +101,10 @@ pub fn parse_corpus(text: &str) -> Result<Vec<u64>, String> {
         .zip(1..)
         .map(|(line, nr)| (line.split('#').next().unwrap_or_default().trim(), nr))
         .filter(|(seed, _)| !seed.is_empty())
-        .map(|(seed, nr)| seed.parse().map_err(|_| format!("line {nr}: {seed} is no seed")))
+        .map(|(seed, nr)| {
+            seed.parse()
+                .map_err(|_| format!("line {nr}: {seed} is no seed"))
+        })
         .collect()
 }
 
@@ -112,7 +115,10 @@ pub struct Stopwatch(std::time::Instant);
 impl Stopwatch {
     /// Starts now.
     #[must_use]
-    #[allow(clippy::disallowed_methods, reason = "measures the simulator, not the simulated")]
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "measures the simulator, not the simulated"
+    )]
     pub fn start() -> Self {
         Self(std::time::Instant::now())
     }

@@ -23,10 +23,16 @@ pub fn shrink(plan: &Plan, planted: Option<Planted>) -> (Plan, usize) {
     let mut smallest = plan.clone();
     let mut budget = RUNS_MAX;
     smallest.faults = minimise(&plan.faults, &mut budget, |faults| {
-        breaks(&Plan { faults: faults.to_vec(), ..smallest.clone() })
+        breaks(&Plan {
+            faults: faults.to_vec(),
+            ..smallest.clone()
+        })
     });
     smallest.ops = minimise(&plan.ops, &mut budget, |ops| {
-        breaks(&Plan { ops: ops.to_vec(), ..smallest.clone() })
+        breaks(&Plan {
+            ops: ops.to_vec(),
+            ..smallest.clone()
+        })
     });
     (smallest, runs)
 }

@@ -62,7 +62,9 @@ pub fn identify(cell: u64, bytes: &[u8]) -> Value {
     }
     let write = WriteNr(u32::try_from(first >> 32).expect("the upper half"));
     let whole = first & 0xffff_ffff == cell
-        && words.zip(1..).all(|(found, index)| found == word(write, cell, index));
+        && words
+            .zip(1..)
+            .all(|(found, index)| found == word(write, cell, index));
     if whole {
         Value::Written(write)
     } else {

@@ -51,7 +51,8 @@ impl Trace {
         }
         let seconds = now.0 / 1_000_000_000;
         let micros = now.0 / 1_000 % 1_000_000;
-        self.lines.push_back(format!("{seconds:3}.{micros:06} {}", line()));
+        self.lines
+            .push_back(format!("{seconds:3}.{micros:06} {}", line()));
     }
 
     /// Whether text is kept.

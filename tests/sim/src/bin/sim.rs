@@ -34,7 +34,8 @@ fn parse(arguments: impl Iterator<Item = String>) -> Result<Arguments, String> {
     while let Some(argument) = arguments.next() {
         let mut value = || arguments.next().ok_or(format!("{argument} needs a value"));
         let number = |text: String| {
-            text.parse::<u64>().map_err(|_| format!("{argument}: {text} is not a number"))
+            text.parse::<u64>()
+                .map_err(|_| format!("{argument}: {text} is not a number"))
         };
         match argument.as_str() {
             "--seeds" => parsed.seeds = Some(number(value()?)?),
@@ -47,7 +48,9 @@ fn parse(arguments: impl Iterator<Item = String>) -> Result<Arguments, String> {
             "--corpus" => parsed.corpus = Some(value()?),
             "--planted" => {
                 let name = value()?;
-                let known = Planted::ALL.into_iter().find(|one| format!("{one:?}") == name);
+                let known = Planted::ALL
+                    .into_iter()
+                    .find(|one| format!("{one:?}") == name);
                 let names = Planted::ALL.map(|one| format!("{one:?}")).join(" ");
                 parsed.planted = Some(known.ok_or(format!("{name} is none of: {names}"))?);
             }
@@ -81,7 +84,11 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if good {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }
 
 fn one_seed(seed: u64, arguments: &Arguments) -> bool {
@@ -142,7 +149,9 @@ fn corpus(path: &str, arguments: &Arguments) -> bool {
 fn many_seeds(seeds: u64, arguments: &Arguments) -> bool {
     let base = arguments.base.unwrap_or_else(fresh_base);
     println!("sim: {seeds} seeds from base {base}");
-    let limit = arguments.minutes.map(|minutes| Duration::from_secs(minutes * 60));
+    let limit = arguments
+        .minutes
+        .map(|minutes| Duration::from_secs(minutes * 60));
     let clock = sim::run::Stopwatch::start();
     let threads = arguments.threads.unwrap_or(2);
     let summary = campaign(threads, arguments.planted, |nr| {
@@ -194,6 +203,9 @@ fn report(summary: &Summary, arguments: &Arguments) -> bool {
     );
     let failed = summary.failures.len();
     let verdict = if failed == 0 { "OK" } else { "FAILED" };
-    println!("{verdict}: {} passed, {failed} failed", summary.seeds - failed as u64);
+    println!(
+        "{verdict}: {} passed, {failed} failed",
+        summary.seeds - failed as u64
+    );
     failed == 0
 }

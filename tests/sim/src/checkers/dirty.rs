@@ -22,7 +22,9 @@ pub fn differing(a: &Device, b: &Device) -> Vec<u64> {
 #[must_use]
 pub fn same(a: &crate::disk::Content, b: &crate::disk::Content) -> bool {
     let is_zero = |content: &crate::disk::Content| {
-        content.as_ref().is_none_or(|bytes| bytes.iter().all(|byte| *byte == 0))
+        content
+            .as_ref()
+            .is_none_or(|bytes| bytes.iter().all(|byte| *byte == 0))
     };
     match (a, b) {
         (Some(a), Some(b)) => a == b,

@@ -269,7 +269,9 @@ impl History {
                 self.excuse(cell);
                 continue;
             }
-            let checks = values.iter().map(|value| self.check(cell, *value, now, Must::Acknowledged));
+            let checks = values
+                .iter()
+                .map(|value| self.check(cell, *value, now, Must::Acknowledged));
             checks.min_by_key(Result::is_err).unwrap_or(Ok(()))?;
         }
         Ok(())
@@ -290,12 +292,18 @@ impl History {
     /// Writes acknowledged so far.
     #[must_use]
     pub fn acknowledged(&self) -> usize {
-        self.writes.iter().filter(|write| write.outcome == Outcome::Acknowledged).count()
+        self.writes
+            .iter()
+            .filter(|write| write.outcome == Outcome::Acknowledged)
+            .count()
     }
 
     /// Cells that any write touched, in order.
     pub fn touched(&self) -> impl Iterator<Item = u64> + '_ {
-        (0..).zip(&self.cells).filter(|(_, entries)| !entries.is_empty()).map(|(cell, _)| cell)
+        (0..)
+            .zip(&self.cells)
+            .filter(|(_, entries)| !entries.is_empty())
+            .map(|(cell, _)| cell)
     }
 
     fn entry_mut(&mut self, cell: u64, write: WriteNr) -> &mut Entry {
@@ -341,7 +349,9 @@ impl History {
         let legal = match value {
             Value::Garbage => false,
             Value::Written(write) => {
-                self.cells[at(cell)].iter().any(|entry| entry.write == write)
+                self.cells[at(cell)]
+                    .iter()
+                    .any(|entry| entry.write == write)
                     && self.fits(cell, Some(write), invoked, ended, must)
             }
             Value::Zero => {
@@ -361,7 +371,11 @@ impl History {
         };
         Err(Violation::new(
             promise,
-            format!("cell {cell} holds {value:?} at {}; {}", ended.0, self.tell(cell)),
+            format!(
+                "cell {cell} holds {value:?} at {}; {}",
+                ended.0,
+                self.tell(cell)
+            ),
         ))
     }
 
@@ -409,7 +423,9 @@ impl History {
         let mut text = String::from("writes:");
         for entry in &entries[entries.len().saturating_sub(6)..] {
             let record = self.record(entry);
-            let ended = record.ended.map_or_else(|| "-".into(), |ended| ended.0.to_string());
+            let ended = record
+                .ended
+                .map_or_else(|| "-".into(), |ended| ended.0.to_string());
             let _ = write!(
                 text,
                 " #{} {:?} {:?} {}..{}{}{}{};",
@@ -462,8 +478,16 @@ mod tests {
         let mut history = History::new(1);
         assert!(history.observe(0, Value::Zero, time(0), time(1)).is_ok());
         written(&mut history, 2, 3);
-        assert!(history.check(0, Value::Zero, time(4), Must::Acknowledged).is_err());
-        assert!(history.check(0, Value::Garbage, time(4), Must::Acknowledged).is_err());
+        assert!(
+            history
+                .check(0, Value::Zero, time(4), Must::Acknowledged)
+                .is_err()
+        );
+        assert!(
+            history
+                .check(0, Value::Garbage, time(4), Must::Acknowledged)
+                .is_err()
+        );
     }
 
     #[test]
@@ -496,10 +520,18 @@ mod tests {
         let first = written(&mut history, 1, 2);
         let trim = history.invoke(time(3), Effect::Trim, 0, 1);
         history.acknowledge(time(4), trim, false).unwrap();
-        assert!(history.check(0, Value::Zero, time(5), Must::Acknowledged).is_ok());
+        assert!(
+            history
+                .check(0, Value::Zero, time(5), Must::Acknowledged)
+                .is_ok()
+        );
         assert!(read(&mut history, first, 5, 6).is_ok());
         written(&mut history, 7, 8);
-        assert!(history.check(0, Value::Zero, time(9), Must::Acknowledged).is_err());
+        assert!(
+            history
+                .check(0, Value::Zero, time(9), Must::Acknowledged)
+                .is_err()
+        );
     }
 
     #[test]
@@ -508,17 +540,30 @@ mod tests {
         let flushed = written(&mut history, 1, 2);
         assert_eq!(history.flush(time(3)), [0]);
         let cached = written(&mut history, 4, 5);
-        assert!(history.check(0, Value::Written(flushed), time(6), Must::Flushed).is_ok());
+        assert!(
+            history
+                .check(0, Value::Written(flushed), time(6), Must::Flushed)
+                .is_ok()
+        );
         let elsewhere = history.clone();
         history.power_cut(time(6), |_| Vec::new()).unwrap();
         assert!(read(&mut history, flushed, 7, 8).is_ok());
 
         let mut history = elsewhere.clone();
-        history.power_cut(time(6), |_| vec![Value::Written(cached)]).unwrap();
-        assert!(read(&mut history, flushed, 7, 8).is_err(), "the peer still had it");
+        history
+            .power_cut(time(6), |_| vec![Value::Written(cached)])
+            .unwrap();
+        assert!(
+            read(&mut history, flushed, 7, 8).is_err(),
+            "the peer still had it"
+        );
 
         let mut history = elsewhere;
-        assert!(history.power_cut(time(6), |_| vec![Value::Written(flushed)]).is_err());
+        assert!(
+            history
+                .power_cut(time(6), |_| vec![Value::Written(flushed)])
+                .is_err()
+        );
     }
 
     #[test]
@@ -528,7 +573,15 @@ mod tests {
         let later = history.invoke(time(2), Effect::Data, 1, 1);
         history.acknowledge(time(7), later, false).unwrap();
         assert_eq!(history.flush(time(6)), [0]);
-        assert!(history.check(0, Value::Zero, time(8), Must::Flushed).is_err());
-        assert!(history.check(1, Value::Zero, time(8), Must::Flushed).is_ok());
+        assert!(
+            history
+                .check(0, Value::Zero, time(8), Must::Flushed)
+                .is_err()
+        );
+        assert!(
+            history
+                .check(1, Value::Zero, time(8), Must::Flushed)
+                .is_ok()
+        );
     }
 }

@@ -29,7 +29,10 @@ pub fn check_truth(node: NodeId, snapshot: &Snapshot, newest: Option<&View>) -> 
 /// nothing marked, nothing in flight.
 #[must_use]
 pub fn unsettled(snapshots: [&Snapshot; 2]) -> Option<String> {
-    let primaries = snapshots.iter().filter(|snapshot| snapshot.role == Role::Primary).count();
+    let primaries = snapshots
+        .iter()
+        .filter(|snapshot| snapshot.role == Role::Primary)
+        .count();
     if primaries != 1 {
         return Some(format!("{primaries} Primaries"));
     }
@@ -53,7 +56,10 @@ pub fn unsettled(snapshots: [&Snapshot; 2]) -> Option<String> {
 pub fn check_identical(a: &Device, b: &Device) -> Checked {
     let mut pages: Vec<u64> = a.touched().chain(b.touched()).collect();
     pages.sort_unstable();
-    match pages.into_iter().find(|page| !dirty::same(&a.current(*page), &b.current(*page))) {
+    match pages
+        .into_iter()
+        .find(|page| !dirty::same(&a.current(*page), &b.current(*page)))
+    {
         None => Ok(()),
         Some(page) => Err(Violation::new(
             "convergence",

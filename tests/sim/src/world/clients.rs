@@ -75,7 +75,8 @@ impl World {
             self.try_connect(nr);
         }
         while let Some(connected) = self.clients[nr].connection
-            && self.clients[nr].inflight.len() < usize::try_from(self.plan.options.depth).unwrap_or(1)
+            && self.clients[nr].inflight.len()
+                < usize::try_from(self.plan.options.depth).unwrap_or(1)
             && let Some(op) = self.clients[nr].waiting.pop_front()
         {
             self.ask(nr, connected, op);
@@ -97,16 +98,25 @@ impl World {
     fn try_connect(&mut self, nr: usize) {
         let client = &mut self.clients[nr];
         client.tries += 1;
-        let node = if client.tries.is_multiple_of(2) { NodeId::A } else { NodeId::B };
+        let node = if client.tries.is_multiple_of(2) {
+            NodeId::A
+        } else {
+            NodeId::B
+        };
         let target = &self.nodes[node.index()];
         let accepts = target.paused == 0
-            && target.engine().is_some_and(|engine| engine.snapshot().role == Role::Primary);
+            && target
+                .engine()
+                .is_some_and(|engine| engine.snapshot().role == Role::Primary);
         if !accepts {
             return;
         }
         let client = &mut self.clients[nr];
         client.connections += 1;
-        client.connection = Some(Connected { node, serial: client.connections });
+        client.connection = Some(Connected {
+            node,
+            serial: client.connections,
+        });
         client.moved = self.now;
     }
 
@@ -126,11 +136,18 @@ impl World {
             OpKind::Trim => Some(Effect::Trim),
             OpKind::Read | OpKind::Flush => None,
         };
-        let write =
-            effect.map(|effect| self.history.invoke(now, effect, op.first_cell, op.cells));
-        let asked = Asked { client: nr, serial: connected.serial, op, invoked: now, write };
+        let write = effect.map(|effect| self.history.invoke(now, effect, op.first_cell, op.cells));
+        let asked = Asked {
+            client: nr,
+            serial: connected.serial,
+            op,
+            invoked: now,
+            write,
+        };
         let node = connected.node;
-        let Some(side) = self.node(node).engine_side() else { return };
+        let Some(side) = self.node(node).engine_side() else {
+            return;
+        };
         side.asked.insert(request, asked);
         self.clients[nr].inflight.insert(request);
         let delay = self.draw(Stream::Client, [2 * MICROS, 60 * MICROS]);
@@ -138,7 +155,9 @@ impl World {
     }
 
     pub(super) fn on_guest(&mut self, node: NodeId, request: RequestId, asked: Asked) {
-        let Some(side) = self.node(node).engine_side() else { return };
+        let Some(side) = self.node(node).engine_side() else {
+            return;
+        };
         if side.asked.contains_key(&request) {
             let kind = guest_kind(&asked);
             self.step_engine(node, Input::Guest(GuestRequest { request, kind }));
@@ -163,7 +182,10 @@ impl World {
     pub(super) fn drop_clients(&mut self, node: NodeId) {
         self.forget_requests(node);
         for nr in 0..self.clients.len() {
-            if self.clients[nr].connection.is_some_and(|connected| connected.node == node) {
+            if self.clients[nr]
+                .connection
+                .is_some_and(|connected| connected.node == node)
+            {
                 self.disconnect(nr);
                 self.schedule(20 * MILLIS, Event::Client(nr));
             }
@@ -172,14 +194,19 @@ impl World {
 
     /// What was asked of this node stays unanswered for ever.
     pub(super) fn forget_requests(&mut self, node: NodeId) {
-        let Some(side) = self.node(node).engine_side() else { return };
+        let Some(side) = self.node(node).engine_side() else {
+            return;
+        };
         for asked in core::mem::take(&mut side.asked).into_values() {
             if let Some(write) = asked.write {
                 self.history.forget(write);
             }
         }
         for nr in 0..self.clients.len() {
-            if self.clients[nr].connection.is_some_and(|connected| connected.node == node) {
+            if self.clients[nr]
+                .connection
+                .is_some_and(|connected| connected.node == node)
+            {
                 self.disconnect(nr);
             }
         }
@@ -193,11 +220,24 @@ fn guest_kind(asked: &Asked) -> GuestKind {
     match op.kind {
         OpKind::Read => GuestKind::Read { offset, len },
         OpKind::Flush => GuestKind::Flush,
-        OpKind::Trim => GuestKind::Trim { offset, len, fua: false },
-        OpKind::Zeroes { may_unmap } => GuestKind::Zeroes { offset, len, may_unmap, fua: false },
+        OpKind::Trim => GuestKind::Trim {
+            offset,
+            len,
+            fua: false,
+        },
+        OpKind::Zeroes { may_unmap } => GuestKind::Zeroes {
+            offset,
+            len,
+            may_unmap,
+            fua: false,
+        },
         OpKind::Write { fua } => {
             let write = asked.write.expect("a write has a number");
-            GuestKind::Write { offset, payload: stamp::fill(write, op.first_cell, op.cells), fua }
+            GuestKind::Write {
+                offset,
+                payload: stamp::fill(write, op.first_cell, op.cells),
+                fua,
+            }
         }
     }
 }

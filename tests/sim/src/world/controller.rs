@@ -1,8 +1,8 @@
 //! A controller's inputs and actions, and the voter store, as the daemon carries them out.
 
 use replicator::engine::{AdminRequest, Input as EngineInput, StepDownReason as EngineStepDown};
-use replicator::types::{Instant, NodeId, OpId, StoreError, View};
 use replicator::types::time::Duration;
+use replicator::types::{Instant, NodeId, OpId, StoreError, View};
 use twinblk::controller::{
     Action, Controller, ControllerSettings, Datagram, EngineCommand, Input, Order, OrderId, Rules,
     StepDownReason, Timing, VoterRecord,
@@ -34,10 +34,21 @@ impl World {
                 Profile::Default => Timing::DEFAULT,
             },
             has_arbitrator: true,
-            seed: Rng::keyed(self.plan.seed, Stream::Identity, u64::from(target.life) << 16)
-                .next_id(),
-            configured: if node.is_data() { vec![self.resource] } else { Vec::new() },
-            stored: record.map(|record| (self.resource, record)).into_iter().collect(),
+            seed: Rng::keyed(
+                self.plan.seed,
+                Stream::Identity,
+                u64::from(target.life) << 16,
+            )
+            .next_id(),
+            configured: if node.is_data() {
+                vec![self.resource]
+            } else {
+                Vec::new()
+            },
+            stored: record
+                .map(|record| (self.resource, record))
+                .into_iter()
+                .collect(),
         };
         let rules = self.planted.map_or(Rules::ALL, Planted::rules);
         Controller::with_rules(settings, target.clock.read(self.now), rules)
@@ -68,10 +79,13 @@ impl World {
         let local = self.local_now(node);
         if self.trace.is_text() && !is_dull(&input) {
             let text = short(&input);
-            self.trace.say(self.now, || format!("{node:?} controller < {text}"));
+            self.trace
+                .say(self.now, || format!("{node:?} controller < {text}"));
         }
         let mut out = Vec::new();
-        let Some(process) = &mut self.node(node).process else { return };
+        let Some(process) = &mut self.node(node).process else {
+            return;
+        };
         process.controller.handle(local, input, &mut out);
         for action in out {
             self.carry_controller(node, action);
@@ -83,23 +97,42 @@ impl World {
         let now = self.now;
         let target = self.node(node);
         let (life, clock) = (target.life, target.clock);
-        let Some(process) = &mut target.process else { return };
-        let Some(deadline) = process.controller.next_deadline() else { return };
+        let Some(process) = &mut target.process else {
+            return;
+        };
+        let Some(deadline) = process.controller.next_deadline() else {
+            return;
+        };
         let at = clock.when(deadline, now);
-        if process.controller_tick.is_none_or(|tick| tick > at || tick <= now) {
+        if process
+            .controller_tick
+            .is_none_or(|tick| tick > at || tick <= now)
+        {
             process.controller_tick = Some(at);
-            self.schedule_at(at, Event::Arrive { node, life, what: Arrival::ControllerTick });
+            self.schedule_at(
+                at,
+                Event::Arrive {
+                    node,
+                    life,
+                    what: Arrival::ControllerTick,
+                },
+            );
         }
     }
 
     fn carry_controller(&mut self, node: NodeId, action: Action) {
         if self.trace.is_text() && !is_dull_action(&action) {
             let text = short(&action);
-            self.trace.say(self.now, || format!("{node:?} controller > {text}"));
+            self.trace
+                .say(self.now, || format!("{node:?} controller > {text}"));
         }
         match action {
             Action::Send { to, datagram } => self.send_datagram(node, to, &datagram),
-            Action::Persist { op, resource, record } => {
+            Action::Persist {
+                op,
+                resource,
+                record,
+            } => {
                 assert_eq!(resource, self.resource);
                 self.store_write(node, op, record);
             }
@@ -120,10 +153,24 @@ impl World {
                 continue;
             }
             for delay in self.wires.datagram(wire) {
-                let what = Arrival::Datagram { path: path as u8, bytes: bytes.clone() };
+                let what = Arrival::Datagram {
+                    path: path as u8,
+                    bytes: bytes.clone(),
+                };
                 // A datagram reaches whatever process listens then, also a later one.
-                let life = if self.node(to).process.is_some() { life } else { life + 1 };
-                self.schedule(delay + self.slow, Event::Arrive { node: to, life, what });
+                let life = if self.node(to).process.is_some() {
+                    life
+                } else {
+                    life + 1
+                };
+                self.schedule(
+                    delay + self.slow,
+                    Event::Arrive {
+                        node: to,
+                        life,
+                        what,
+                    },
+                );
             }
         }
     }
@@ -157,7 +204,9 @@ impl World {
 
     /// The lease goes beside the queue: an atomic the shard reads at each turn, and a wake-up.
     fn set_lease(&mut self, node: NodeId, until: Instant) {
-        let Some(side) = self.node(node).engine_side() else { return };
+        let Some(side) = self.node(node).engine_side() else {
+            return;
+        };
         side.lease = until;
         let delay = self.draw(Stream::Thread, self.plan.options.thread_delay);
         self.send_to(node, delay, Arrival::Wake);
@@ -181,10 +230,16 @@ impl World {
         if target.life != life {
             return;
         }
-        let Some(op) = target.store_waiters.pop_front() else { return };
+        let Some(op) = target.store_waiters.pop_front() else {
+            return;
+        };
         target.store.end();
         self.note_store(node);
-        self.arrive(node, life, Arrival::Controller(Input::Persisted { op, ok: true }));
+        self.arrive(
+            node,
+            life,
+            Arrival::Controller(Input::Persisted { op, ok: true }),
+        );
     }
 
     /// What an operator would do: found the resource, keep both nodes up, end holds after the heal.
@@ -221,10 +276,20 @@ impl World {
     pub(super) fn order(&mut self, node: NodeId, what: Order) {
         let deadline = self.local_now(node).plus(Duration::from_secs(2));
         let resource = self.resource;
-        let Some(process) = &mut self.node(node).process else { return };
+        let Some(process) = &mut self.node(node).process else {
+            return;
+        };
         process.orders += 1;
         let order = OrderId(process.orders);
-        self.to_controller(node, Input::Order { order, resource, what, deadline });
+        self.to_controller(
+            node,
+            Input::Order {
+                order,
+                resource,
+                what,
+                deadline,
+            },
+        );
     }
 }
 
@@ -247,7 +312,10 @@ fn is_dull_action(action: &Action) -> bool {
             .parts
             .iter()
             .all(|part| matches!(part, Part::Beacon { .. } | Part::BeaconAck { .. })),
-        Action::Engine { command: EngineCommand::Lease { .. }, .. } => true,
+        Action::Engine {
+            command: EngineCommand::Lease { .. },
+            ..
+        } => true,
         _ => false,
     }
 }

@@ -47,7 +47,9 @@ fn written(command: &DiskCommand) -> Option<BlockRange> {
 
 /// The pages a write puts, with their content.
 fn pages(command: &DiskCommand) -> Vec<(u64, Content)> {
-    let Some(range) = written(command) else { return Vec::new() };
+    let Some(range) = written(command) else {
+        return Vec::new();
+    };
     let payload = match command {
         DiskCommand::Write { payload, .. } => Some(payload),
         _ => None,
@@ -71,15 +73,25 @@ impl World {
         let target = self.node(node);
         target.job_count += 1;
         let (job, life, ticket) = (target.job_count, target.life, target.data.begin_flush());
-        target.jobs.insert(job, Job { life, op, command, ticket });
+        target.jobs.insert(
+            job,
+            Job {
+                life,
+                op,
+                command,
+                ticket,
+            },
+        );
         self.schedule(latency, Event::JobEnds { node, job });
     }
 
     /// Two writes of one block in flight end in any order: the engine must never ask for that.
     fn check_overlap(&mut self, node: NodeId, range: BlockRange) {
-        let clash = self.node(node).jobs.values().find_map(|job| {
-            written(&job.command).filter(|other| other.overlaps(range))
-        });
+        let clash = self
+            .node(node)
+            .jobs
+            .values()
+            .find_map(|job| written(&job.command).filter(|other| other.overlaps(range)));
         if let Some(other) = clash {
             self.fail(Violation::new(
                 "ordered disk writes",
@@ -94,10 +106,20 @@ impl World {
             target.broken.stalled.push(job);
             return;
         }
-        let Some(Job { life, op, command, ticket }) = target.jobs.remove(&job) else { return };
+        let Some(Job {
+            life,
+            op,
+            command,
+            ticket,
+        }) = target.jobs.remove(&job)
+        else {
+            return;
+        };
         let result = self.carry_out(node, &command, ticket);
         if let Err(error) = result {
-            self.trace.say(self.now, || format!("{node:?} disk: {command:?} fails, {error}"));
+            self.trace.say(self.now, || {
+                format!("{node:?} disk: {command:?} fails, {error}")
+            });
         }
         let what = Arrival::Engine(EngineInput::DiskDone { op, result });
         self.arrive(node, life, what);
@@ -119,7 +141,10 @@ impl World {
             return Err(DiskError::Io);
         }
         let ignored = self.planted == Some(Planted::FlushIgnored)
-            && self.node(node).engine_side().is_some_and(|side| side.activated.is_none());
+            && self
+                .node(node)
+                .engine_side()
+                .is_some_and(|side| side.activated.is_none());
         let target = self.node(node);
         match command {
             DiskCommand::Read(range) => {
@@ -170,8 +195,14 @@ impl World {
         let mut rng = self.rng(Stream::Disk);
         let skipped = self.planted == Some(Planted::BitmapNotWritten);
         let target = self.node(node);
-        let failed = target.broken.meta.iter().any(|per_mille| rng.chance(*per_mille));
-        let Some(MetaJob { op, request }) = target.meta_queue.pop_front() else { return };
+        let failed = target
+            .broken
+            .meta
+            .iter()
+            .any(|per_mille| rng.chance(*per_mille));
+        let Some(MetaJob { op, request }) = target.meta_queue.pop_front() else {
+            return;
+        };
         let result = match request {
             _ if failed => {
                 for (page, content) in meta_pages(&request) {
@@ -199,7 +230,11 @@ impl World {
         if !target.meta_queue.is_empty() {
             self.begin_meta(node);
         }
-        self.arrive(node, life, Arrival::Engine(EngineInput::MetaDone { op, result }));
+        self.arrive(
+            node,
+            life,
+            Arrival::Engine(EngineInput::MetaDone { op, result }),
+        );
     }
 
     /// The process died: the kernel finishes what it was given, mostly.

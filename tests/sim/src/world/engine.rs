@@ -21,8 +21,11 @@ impl World {
     pub(super) fn new_engine(&self, node: NodeId) -> Engine {
         let target = &self.nodes[node.index()];
         let life = u64::from(target.life);
-        let incarnation =
-            Rng::keyed(self.plan.seed, Stream::Identity, life << 8 | u64::from(node.raw()) | 128);
+        let incarnation = Rng::keyed(
+            self.plan.seed,
+            Stream::Identity,
+            life << 8 | u64::from(node.raw()) | 128,
+        );
         Engine::new(EngineConfig {
             node,
             resource: self.resource,
@@ -52,7 +55,9 @@ impl World {
     pub(super) fn attach_if_quiet(&mut self, node: NodeId) {
         let target = self.node(node);
         let quiet = target.jobs.is_empty();
-        let Some(side) = target.engine_side() else { return };
+        let Some(side) = target.engine_side() else {
+            return;
+        };
         if side.attach_wanted && quiet {
             side.attach_wanted = false;
             self.send_to(node, 0, Arrival::AttachNow);
@@ -94,10 +99,13 @@ impl World {
     pub(super) fn step_engine(&mut self, node: NodeId, input: Input) {
         let local = self.local_now(node);
         let mut out = Vec::new();
-        let Some(side) = self.node(node).engine_side() else { return };
+        let Some(side) = self.node(node).engine_side() else {
+            return;
+        };
         if side.lease != side.lease_seen {
             side.lease_seen = side.lease;
-            side.engine.handle(local, Input::Lease { until: side.lease }, &mut out);
+            side.engine
+                .handle(local, Input::Lease { until: side.lease }, &mut out);
         }
         match &input {
             Input::Activate(activation) => side.activated = Some(activation.view().number),
@@ -112,9 +120,12 @@ impl World {
         }
         if self.trace.is_text() && !is_dull(&input) {
             let text = short(&input);
-            self.trace.say(self.now, || format!("{node:?} engine < {text}"));
+            self.trace
+                .say(self.now, || format!("{node:?} engine < {text}"));
         }
-        let Some(side) = self.node(node).engine_side() else { return };
+        let Some(side) = self.node(node).engine_side() else {
+            return;
+        };
         side.engine.handle(local, input, &mut out);
         self.carry_engine(node, out);
         self.schedule_engine_tick(node);
@@ -124,12 +135,23 @@ impl World {
         let now = self.now;
         let target = self.node(node);
         let (life, clock) = (target.life, target.clock);
-        let Some(side) = target.engine_side() else { return };
-        let Some(deadline) = side.engine.next_deadline() else { return };
+        let Some(side) = target.engine_side() else {
+            return;
+        };
+        let Some(deadline) = side.engine.next_deadline() else {
+            return;
+        };
         let at = clock.when(deadline, now);
         if side.tick.is_none_or(|tick| tick > at || tick <= now) {
             side.tick = Some(at);
-            self.schedule_at(at, Event::Arrive { node, life, what: Arrival::EngineTick });
+            self.schedule_at(
+                at,
+                Event::Arrive {
+                    node,
+                    life,
+                    what: Arrival::EngineTick,
+                },
+            );
         }
     }
 
@@ -137,7 +159,8 @@ impl World {
         for action in actions {
             if self.trace.is_text() && !is_dull_action(&action) {
                 let text = short(&action);
-                self.trace.say(self.now, || format!("{node:?} engine > {text}"));
+                self.trace
+                    .say(self.now, || format!("{node:?} engine > {text}"));
             }
             match action {
                 Action::Disk { op, command } => self.submit_disk(node, op, command),
@@ -168,7 +191,9 @@ impl World {
         request: RequestId,
         result: Result<GuestReply, GuestError>,
     ) {
-        let Some(side) = self.node(node).engine_side() else { return };
+        let Some(side) = self.node(node).engine_side() else {
+            return;
+        };
         let activated = side.activated;
         let Some(asked) = side.asked.remove(&request) else {
             self.fail(Violation::new(
@@ -177,7 +202,8 @@ impl World {
             ));
             return;
         };
-        self.trace.note(self.now, request.0 << 8 | u64::from(result.is_ok()));
+        self.trace
+            .note(self.now, request.0 << 8 | u64::from(result.is_ok()));
         if let Ok(reply) = result {
             let Some(view) = activated else {
                 self.fail(Violation::new(
@@ -202,21 +228,23 @@ impl World {
             EngineEvent::DiskFailed(_) => Some(EngineReport::LocalDiskFailed),
             EngineEvent::PeerLost => Some(EngineReport::PeerLost),
             EngineEvent::PeerDiskFailed => Some(EngineReport::PeerDiskFailed),
-            EngineEvent::Connected { peer_replica } => {
-                Some(EngineReport::SessionUp { peer_replica: *peer_replica })
-            }
+            EngineEvent::Connected { peer_replica } => Some(EngineReport::SessionUp {
+                peer_replica: *peer_replica,
+            }),
             EngineEvent::Disconnected => Some(EngineReport::SessionDown),
             EngineEvent::ResyncDone => Some(EngineReport::ResyncDone),
-            EngineEvent::AddPrepared { view, replica } => {
-                Some(EngineReport::AddPrepared { view: *view, replica: *replica })
-            }
+            EngineEvent::AddPrepared { view, replica } => Some(EngineReport::AddPrepared {
+                view: *view,
+                replica: *replica,
+            }),
             EngineEvent::AddAborted { view } => Some(EngineReport::AddAborted { view: *view }),
             EngineEvent::LeavePrepared { view } => {
                 Some(EngineReport::LeavePrepared { view: *view })
             }
-            EngineEvent::Drained { seal, ok } => {
-                Some(EngineReport::Drained { seal: *seal, ok: *ok })
-            }
+            EngineEvent::Drained { seal, ok } => Some(EngineReport::Drained {
+                seal: *seal,
+                ok: *ok,
+            }),
             EngineEvent::Quiesced => Some(EngineReport::Quiesced),
             EngineEvent::Attached(_)
             | EngineEvent::Changed
@@ -279,8 +307,10 @@ fn is_dull(input: &Input) -> bool {
 fn is_dull_action(action: &Action) -> bool {
     matches!(
         action,
-        Action::Send { message: Message::Ping | Message::Pong, .. }
-            | Action::Event(EngineEvent::Changed)
+        Action::Send {
+            message: Message::Ping | Message::Pong,
+            ..
+        } | Action::Event(EngineEvent::Changed)
     )
 }
 

@@ -19,7 +19,8 @@ impl World {
         }
         let fault = self.plan.faults[nr].clone();
         self.figures.faults += 1;
-        self.trace.say(self.now, || format!("FAULT {nr} begins: {:?}", fault.what));
+        self.trace
+            .say(self.now, || format!("FAULT {nr} begins: {:?}", fault.what));
         match fault.what {
             FaultWhat::Kill(node) => {
                 self.node(node).held_down += 1;
@@ -32,7 +33,11 @@ impl World {
             FaultWhat::Pause(node) => self.node(node).paused += 1,
             FaultWhat::Cut(wires) => wires.into_iter().for_each(|wire| self.wires.cut(wire)),
             FaultWhat::Slow { extra } => self.slow += extra,
-            FaultWhat::DiskError { node, op, per_mille } => {
+            FaultWhat::DiskError {
+                node,
+                op,
+                per_mille,
+            } => {
                 self.node(node).broken.data.push((op, per_mille));
             }
             FaultWhat::MetaError { node, per_mille } => {
@@ -51,7 +56,8 @@ impl World {
             return;
         }
         let fault = self.plan.faults[nr].clone();
-        self.trace.say(self.now, || format!("FAULT {nr} ends: {:?}", fault.what));
+        self.trace
+            .say(self.now, || format!("FAULT {nr} ends: {:?}", fault.what));
         match fault.what {
             FaultWhat::Kill(node) => {
                 self.node(node).held_down -= 1;
@@ -65,7 +71,11 @@ impl World {
             }
             FaultWhat::Cut(wires) => wires.into_iter().for_each(|wire| self.wires.mend(wire)),
             FaultWhat::Slow { extra } => self.slow -= extra,
-            FaultWhat::DiskError { node, op, per_mille } => {
+            FaultWhat::DiskError {
+                node,
+                op,
+                per_mille,
+            } => {
                 let errors = &mut self.node(node).broken.data;
                 if let Some(at) = errors.iter().position(|error| *error == (op, per_mille)) {
                     errors.remove(at);
@@ -134,9 +144,14 @@ impl World {
     }
 
     fn unsettled(&self) -> Option<String> {
-        let snapshots = [NodeId::A, NodeId::B]
-            .map(|node| self.nodes[node.index()].engine().map(|engine| engine.snapshot()));
-        let [Some(a), Some(b)] = snapshots else { return Some("a node is down".into()) };
+        let snapshots = [NodeId::A, NodeId::B].map(|node| {
+            self.nodes[node.index()]
+                .engine()
+                .map(|engine| engine.snapshot())
+        });
+        let [Some(a), Some(b)] = snapshots else {
+            return Some("a node is down".into());
+        };
         if let Some(why) = state::unsettled([&a, &b]) {
             return Some(why);
         }
@@ -146,8 +161,13 @@ impl World {
     /// After the heal an operator attaches what failed once more; it comes back by a resync.
     fn reattach(&mut self) {
         for node in [NodeId::A, NodeId::B] {
-            let Some(engine) = self.nodes[node.index()].engine() else { continue };
-            if matches!(engine.snapshot().disk, DiskState::Diskless | DiskState::Failed) {
+            let Some(engine) = self.nodes[node.index()].engine() else {
+                continue;
+            };
+            if matches!(
+                engine.snapshot().disk,
+                DiskState::Diskless | DiskState::Failed
+            ) {
                 self.want_attach(node);
             }
         }
@@ -156,7 +176,9 @@ impl World {
     /// Every replica the view counts on has failed: nothing but `--force` helps, and a simulation
     /// does not force.
     fn no_good_replica_left(&self) -> bool {
-        let Some(view) = self.writer.newest() else { return false };
+        let Some(view) = self.writer.newest() else {
+            return false;
+        };
         [NodeId::A, NodeId::B]
             .into_iter()
             .filter(|node| view.in_sync.contains(*node))

@@ -29,15 +29,25 @@ impl World {
             self.schedule(50 * MILLIS, Event::Dial { life });
             return;
         }
-        let Some(side) = dialler.engine_side() else { return };
+        let Some(side) = dialler.engine_side() else {
+            return;
+        };
         if !side.sessions.is_empty() {
             return;
         }
         let backoff = side.next_backoff();
         let mut waited = 0;
         for path in Path::ALL {
-            let there = Wire { from: NodeId::B, to: NodeId::A, path };
-            let back = Wire { from: NodeId::A, to: NodeId::B, path };
+            let there = Wire {
+                from: NodeId::B,
+                to: NodeId::A,
+                path,
+            };
+            let back = Wire {
+                from: NodeId::A,
+                to: NodeId::B,
+                path,
+            };
             if !self.wires.is_up(there) || !self.wires.is_up(back) || !self.node(NodeId::A).powered
             {
                 waited += CONNECT_TIMEOUT;
@@ -70,9 +80,9 @@ impl World {
     }
 
     fn is_open(&self, node: NodeId, session: SessionId) -> bool {
-        self.connections.get(&session).is_some_and(|connection| {
-            connection.socket(connection.end_of(node)) == Socket::Open
-        })
+        self.connections
+            .get(&session)
+            .is_some_and(|connection| connection.socket(connection.end_of(node)) == Socket::Open)
     }
 
     pub(super) fn on_link_up(&mut self, node: NodeId, session: SessionId) {
@@ -84,10 +94,12 @@ impl World {
     pub(super) fn send_frame(&mut self, node: NodeId, session: SessionId, message: &Message) {
         let delay = self.link_delay();
         let now = self.now;
-        let view = self.nodes[node.index()].engine().map_or(ViewNumber::NONE, |engine| {
-            engine.snapshot().view
-        });
-        let Some(connection) = self.connections.get_mut(&session) else { return };
+        let view = self.nodes[node.index()]
+            .engine()
+            .map_or(ViewNumber::NONE, |engine| engine.snapshot().view);
+        let Some(connection) = self.connections.get_mut(&session) else {
+            return;
+        };
         let end = connection.end_of(node);
         if connection.socket(end) != Socket::Open {
             return;
@@ -100,7 +112,9 @@ impl World {
     /// Makes sure that somebody looks when the next segment arrives.
     fn arm(&mut self, session: SessionId, from: End) {
         let now = self.now;
-        let Some(connection) = self.connections.get_mut(&session) else { return };
+        let Some(connection) = self.connections.get_mut(&session) else {
+            return;
+        };
         if let Some(at) = connection.arm(from, now) {
             self.schedule_at(at, Event::Wire { session, from });
         }
@@ -112,7 +126,9 @@ impl World {
             connection.disarm(from);
         }
         loop {
-            let Some(connection) = self.connections.get_mut(&session) else { return };
+            let Some(connection) = self.connections.get_mut(&session) else {
+                return;
+            };
             let up = self.wires.is_up(connection.wire(from));
             let segment = match connection.poll(from, now, up) {
                 Polled::Empty => break,
@@ -139,7 +155,11 @@ impl World {
                 _ => {}
             }
         }
-        if self.connections.get(&session).is_some_and(Connection::is_over) {
+        if self
+            .connections
+            .get(&session)
+            .is_some_and(Connection::is_over)
+        {
             self.connections.remove(&session);
         }
     }
@@ -197,7 +217,9 @@ impl World {
     fn forget_session(&mut self, node: NodeId, session: SessionId) {
         let target = self.node(node);
         let life = target.life;
-        let Some(side) = target.engine_side() else { return };
+        let Some(side) = target.engine_side() else {
+            return;
+        };
         side.sessions.retain(|open| *open != session);
         if node == NodeId::B {
             let backoff = side.next_backoff();
@@ -212,7 +234,9 @@ impl World {
         for session in sessions {
             let delay = self.link_delay();
             let mut rng = self.rng(Stream::Link);
-            let Some(connection) = self.connections.get_mut(&session) else { continue };
+            let Some(connection) = self.connections.get_mut(&session) else {
+                continue;
+            };
             let end = connection.end_of(node);
             match (connection.socket(end), vanished) {
                 (Socket::Open, false) => connection.kill(end, now, delay, &mut rng),

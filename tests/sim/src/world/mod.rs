@@ -190,7 +190,9 @@ impl World {
     pub fn new(plan: Plan, planted: Option<Planted>, text: bool) -> Self {
         let cells = plan.options.volume_blocks * CELLS_PER_BLOCK;
         let nodes = NodeId::ALL.map(|node| Node::new(node, &plan));
-        let clients = (0..plan.options.clients).map(|_| Client::default()).collect();
+        let clients = (0..plan.options.clients)
+            .map(|_| Client::default())
+            .collect();
         Self {
             wires: Wires::new(plan.seed, plan.options.net),
             planted,
@@ -229,7 +231,10 @@ impl World {
         self.schedule_plan();
         while !self.done && self.violation.is_none() {
             let Some(((at, _), event)) = self.heap.pop_first() else {
-                self.fail(Violation::new("liveness", "nothing happens any more".into()));
+                self.fail(Violation::new(
+                    "liveness",
+                    "nothing happens any more".into(),
+                ));
                 break;
             };
             self.now = at;
@@ -243,7 +248,8 @@ impl World {
         self.figures.failovers = self.writer.failovers() as u64;
         self.figures.over_budget = u64::from(self.over_budget);
         if let Some(violation) = &self.violation {
-            self.trace.say(self.now, || format!("VIOLATION {violation}"));
+            self.trace
+                .say(self.now, || format!("VIOLATION {violation}"));
         }
         Outcome {
             violation: self.violation,

@@ -32,7 +32,10 @@ pub(super) enum Arrival {
     /// A frame arrived.
     Frame { session: SessionId, bytes: Vec<u8> },
     /// A connection ended.
-    LinkDown { session: SessionId, reason: LinkDownReason },
+    LinkDown {
+        session: SessionId,
+        reason: LinkDownReason,
+    },
     /// A deadline of the controller.
     ControllerTick,
     /// A deadline of the engine.
@@ -222,11 +225,18 @@ impl Node {
 
     /// The durable record of the resource, if there is one.
     pub(super) fn record(&self) -> VoterRecord {
-        self.store.durable().get(&StoreKey::Record).copied().unwrap_or_default()
+        self.store
+            .durable()
+            .get(&StoreKey::Record)
+            .copied()
+            .unwrap_or_default()
     }
 
     pub(super) fn has_session(&self, session: SessionId) -> bool {
-        let side = self.process.as_ref().and_then(|process| process.engine.as_ref());
+        let side = self
+            .process
+            .as_ref()
+            .and_then(|process| process.engine.as_ref());
         side.is_some_and(|side| side.sessions.contains(&session))
     }
 
@@ -283,7 +293,9 @@ impl World {
         let delay = self.draw(Stream::Thread, self.plan.options.thread_delay);
         let earliest = self.now.plus(delay);
         let life = self.node(node).life;
-        let Some(process) = &mut self.node(node).process else { return };
+        let Some(process) = &mut self.node(node).process else {
+            return;
+        };
         process.to_engine_at = process.to_engine_at.max(earliest);
         let at = process.to_engine_at;
         let what = Arrival::Engine(input);
@@ -295,7 +307,9 @@ impl World {
         let delay = self.draw(Stream::Thread, self.plan.options.thread_delay);
         let earliest = self.now.plus(delay);
         let life = self.node(node).life;
-        let Some(process) = &mut self.node(node).process else { return };
+        let Some(process) = &mut self.node(node).process else {
+            return;
+        };
         process.to_controller_at = process.to_controller_at.max(earliest);
         let at = process.to_controller_at;
         let what = Arrival::Controller(input);
@@ -314,7 +328,9 @@ impl World {
         let record = target.store.durable().get(&StoreKey::Record).copied();
         target.store_free_at = SimTime(0);
         let controller = self.new_controller(node, record);
-        let engine = node.is_data().then(|| EngineSide::new(self.new_engine(node)));
+        let engine = node
+            .is_data()
+            .then(|| EngineSide::new(self.new_engine(node)));
         let now = self.now;
         self.node(node).process = Some(Process {
             controller,
@@ -324,7 +340,8 @@ impl World {
             to_controller_at: now,
             orders: 0,
         });
-        self.trace.say(now, || format!("{node:?} starts, life {life}"));
+        self.trace
+            .say(now, || format!("{node:?} starts, life {life}"));
         self.step_controller(node, ControllerInput::Tick);
         if node.is_data() {
             self.step_engine(node, EngineInput::Admin(AdminRequest::Connect));

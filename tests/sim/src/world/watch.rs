@@ -1,9 +1,7 @@
 //! Where the checkers are called, and what they are shown.
 
 use replicator::engine::{AttachError, GuestReply};
-use replicator::meta::{
-    Layout, Loader, Recovered, ReplicaState, Superblock, format,
-};
+use replicator::meta::{Layout, Loader, Recovered, ReplicaState, Superblock, format};
 use replicator::types::{BLOCK_LEN, BlockIndex, InSync, NodeId, View, ViewNumber, VolumeId};
 
 use crate::checkers::history::Must;
@@ -19,7 +17,9 @@ use super::{Planted, World};
 const DATA_NODES: [NodeId; 2] = [NodeId::A, NodeId::B];
 
 fn cell_of(content: &Content, cell: u64) -> Value {
-    let Some(bytes) = content else { return Value::Zero };
+    let Some(bytes) = content else {
+        return Value::Zero;
+    };
     let at = usize::try_from(cell % CELLS_PER_BLOCK).expect("below eight") * CELL_LEN;
     stamp::identify(cell, &bytes[at..at + CELL_LEN])
 }
@@ -87,8 +87,15 @@ impl World {
         if core::mem::take(&mut self.disturbed) {
             let cells: Vec<_> = self.history.touched().collect();
             self.check_replicas(cells, Must::Acknowledged, None)?;
-            let in_sync = self.writer.newest().map(|view| view.in_sync).unwrap_or_default();
-            for node in DATA_NODES.into_iter().filter(|node| in_sync.contains(*node)) {
+            let in_sync = self
+                .writer
+                .newest()
+                .map(|view| view.in_sync)
+                .unwrap_or_default();
+            for node in DATA_NODES
+                .into_iter()
+                .filter(|node| in_sync.contains(*node))
+            {
                 self.node(node).tainted = false;
             }
         }
@@ -103,7 +110,9 @@ impl World {
         must: Must,
         since: Option<crate::clock::SimTime>,
     ) -> Checked {
-        let Some(in_sync) = self.writer.newest().map(|view| view.in_sync) else { return Ok(()) };
+        let Some(in_sync) = self.writer.newest().map(|view| view.in_sync) else {
+            return Ok(());
+        };
         for node in DATA_NODES {
             let target = &self.nodes[node.index()];
             let lost = since.is_some_and(|since| target.power_cut_at.is_some_and(|at| at >= since));
@@ -130,8 +139,7 @@ impl World {
             self.history.forget(write);
         }
         let kinds = &self.plan.options.kinds;
-        let broken =
-            kinds.contains(&FaultKind::DiskError) || kinds.contains(&FaultKind::MetaError);
+        let broken = kinds.contains(&FaultKind::DiskError) || kinds.contains(&FaultKind::MetaError);
         if !broken {
             let detail = format!("{node:?} fails {:?} though no disk does", asked.op);
             self.fail(Violation::new("needless error", detail));
@@ -146,7 +154,9 @@ impl World {
         self.forget_unanswered(node.peer());
         self.history.close_unknown(self.now);
         self.watch_marks("at activation");
-        let Some(view) = self.writer.newest().copied() else { return };
+        let Some(view) = self.writer.newest().copied() else {
+            return;
+        };
         if !view.in_sync.contains(node) {
             return;
         }
@@ -157,8 +167,14 @@ impl World {
 
     /// Requests of another activation stay with their engine, but count as unknown.
     fn forget_unanswered(&mut self, node: NodeId) {
-        let Some(side) = self.node(node).engine_side() else { return };
-        let writes: Vec<_> = side.asked.values().filter_map(|asked| asked.write).collect();
+        let Some(side) = self.node(node).engine_side() else {
+            return;
+        };
+        let writes: Vec<_> = side
+            .asked
+            .values()
+            .filter_map(|asked| asked.write)
+            .collect();
         for write in writes {
             self.history.forget(write);
         }
@@ -178,19 +194,29 @@ impl World {
     /// A voter's record may have become durable.
     pub(super) fn note_store(&mut self, node: NodeId) {
         let target = &self.nodes[node.index()];
-        let Some((ballot, view)) = target.record().acceptor.accepted else { return };
-        let accepted = Accepted { voter: target.voter, ballot, view };
+        let Some((ballot, view)) = target.record().acceptor.accepted else {
+            return;
+        };
+        let accepted = Accepted {
+            voter: target.voter,
+            ballot,
+            view,
+        };
         let before = self.writer.newest().map(|view| view.number);
         let checked = self.writer.note_accepted(node, accepted);
         self.check(checked);
         if self.trace.is_text() && self.writer.newest().map(|view| view.number) != before {
             let view = self.writer.newest().copied();
-            self.trace.say(self.now, || format!("CHOSEN {}", view.map_or_else(String::new, tell)));
+            self.trace.say(self.now, || {
+                format!("CHOSEN {}", view.map_or_else(String::new, tell))
+            });
         }
     }
 
     pub(super) fn watch_state(&mut self, node: NodeId) {
-        let Some(engine) = self.nodes[node.index()].engine() else { return };
+        let Some(engine) = self.nodes[node.index()].engine() else {
+            return;
+        };
         let checked = state::check_truth(node, &engine.snapshot(), self.writer.newest());
         self.check(checked);
     }
@@ -210,7 +236,9 @@ impl World {
         if !node.is_data() {
             return;
         }
-        let Some(in_sync) = self.writer.newest().map(|view| view.in_sync) else { return };
+        let Some(in_sync) = self.writer.newest().map(|view| view.in_sync) else {
+            return;
+        };
         self.node(node).tainted = true;
         let good: Vec<_> = DATA_NODES
             .into_iter()
@@ -218,10 +246,16 @@ impl World {
             .collect();
         let nodes = &self.nodes;
         let holds = |node: &NodeId, cell: u64| {
-            cell_of(&nodes[node.index()].data.current(cell / CELLS_PER_BLOCK), cell)
+            cell_of(
+                &nodes[node.index()].data.current(cell / CELLS_PER_BLOCK),
+                cell,
+            )
         };
-        let untainted: Vec<_> =
-            good.iter().filter(|node| !nodes[node.index()].tainted).copied().collect();
+        let untainted: Vec<_> = good
+            .iter()
+            .filter(|node| !nodes[node.index()].tainted)
+            .copied()
+            .collect();
         let checked = self.history.power_cut(self.now, |cell| {
             untainted.iter().map(|node| holds(node, cell)).collect()
         });
@@ -245,12 +279,15 @@ impl World {
 
     /// Blocks that differ are marked in somebody's durable metadata.
     pub(super) fn watch_marks(&mut self, when: &str) {
-        if self.violation.is_some() || self.is_marked_failed(NodeId::A)
+        if self.violation.is_some()
+            || self.is_marked_failed(NodeId::A)
             || self.is_marked_failed(NodeId::B)
         {
             return;
         }
-        let [Ok(a), Ok(b)] = DATA_NODES.map(|node| self.load_metadata(node)) else { return };
+        let [Ok(a), Ok(b)] = DATA_NODES.map(|node| self.load_metadata(node)) else {
+            return;
+        };
         if everything_is_marked(&a, &b) {
             return;
         }
@@ -280,9 +317,8 @@ impl World {
     }
 
     pub(super) fn superblock_says_failed(&self, node: NodeId) -> bool {
-        self.load_metadata(node).is_ok_and(|recovered| {
-            recovered.superblock.current().state == ReplicaState::Failed
-        })
+        self.load_metadata(node)
+            .is_ok_and(|recovered| recovered.superblock.current().state == ReplicaState::Failed)
     }
 
     // --- The end ----------------------------------------------------------------------------
@@ -345,14 +381,21 @@ fn everything_is_marked(a: &Recovered, b: &Recovered) -> bool {
     let knows = |one: &Superblock, other: &Superblock| one.bitmap_base == Some(other.replica);
     match (blank(a), blank(b)) {
         (true, true) => true,
-        (true, false) => !(knows(b, a) || b.bitmap_base.is_none() && b.zero_proven && a.zero_proven),
-        (false, true) => !(knows(a, b) || a.bitmap_base.is_none() && a.zero_proven && b.zero_proven),
+        (true, false) => {
+            !(knows(b, a) || b.bitmap_base.is_none() && b.zero_proven && a.zero_proven)
+        }
+        (false, true) => {
+            !(knows(a, b) || a.bitmap_base.is_none() && a.zero_proven && b.zero_proven)
+        }
         (false, false) => !(knows(a, b) && knows(b, a)),
     }
 }
 
 fn on_replica(node: NodeId, violation: Violation) -> Violation {
-    Violation { detail: format!("replica of {node:?}: {}", violation.detail), ..violation }
+    Violation {
+        detail: format!("replica of {node:?}: {}", violation.detail),
+        ..violation
+    }
 }
 
 fn tell(view: View) -> String {

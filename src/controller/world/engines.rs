@@ -1,0 +1,211 @@
+//! The engines and the session between them, reduced to what the controller can tell apart: who has
+//! which acknowledged writes, and whether the other end is there.
+
+use replicator::types::{InSync, Instant, NodeId};
+
+use super::super::*;
+use super::{A, B, Happening, World, ms};
+
+impl World {
+    pub(super) fn command(&mut self, index: usize, command: EngineCommand) {
+        let incarnation = self.nodes[index].incarnation;
+        let later = |report| Happening::Report {
+            node: index,
+            incarnation,
+            report,
+        };
+        let engine = &mut self.nodes[index].engine;
+        match command {
+            EngineCommand::Activate(activation) => {
+                engine.active = Some(*activation.view());
+                engine.add_begun = false;
+                engine.lease = Instant::ZERO;
+                engine.quiet = false;
+                engine.peer_lost_told = false;
+                if let Some(facts) = &mut engine.facts {
+                    facts.blank = false;
+                }
+                self.close_session();
+            }
+            EngineCommand::StepDown(_) => {
+                engine.active = None;
+                engine.add_begun = false;
+                engine.quiet = false;
+                self.close_session();
+            }
+            EngineCommand::Committed(committed) => {
+                let view = *committed.view();
+                let peer = NodeId::ALL[1 - index];
+                if engine.active.is_some() {
+                    engine.active = Some(view);
+                    if !view.in_sync.contains(peer) {
+                        engine.add_begun = false;
+                        self.close_session();
+                    }
+                }
+            }
+            EngineCommand::Learned(view) => {
+                engine.whole = view.in_sync.contains(NodeId::ALL[index]);
+                if !engine.whole {
+                    if let Some(facts) = &mut engine.facts {
+                        facts.eligible = false;
+                    }
+                } else if let Some(facts) = &mut engine.facts {
+                    facts.blank = false;
+                    if !facts.eligible {
+                        facts.eligible = true;
+                        let facts = *facts;
+                        self.later(ms(1), later(EngineReport::Replica(facts)));
+                    }
+                }
+            }
+            EngineCommand::Lease { until } => engine.lease = engine.lease.max(until),
+            EngineCommand::Drain { seal } => {
+                engine.seal = engine.seal.max(seal);
+                let ok = !engine.drain_fails;
+                self.close_session();
+                self.later(ms(10), later(EngineReport::Drained { seal, ok }));
+            }
+            EngineCommand::BeginAdd { view } => {
+                engine.add_begun = true;
+                let replica = self.nodes[1 - index]
+                    .engine
+                    .facts
+                    .map(|facts| facts.replica);
+                let report = match replica.filter(|_| self.session.is_some()) {
+                    Some(replica) => EngineReport::AddPrepared { view, replica },
+                    None => EngineReport::AddAborted { view },
+                };
+                self.later(ms(5), later(report));
+            }
+            EngineCommand::Quiesce => {
+                engine.quiet = true;
+                self.later(ms(5), later(EngineReport::Quiesced));
+            }
+            EngineCommand::Unquiesce => engine.quiet = false,
+            EngineCommand::ProposalAborted | EngineCommand::MarkDone { .. } => {}
+        }
+    }
+
+    /// A guest writes wherever a gate is open.
+    pub(super) fn write(&mut self) {
+        if self.idle {
+            return;
+        }
+        let Some(node) = self.who_serves() else {
+            return;
+        };
+        let view = self.nodes[node].engine.active.expect("serves");
+        let peer = 1 - node;
+        let mirrored = self.session.is_some() && self.resynced;
+        if self.strict(node, &view) && !mirrored {
+            return;
+        }
+        if self.nodes[node].paused || (mirrored && self.nodes[peer].paused) {
+            return;
+        }
+        self.acked += 1;
+        self.nodes[node].engine.data = self.acked;
+        if mirrored {
+            self.nodes[peer].engine.data = self.acked;
+        }
+        self.first_ack_after_mark
+            .get_or_insert(self.now / 1_000_000);
+    }
+
+    /// Whether a session could exist now, and for which Primary.
+    fn session_primary(&self) -> Option<usize> {
+        let connected = !self.data_cut
+            && !self.cut.contains(&(A, B))
+            && !self.cut.contains(&(B, A))
+            && (0..2).all(|node| {
+                self.nodes[node].controller.is_some() && self.nodes[node].engine.facts.is_some()
+            });
+        let mut active = (0..2).filter(|node| self.nodes[*node].engine.active.is_some());
+        let (primary, other) = (active.next(), active.next());
+        let primary = primary.filter(|_| connected && other.is_none())?;
+        let view = self.nodes[primary].engine.active?;
+        // R6: nothing of a sealed view is taken.
+        (view.number > self.nodes[1 - primary].engine.seal).then_some(primary)
+    }
+
+    pub(super) fn tend_session(&mut self) {
+        match self.session_primary() {
+            None => self.close_session(),
+            Some(_) if self.session.is_none() && self.session_wanted.is_none() => {
+                self.sessions += 1;
+                let generation = self.sessions;
+                self.session_wanted = Some(generation);
+                // After the engines told that the last one ended.
+                self.later_between(ms(5), ms(60), Happening::SessionOpens { generation });
+            }
+            Some(_) => {}
+        }
+        for node in 0..2 {
+            let Some(view) = self.nodes[node].engine.active else {
+                continue;
+            };
+            let lost = self.strict(node, &view) && self.session.is_none();
+            if lost && !self.nodes[node].engine.peer_lost_told && !self.nodes[node].paused {
+                self.report(node, EngineReport::PeerLost);
+            }
+            self.nodes[node].engine.peer_lost_told = lost;
+        }
+    }
+
+    pub(super) fn open_session(&mut self, generation: u64) {
+        if self.session_wanted != Some(generation) {
+            return;
+        }
+        self.session_wanted = None;
+        let Some(primary) = self.session_primary() else {
+            return;
+        };
+        self.session = Some(generation);
+        let view = self.nodes[primary].engine.active.expect("Primary");
+        let peer = 1 - primary;
+        self.resynced = view.in_sync == InSync::BOTH;
+        if self.resynced {
+            // What one of them has beyond the acknowledged ones was never acknowledged.
+            let data = self.nodes[primary].engine.data;
+            self.nodes[peer].engine.data = data;
+        }
+        for node in 0..2 {
+            let peer_replica = self.nodes[1 - node].engine.facts.map(|facts| facts.replica);
+            self.report(node, EngineReport::SessionUp { peer_replica });
+        }
+        self.later(ms(80), Happening::ResyncEnds { generation });
+    }
+
+    pub(super) fn end_resync(&mut self, generation: u64) {
+        let Some(primary) = self.session_primary() else {
+            return;
+        };
+        if self.session != Some(generation) || self.resynced {
+            return;
+        }
+        self.resynced = true;
+        self.nodes[1 - primary].engine.data = self.nodes[primary].engine.data;
+        self.report(primary, EngineReport::ResyncDone);
+    }
+
+    pub(super) fn close_session(&mut self) {
+        self.session_wanted = None;
+        if self.session.take().is_none() {
+            return;
+        }
+        self.resynced = false;
+        for node in 0..2 {
+            let incarnation = self.nodes[node].incarnation;
+            let report = EngineReport::SessionDown;
+            self.later(
+                ms(1),
+                Happening::Report {
+                    node,
+                    incarnation,
+                    report,
+                },
+            );
+        }
+    }
+}
