@@ -479,6 +479,8 @@ impl Resource {
         });
         cx.outlet.urgent.push(self.id);
         match (&mut self.active, change) {
+            // The view it serves under, accepted once more for a voter that had missed it.
+            (Some(active), None) if active.view == view => {}
             (Some(active), Some(change)) if view.primary == cx.me.node && !view.held => {
                 active.view = view;
                 self.note_own_commit(change);
