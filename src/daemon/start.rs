@@ -10,6 +10,7 @@ use std::path::Path;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -30,6 +31,11 @@ use super::voter_store::{OpenStoreError, StoreIdentity, VoterStore};
 use super::{Program, beacon, log, notify, shard, words};
 use crate::config::{self, Checked, Config, NodeRole, Scope, TimingProfile};
 use crate::controller::{Controller, ControllerSettings, Timing};
+
+/// How long an address may still be held by a killed predecessor: its end took up to 0.4 s on a busy
+/// machine, and `control.sock` is promised within 5 s.
+const BIND_PATIENCE: Duration = Duration::from_secs(2);
+const BIND_RETRY_AFTER: Duration = Duration::from_millis(20);
 
 /// Why a daemon did not start, or ended.
 #[derive(Debug)]
@@ -144,14 +150,28 @@ fn bind_all(addresses: &[SocketAddr]) -> Result<Sockets, ErrorReport> {
         let refuse = |protocol: &'static str| {
             move |error: io::Error| bind_refusal(*address, protocol, &error)
         };
-        let listener = TcpListener::bind(address).map_err(refuse("TCP"))?;
+        let listener = patiently(|| TcpListener::bind(address)).map_err(refuse("TCP"))?;
         listener.set_nonblocking(true).map_err(refuse("TCP"))?;
         sockets.listeners.push(listener);
         sockets
             .datagrams
-            .push(UdpSocket::bind(address).map_err(refuse("UDP"))?);
+            .push(patiently(|| UdpSocket::bind(address)).map_err(refuse("UDP"))?);
     }
     Ok(sockets)
+}
+
+/// Binds, giving a predecessor that was killed the time to let go: its sockets close only once the
+/// kernel has taken its ring apart.
+fn patiently<T>(mut bind: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    let deadline = clock::now().plus(BIND_PATIENCE);
+    loop {
+        match bind() {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && clock::now() < deadline => {
+                thread::park_timeout(BIND_RETRY_AFTER);
+            }
+            result => return result,
+        }
+    }
 }
 
 fn bind_refusal(address: SocketAddr, protocol: &str, error: &io::Error) -> ErrorReport {
