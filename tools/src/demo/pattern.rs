@@ -53,7 +53,7 @@ pub(super) fn encode(stamp: Stamp) -> Vec<u8> {
 
 /// What one block's bytes are.
 pub(super) fn decode(bytes: &[u8]) -> Content {
-    if bytes.iter().all(|byte| *byte == 0) {
+    if bytes == [0; BLOCK_LEN] {
         return Content::Blank;
     }
     let word = |index: usize| {

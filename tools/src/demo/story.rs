@@ -308,10 +308,7 @@ impl Story<'_> {
         takeover: Option<Duration>,
     ) -> Result<Outage, DemoError> {
         let mut shown = 0;
-        let serving = self.wait("one node serves", |story| {
-            story.look_after(writer)?;
-            story.primary()
-        })?;
+        let serving = self.serving_of(writer)?;
         let away = if serving == A { B } else { A };
         let status = self.wait("both replicas are UpToDate again", |story| {
             story.look_after(writer)?;
@@ -352,22 +349,31 @@ impl Story<'_> {
         })
     }
 
+    /// The node that acknowledged last.
+    fn serving_of(&mut self, writer: &Writer) -> Result<usize, DemoError> {
+        match writer.progress().last {
+            Some((_, node)) => Ok(node),
+            None => self.serving(),
+        }
+    }
+
     fn serving(&mut self) -> Result<usize, DemoError> {
         self.wait("one node is Primary", Self::primary)
     }
 
+    /// The Primary of the newest view: an older one may not have heard yet.
     fn primary(&mut self) -> Result<Option<usize>, DemoError> {
+        let mut newest = None;
         for node in [A, B] {
             let status = self.cluster.status(node, self.interrupt)?;
-            let role = status
-                .as_ref()
-                .and_then(resource)
-                .and_then(|resource| resource.role);
-            if role == Some(Role::Primary) {
-                return Ok(Some(node));
+            let Some(resource) = status.as_ref().and_then(resource) else {
+                continue;
+            };
+            if resource.role == Some(Role::Primary) {
+                newest = newest.max(Some((resource.view, node)));
             }
         }
-        Ok(None)
+        Ok(newest.map(|(_, node)| node))
     }
 
     fn write_for(&mut self, writer: &mut Writer, time: Duration) -> Result<(), DemoError> {

@@ -38,8 +38,12 @@ const TURN_MAX: Duration = Duration::from_millis(5);
 const FINISH_LIMIT: Duration = Duration::from_secs(5);
 /// One request in this many is a read of something acknowledged.
 const READ_EVERY: u64 = 8;
-/// Blocks that half of the writes go to, so that blocks are also rewritten.
-const HOT_BLOCKS: u64 = 512;
+/// A guest's writes have their places: this many regions, chosen by the seed, of this many blocks.
+/// A resync then copies what a guest's would, not the whole disk; half of the writes go to the
+/// first blocks of a region, so that blocks are also rewritten.
+const REGIONS: u64 = 5;
+const REGION_BLOCKS: u64 = 1024;
+const HOT_BLOCKS: u64 = 64;
 
 /// What a writer needs to know.
 pub(super) struct Plan {
@@ -258,11 +262,12 @@ impl Work {
     }
 
     fn send_one(&mut self, at: Instant) -> Result<(), DemoError> {
+        let draw = self.random.next();
+        let block = self.choose_block(draw);
         let Some(connection) = &mut self.current else {
             return Ok(());
         };
         let node = connection.node();
-        let draw = self.random.next();
         if draw.is_multiple_of(READ_EVERY) && !self.readable.is_empty() {
             let index = self
                 .random
@@ -274,12 +279,6 @@ impl Work {
             }
             return Ok(());
         }
-        let range = if draw.is_multiple_of(2) {
-            self.plan.blocks
-        } else {
-            HOT_BLOCKS.min(self.plan.blocks)
-        };
-        let block = self.random.below(range);
         if !self.busy.insert(block) {
             return Ok(());
         }
@@ -301,6 +300,20 @@ impl Work {
         // A send that fails shows when the connection is read; the write stays unanswered.
         drop(connection.send(Order::Write { stamp }, at));
         Ok(())
+    }
+
+    fn choose_block(&mut self, draw: u64) -> u64 {
+        let region = self.random.below(REGIONS);
+        let range = if draw.is_multiple_of(2) {
+            REGION_BLOCKS
+        } else {
+            HOT_BLOCKS
+        };
+        let within = self.random.below(range);
+        // Regions keep their places for the whole run; two may share one.
+        let places = (self.plan.blocks / REGION_BLOCKS).max(1);
+        let place = Random::new(self.plan.seed ^ region).below(places);
+        (place * REGION_BLOCKS + within).min(self.plan.blocks - 1)
     }
 
     fn receive(&mut self) -> Result<(), DemoError> {

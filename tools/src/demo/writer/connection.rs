@@ -137,7 +137,7 @@ impl Connection {
             let result = reply.result.map_err(|error| error.to_string());
             answers.push(Answer { order, result });
         }
-        if self.orders.is_empty() {
+        if self.is_attached() && self.orders.is_empty() {
             self.heard = at;
         }
         ended.and_then(|()| self.flush())

@@ -100,6 +100,10 @@ impl Drop for Bench {
 }
 
 fn serve(mut stream: UnixStream, disk: &Mutex<Vec<u8>>, mode: &AtomicU8) -> Option<()> {
+    if mode.load(Ordering::SeqCst) == SILENT {
+        // As of a stopped process: the connection stands, and not even a greeting comes.
+        fall_silent();
+    }
     let exports = ExportList::new(vec![Export::new("vm", BLOCKS * 4096)]).ok()?;
     let mut out: Outbox<Vec<u8>, Vec<u8>> = Outbox::new();
     let refusal = (mode.load(Ordering::SeqCst) == REFUSE).then(|| "not Primary".to_owned());
@@ -112,11 +116,8 @@ fn serve(mut stream: UnixStream, disk: &Mutex<Vec<u8>>, mode: &AtomicU8) -> Opti
                 Output::Send(bytes) => stream.write_all(bytes.as_ref()).ok()?,
                 Output::SendPayload(data) => stream.write_all(&data).ok()?,
                 Output::Submit(request) => {
-                    // Silence: this connection never says anything again.
                     if mode.load(Ordering::SeqCst) == SILENT {
-                        loop {
-                            thread::park();
-                        }
+                        fall_silent();
                     }
                     done.push((request.handle, execute(request.kind, disk, mode)));
                 }
@@ -134,6 +135,13 @@ fn serve(mut stream: UnixStream, disk: &Mutex<Vec<u8>>, mode: &AtomicU8) -> Opti
                 len
             );
         }
+    }
+}
+
+/// This connection never says anything again.
+fn fall_silent() -> ! {
+    loop {
+        thread::park();
     }
 }
 
@@ -197,6 +205,9 @@ fn a_node_that_falls_silent_is_left_for_the_one_that_serves() {
     let mut writer = bench.writer();
     wait_until(&mut writer, |progress| progress.acknowledged >= 50);
     bench.set(0, SILENT);
+    // As in a takeover: for a while neither serves.
+    let pause = now() + 2 * SILENCE_MAX;
+    wait_until(&mut writer, |_| now() >= pause);
     bench.set(1, SERVE);
     let progress = wait_until(&mut writer, |progress| {
         progress.last.is_some_and(|(_, node)| node == 1)
