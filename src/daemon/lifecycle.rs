@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use replicator::admin::{ErrorId, ErrorReport};
-use replicator::engine::AdminRequest;
+use replicator::engine::{AdminRequest, HeldReason};
 use replicator::io::clock;
 use replicator::types::{DiskState, ResourceId, Role, VolumeId};
 
@@ -255,30 +255,36 @@ impl Node {
         })
     }
 
-    /// An orderly stop of everything that runs here: flushed, sessions closed, nothing recorded as
-    /// `down`, so that it comes up again with the next start.
-    pub(super) fn stop_resources(&self) {
-        let running: Vec<_> = self
-            .config
-            .resources
-            .iter()
-            .filter(|resource| self.check_running(resource).is_ok())
-            .collect();
-        for resource in &running {
+    /// The first half of an orderly stop: everything acknowledged becomes durable and new requests
+    /// are held. The controller still runs, so that a lease or a Remove may be waited for.
+    pub(super) fn quiesce_all(&self) {
+        for resource in self.running() {
             self.admin(resource, AdminRequest::Quiesce);
         }
-        for resource in running {
+        for resource in self.running() {
             let flushed = self.wait_engine(resource, DETACH_PATIENCE, |it| {
                 it.role != Role::Primary
-                    || (it.held == Some(replicator::engine::HeldReason::Quiesce)
-                        && it.inflight == 0)
+                    || (it.held == Some(HeldReason::Quiesce) && it.inflight == 0)
             });
             if !flushed {
                 tracing::warn!("{}: stopping without the last flush", resource.name);
             }
+        }
+    }
+
+    /// The second half, after the controller's end: it must not take the closing sessions for a
+    /// lost peer and remove it, since that peer is to take over. Nothing is recorded as `down`, so
+    /// all of it comes up again with the next start.
+    pub(super) fn remove_all(&self) {
+        for resource in self.running() {
             if let Err(report) = self.remove(resource) {
                 tracing::warn!("{}: {} ({})", resource.name, report.what, report.why);
             }
         }
+    }
+
+    fn running(&self) -> Vec<&ResourceConfig> {
+        let all = self.config.resources.iter();
+        all.filter(|resource| self.check_running(resource).is_ok()).collect()
     }
 }

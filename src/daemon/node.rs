@@ -90,11 +90,11 @@ impl Node {
         self.shard.get()
     }
 
-    /// Sends to the shard; without one (the arbitrator) there is nothing to command.
+    /// Sends to the shard. The arbitrator has none and nothing to command: what its controller
+    /// says to engines is for nobody.
     pub(super) fn command(&self, command: ShardCommand) {
-        match self.shard() {
-            Some(shard) => shard.send(command),
-            None => tracing::warn!(?command, "a command for a shard on a node without one"),
+        if let Some(shard) = self.shard() {
+            shard.send(command);
         }
     }
 

@@ -65,7 +65,10 @@ pub(super) fn run(program: Program, flags: &Flags) -> Result<(), Failure> {
     let _log = log::start(&level)
         .map_err(|why| ErrorReport::new(ErrorId::BadValue, "the log cannot be started", why))?;
     for warning in warnings {
-        tracing::warn!("{}", warning.render().trim_end());
+        let place = warning.place.as_ref().map_or_else(String::new, |place| {
+            format!(" ({}:{})", place.path, place.line)
+        });
+        tracing::warn!("[{}] {}{place}", warning.id.code(), warning.message);
     }
     if config.net.insecure && !config.is_loopback() {
         tracing::warn!("[net] insecure = true: everything travels in clear text");
@@ -491,14 +494,15 @@ impl Running {
 
     fn stop(self) {
         tracing::info!("stopping");
-        self.node.stop_resources();
-        if let Some(shard) = self.shard {
-            self.node.command(ShardCommand::Stop);
-            shard.join().ok();
-        }
+        self.node.quiesce_all();
         // Full mailboxes would mean a stuck thread; the process ends either way.
         if self.node.controller.push(ControllerRequest::Stop).is_ok() {
             self.beacon.join().ok();
+        }
+        self.node.remove_all();
+        if let Some(shard) = self.shard {
+            self.node.command(ShardCommand::Stop);
+            shard.join().ok();
         }
         if self.node.store.push(StoreRequest::Stop).is_ok() {
             self.store.join().ok();
