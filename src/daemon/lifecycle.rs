@@ -285,6 +285,7 @@ impl Node {
 
     fn running(&self) -> Vec<&ResourceConfig> {
         let all = self.config.resources.iter();
-        all.filter(|resource| self.check_running(resource).is_ok()).collect()
+        all.filter(|resource| self.check_running(resource).is_ok())
+            .collect()
     }
 }

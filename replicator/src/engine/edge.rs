@@ -187,14 +187,14 @@ mod tests {
         fn parts_do_to_an_image_what_the_request_says(
             offset in 0u64..5 << 20, len in 0u64..3 << 20, seed in any::<u8>(), zero in any::<bool>()
         ) {
-            let mut image: Vec<u8> = (0u64..8 << 20).map(|i| (i % 251) as u8 | 1).collect();
+            let mut image: Vec<u8> = (0u64..8 << 20).map(|i| i.to_le_bytes()[0] | 1).collect();
             let mut expected = image.clone();
             let (start, end) = (to_usize(offset), to_usize(offset + len));
             let parts = if zero {
                 expected[start..end].fill(0);
                 zero_parts(ByteOffset(offset), ByteLen(len), true)
             } else {
-                let bytes: Vec<u8> = (0..len).map(|i| (i as u8) ^ seed).collect();
+                let bytes: Vec<u8> = (0..len).map(|i| i.to_le_bytes()[0] ^ seed).collect();
                 expected[start..end].copy_from_slice(&bytes);
                 write_parts(ByteOffset(offset), &bytes.into())
             };
