@@ -100,6 +100,11 @@ impl Engine {
         let trusted = self.strict() && (self.peer_is_equal() || self.forwarding());
         let session = match &self.session {
             Some(session) if trusted => session.id,
+            // The peer has the only good replica and will be back: the guest waits, no error.
+            _ if self.strict() && !self.local_usable() => {
+                self.parked_reads.push((what, range));
+                return;
+            }
             _ => {
                 self.on_guest_blocks(what, Err(error), out);
                 return;

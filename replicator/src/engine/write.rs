@@ -154,6 +154,8 @@ impl Engine {
     pub(super) fn submit_write(&mut self, key: Key, logged: bool, out: &mut Outbox) {
         let local_usable = self.local_usable();
         let replicating = self.replicating();
+        // The only good replica is the peer's, and it is away: sent when it is back.
+        let waits_for_peer = !local_usable && !replicating && self.strict();
         let Some(write) = self.writes.get_mut(key) else {
             return;
         };
@@ -169,7 +171,11 @@ impl Engine {
         let submitted = Submitted {
             epoch,
             local: leg(local_usable),
-            peer: leg(replicating),
+            peer: if waits_for_peer {
+                Leg::Lost
+            } else {
+                leg(replicating)
+            },
             logged,
             released: false,
         };
@@ -192,9 +198,13 @@ impl Engine {
             self.disk(DiskOp::Write(key), command, out);
         }
         self.last_write = self.now;
-        if submitted.local == Leg::Unneeded && submitted.peer == Leg::Unneeded {
+        match (submitted.local, submitted.peer) {
             // The disk failed between admission and here, and nobody else has it.
-            self.on_local_write(key, Err(DiskError::Gone), out);
+            (Leg::Unneeded, Leg::Unneeded) => {
+                self.on_local_write(key, Err(DiskError::Gone), out);
+            }
+            (Leg::Unneeded, Leg::Lost) => self.settle_write(key, out),
+            _ => {}
         }
     }
 
