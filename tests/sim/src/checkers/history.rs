@@ -421,7 +421,7 @@ impl History {
         use core::fmt::Write as _;
         let entries = &self.cells[at(cell)];
         let mut text = String::from("writes:");
-        for entry in &entries[entries.len().saturating_sub(6)..] {
+        for entry in &entries[entries.len().saturating_sub(14)..] {
             let record = self.record(entry);
             let ended = record
                 .ended

@@ -84,8 +84,6 @@ pub(super) struct Node {
     pub(super) powered: bool,
     /// Faults that keep the power off.
     pub(super) unpowered: u32,
-    /// When the power last went.
-    pub(super) power_cut_at: Option<SimTime>,
     /// It lost its power and has not been seen whole since.
     pub(super) tainted: bool,
     /// Faults that hold the process down.
@@ -188,7 +186,6 @@ impl Node {
             boots: 0,
             powered: true,
             unpowered: 0,
-            power_cut_at: None,
             tainted: false,
             held_down: 0,
             paused: 0,
@@ -382,13 +379,11 @@ impl World {
         self.trace.say(self.now, || format!("{node:?} loses power"));
         self.forget_requests(node);
         self.end_connections(node, true);
-        let now = self.now;
         let mut rng = self.rng(Stream::Power);
         let target = self.node(node);
         target.process = None;
         target.powered = false;
         target.paused = 0;
-        target.power_cut_at = Some(now);
         target.life += 1;
         target.inbox.clear();
         target.store_waiters.clear();

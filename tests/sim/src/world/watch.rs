@@ -65,7 +65,7 @@ impl World {
             (OpKind::Flush, GuestReply::Done) => {
                 self.figures.flushes += 1;
                 let cells = self.history.flush(asked.invoked);
-                self.check_replicas(cells, Must::Flushed, None)?;
+                self.check_replicas(cells, Must::Flushed, false)?;
             }
             (kind, GuestReply::Done) => {
                 let write = asked.write.expect("every other request writes");
@@ -73,10 +73,9 @@ impl World {
                 self.figures.writes += 1;
                 self.history.acknowledge(self.now, write, fua)?;
                 let cells = self.history.cells_of(write);
-                let since = Some(asked.invoked);
-                self.check_replicas(cells.clone().collect(), Must::Acknowledged, since)?;
+                self.check_replicas(cells.clone().collect(), Must::Acknowledged, false)?;
                 if fua {
-                    self.check_replicas(cells.collect(), Must::Flushed, None)?;
+                    self.check_replicas(cells.collect(), Must::Flushed, false)?;
                 }
             }
             (kind, reply) => {
@@ -86,7 +85,7 @@ impl World {
         }
         if core::mem::take(&mut self.disturbed) {
             let cells: Vec<_> = self.history.touched().collect();
-            self.check_replicas(cells, Must::Acknowledged, None)?;
+            self.check_replicas(cells, Must::Acknowledged, true)?;
             let in_sync = self
                 .writer
                 .newest()
@@ -102,21 +101,16 @@ impl World {
         Ok(())
     }
 
-    /// Every replica the newest view counts on holds these cells. One that lost its power after
-    /// `since` may have lost what it had just confirmed; that is a failure, not a broken promise.
-    fn check_replicas(
-        &self,
-        cells: Vec<u64>,
-        must: Must,
-        since: Option<crate::clock::SimTime>,
-    ) -> Checked {
+    /// Every replica the newest view counts on holds these cells. One that lost its power may have
+    /// lost what it had confirmed before: it is only asked about flushed data, and when `all`.
+    fn check_replicas(&self, cells: Vec<u64>, must: Must, all: bool) -> Checked {
         let Some(in_sync) = self.writer.newest().map(|view| view.in_sync) else {
             return Ok(());
         };
         for node in DATA_NODES {
             let target = &self.nodes[node.index()];
-            let lost = since.is_some_and(|since| target.power_cut_at.is_some_and(|at| at >= since));
-            if !in_sync.contains(node) || lost {
+            let excused = target.tainted && must == Must::Acknowledged && !all;
+            if !in_sync.contains(node) || excused {
                 continue;
             }
             for cell in &cells {
