@@ -406,9 +406,8 @@ impl Engine {
             out,
         );
         self.fail_round(error);
-        if self.active.is_some() {
-            self.begin_leave(out);
-        } else if self.session.is_some() {
+        // A Primary leaves (`pump_leave`); a Secondary says so and goes.
+        if self.active.is_none() && self.session.is_some() {
             self.send(
                 Message::NegAck {
                     write: WriteId(0),
@@ -420,20 +419,23 @@ impl Engine {
         }
     }
 
-    /// The peer serves from here on, once the Leave is committed.
-    pub(super) fn begin_leave(&mut self, out: &mut Outbox) {
-        let peer = self.config.node.peer();
-        let Some(active) = &self.active else { return };
-        if !active.view.in_sync.contains(peer) || !active.view.in_sync.contains(self.config.node) {
+    /// The local disk failed: as soon as the peer is equal it serves from here on, once the Leave
+    /// is committed. Asked once a session and view.
+    pub(super) fn pump_leave(&mut self, out: &mut Outbox) {
+        if !self.leaving() || !self.peer_is_equal() {
             return;
         }
-        let view = active.view.number.next();
-        if self.peer_is_equal() {
-            if let Some(session) = &mut self.session {
-                session.phase = Phase::ForwardSource;
-            }
-            self.send(Message::LeaveMarks { view }, out);
+        let peer = self.config.node.peer();
+        let (Some(active), Some(session)) = (&self.active, &mut self.session) else {
+            return;
+        };
+        let asked = (session.id, active.view.number.next());
+        if self.leave_asked == Some(asked) || !active.view.in_sync.contains(peer) {
+            return;
         }
+        self.leave_asked = Some(asked);
+        session.phase = Phase::ForwardSource;
+        self.send(Message::LeaveMarks { view: asked.1 }, out);
     }
 
     /// The peer said that its disk failed: it acknowledges nothing any more.

@@ -64,8 +64,8 @@ use self::tracking::{Replica, Unretired};
 use crate::protocol::Refusal;
 use crate::types::time::earliest;
 use crate::types::{
-    BlockRange, DiskError, Instant, NodeId, OpId, Payload, ResourceId, View, ViewNumber, VolumeId,
-    WriteEpoch,
+    BlockRange, DiskError, Instant, NodeId, OpId, Payload, ResourceId, SessionId, View, ViewNumber,
+    VolumeId, WriteEpoch,
 };
 
 /// What an engine is made with; never changes.
@@ -130,6 +130,8 @@ pub struct Engine {
     lease_until: Instant,
     seal: ViewNumber,
     draining: Option<ViewNumber>,
+    /// The Leave the peer was last asked to prepare.
+    leave_asked: Option<(SessionId, ViewNumber)>,
     quiesce: Option<Quiesce>,
     peer_lost_reported: bool,
     facts_reported: Option<ReplicaFacts>,
@@ -221,6 +223,7 @@ impl Engine {
             lease_until: Instant::ZERO,
             seal: ViewNumber::NONE,
             draining: None,
+            leave_asked: None,
             quiesce: None,
             peer_lost_reported: false,
             facts_reported: None,
@@ -362,6 +365,7 @@ impl Engine {
         }
         self.tick_session(out);
         self.tick_target(out);
+        self.pump_leave(out);
         self.pump_detach(out);
         self.pump_drain(out);
         self.pump_quiesce(out);
