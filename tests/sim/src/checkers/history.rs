@@ -426,7 +426,7 @@ impl History {
             let ended = record
                 .ended
                 .map_or_else(|| "-".into(), |ended| ended.0.to_string());
-            let _ = write!(
+            write!(
                 text,
                 " #{} {:?} {:?} {}..{}{}{}{};",
                 entry.write.0,
@@ -437,7 +437,8 @@ impl History {
                 if entry.seen_by.is_some() { " seen" } else { "" },
                 if entry.durable { " durable" } else { "" },
                 if entry.excused { " excused" } else { "" },
-            );
+            )
+            .expect("a string takes everything");
         }
         text
     }

@@ -199,7 +199,7 @@ impl World {
             EngineCommand::Quiesce => EngineInput::Admin(AdminRequest::Quiesce),
             EngineCommand::Unquiesce => EngineInput::Admin(AdminRequest::Unquiesce),
         };
-        self.to_engine(node, input);
+        self.tell_engine(node, input);
     }
 
     /// The lease goes beside the queue: an atomic the shard reads at each turn, and a wake-up.
@@ -281,7 +281,7 @@ impl World {
         };
         process.orders += 1;
         let order = OrderId(process.orders);
-        self.to_controller(
+        self.tell_controller(
             node,
             Input::Order {
                 order,

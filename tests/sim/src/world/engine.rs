@@ -33,7 +33,7 @@ impl World {
             boot_id: target.boot_id,
             incarnation: incarnation.clone().next_id(),
             timeout: self.peer_timeout(),
-            checksum_first: self.plan.seed % 4 == 0,
+            checksum_first: self.plan.seed.is_multiple_of(4),
         })
     }
 
@@ -182,7 +182,7 @@ impl World {
             EngineMark::Attached(replica) => ReplicaMark::Attached(replica),
         };
         let (resource, report) = (self.resource, EngineReport::Mark { op, mark });
-        self.to_controller(node, ControllerInput::Engine { resource, report });
+        self.tell_controller(node, ControllerInput::Engine { resource, report });
     }
 
     fn complete(
@@ -253,7 +253,7 @@ impl World {
             | EngineEvent::NotServing => None,
         };
         if let Some(report) = report {
-            self.to_controller(node, ControllerInput::Engine { resource, report });
+            self.tell_controller(node, ControllerInput::Engine { resource, report });
         }
         match event {
             EngineEvent::Attached(Err(error)) => {

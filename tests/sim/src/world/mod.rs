@@ -89,6 +89,10 @@ impl Planted {
 
 /// Something that happens at a moment.
 #[derive(Debug)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "moved once into the heap; a box more per event costs more"
+)]
 enum Event {
     /// At a process, if it still lives; waits while it is paused.
     Arrive {

@@ -18,6 +18,10 @@ use super::{Event, World};
 
 /// Something that arrives at a process.
 #[derive(Debug)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "moved once into the heap; a box more per event costs more"
+)]
 pub(super) enum Arrival {
     /// A datagram for the controller.
     Datagram { path: u8, bytes: Vec<u8> },
@@ -286,7 +290,7 @@ impl World {
     }
 
     /// Through the queue from the controller's thread to the engine's.
-    pub(super) fn to_engine(&mut self, node: NodeId, input: EngineInput) {
+    pub(super) fn tell_engine(&mut self, node: NodeId, input: EngineInput) {
         let delay = self.draw(Stream::Thread, self.plan.options.thread_delay);
         let earliest = self.now.plus(delay);
         let life = self.node(node).life;
@@ -300,7 +304,7 @@ impl World {
     }
 
     /// Through the queue from the engine's thread to the controller's.
-    pub(super) fn to_controller(&mut self, node: NodeId, input: ControllerInput) {
+    pub(super) fn tell_controller(&mut self, node: NodeId, input: ControllerInput) {
         let delay = self.draw(Stream::Thread, self.plan.options.thread_delay);
         let earliest = self.now.plus(delay);
         let life = self.node(node).life;
