@@ -15,6 +15,9 @@ const RECEIVE_LEN_HANDSHAKE: usize = 4 << 10;
 /// clients' payloads wait. Two clients with their largest requests fit; a thousand with small ones
 /// do too.
 const GUEST_BYTES_MAX: usize = 256 << 20;
+/// Up to this length a client with nothing else in flight gets its buffer all the same, so that
+/// clients which never read their answers cannot starve the others.
+const LONE_REQUEST_LEN_MAX: usize = 1 << 20;
 
 /// A guest request in an engine's hands.
 #[derive(Clone, Copy, Debug)]
@@ -83,11 +86,10 @@ impl Client {
         self.session.phase() == Phase::Handshake && !self.closing
     }
 
+    /// Past its handshake, and still there: one that only waits for its last answers does not keep
+    /// a resource from being demoted.
     pub(super) fn is_attached(&self) -> bool {
-        matches!(
-            self.session.phase(),
-            Phase::Transmission(_) | Phase::Draining(_)
-        )
+        matches!(self.session.phase(), Phase::Transmission(_))
     }
 
     /// The buffer for the next receive of the stream.
@@ -101,11 +103,15 @@ impl Client {
 }
 
 /// Memory for the payloads of guests' writes.
-pub(super) struct GuestBuffers(BufferPool);
+pub(super) struct GuestBuffers {
+    pool: BufferPool,
+    /// The client served now has no request in flight.
+    pub(super) lone: bool,
+}
 
 impl GuestBuffers {
     pub(super) fn new(pool: BufferPool) -> Self {
-        Self(pool)
+        Self { pool, lone: false }
     }
 }
 
@@ -113,6 +119,8 @@ impl nbd_frontend::BufferPool for GuestBuffers {
     type Buffer = AlignedBuf;
 
     fn take(&mut self, len: usize) -> Option<AlignedBuf> {
-        (self.0.out_bytes() + len <= GUEST_BYTES_MAX).then(|| self.0.take(len))
+        let lone = std::mem::take(&mut self.lone) && len <= LONE_REQUEST_LEN_MAX;
+        let fits = self.pool.out_bytes() + len <= GUEST_BYTES_MAX;
+        (lone || fits).then(|| self.pool.take(len))
     }
 }

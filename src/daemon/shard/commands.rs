@@ -123,6 +123,7 @@ impl Shard {
         };
         resource.attaching = Some(Attaching {
             setup,
+            waiting: false,
             retry_at: self.now,
             give_up_at: self.now.plus(ATTACH_WAIT),
         });
@@ -147,7 +148,10 @@ impl Shard {
         let (disk, meta) = match devices {
             Ok(devices) => devices,
             Err(error) if error.is_transient() && self.now < attaching.give_up_at => {
-                tracing::info!(name = resource.setup.name, %error, "attach waits");
+                if !attaching.waiting {
+                    tracing::info!(name = resource.setup.name, %error, "attach waits");
+                }
+                attaching.waiting = true;
                 attaching.retry_at = self.now.plus(ATTACH_PAUSE);
                 resource.attaching = Some(attaching);
                 return;

@@ -175,6 +175,7 @@ impl Shard {
         };
         let bytes = &buffer.as_ref()[*start..*end];
         let pool = &mut self.guest_buffers;
+        pool.lone = client.session.in_flight_count() == 0;
         *start += client.session.handle_bytes(bytes, pool, &mut self.nbd_out);
         let all_taken = start == end;
         if client.session.pause() == Some(Pause::Pool) {

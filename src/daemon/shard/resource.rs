@@ -47,6 +47,8 @@ pub(super) struct Resource {
 /// Devices that are in use and will be tried again.
 pub(super) struct Attaching {
     pub(super) setup: AttachSetup,
+    /// Tried before, and told.
+    pub(super) waiting: bool,
     pub(super) retry_at: Instant,
     pub(super) give_up_at: Instant,
 }
