@@ -7,7 +7,9 @@ use std::path::Path;
 
 use core::time::Duration;
 
-use nbd_frontend::{DirectReceive, Export, ExportList, HANDSHAKE_TIMEOUT, Output, Pause, Session};
+use nbd_frontend::{
+    DirectReceive, Export, ExportList, HANDSHAKE_TIMEOUT, Output, Pause, Phase, Session,
+};
 use nix::errno::Errno;
 use nix::sys::socket::{getsockopt, sockopt};
 use replicator::engine::{GuestError, GuestReply, GuestRequest, Input, Snapshot};
@@ -176,13 +178,19 @@ impl Shard {
         let bytes = &buffer.as_ref()[*start..*end];
         let pool = &mut self.guest_buffers;
         pool.lone = client.session.in_flight_count() == 0;
+        let was_shaking = client.session.phase() == Phase::Handshake;
         *start += client.session.handle_bytes(bytes, pool, &mut self.nbd_out);
+        let attaches = was_shaking && client.session.phase() != Phase::Handshake;
         let all_taken = start == end;
         if client.session.pause() == Some(Pause::Pool) {
             self.starved.push(Owner::ClientRecv(key));
         }
         if all_taken && client.session.can_receive() {
             self.receive_from_client(key);
+        }
+        if attaches {
+            // `down` must see it at once: it waits for clients only if there are some.
+            self.note_clients_changed(key);
         }
         self.take_outputs(key);
     }
