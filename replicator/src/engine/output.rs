@@ -18,7 +18,8 @@ pub enum Action {
         command: DiskCommand,
     },
     /// Do this to the metadata area and answer with `Input::MetaDone`. Requests are carried out in
-    /// order, one after the other.
+    /// order, one after the other. When a write fails, those queued behind it fail with it and are
+    /// not carried out: they may rest on it (marks first, then the log that forgets them).
     Meta {
         /// Echoed by the completion.
         op: OpId,

@@ -81,13 +81,17 @@ impl MetaQueue {
         }
     }
 
-    /// Takes the completion of one of its operations; `Some` when that ended a request.
+    /// Takes the completion of one of its operations; gives the requests that ended by it: none,
+    /// one, or after a failed write all.
     pub fn on_completion(
         &mut self,
         backend: &mut dyn Backend,
         completion: Completion,
-    ) -> Option<(OpId, DiskResult)> {
-        let current = self.current.as_mut()?;
+    ) -> Vec<(OpId, DiskResult)> {
+        let Some(current) = self.current.as_mut() else {
+            return Vec::new();
+        };
+        let is_write = !matches!(current.stage, Stage::Read { .. });
         let count = completion.count().map_err(disk_error);
         let result = match &mut current.stage {
             Stage::Read { skip, len } => {
@@ -104,7 +108,7 @@ impl MetaQueue {
                 let written = count.and_then(|count| complete(count, wanted));
                 *error = error.or(written.err());
                 if *left > 0 {
-                    return None;
+                    return Vec::new();
                 }
                 match *error {
                     Some(error) => Err(error),
@@ -116,17 +120,21 @@ impl MetaQueue {
                                 file: self.disk.file().clone(),
                             },
                         );
-                        return None;
+                        return Vec::new();
                     }
                     None => Ok(DiskReply::Done),
                 }
             }
             Stage::Syncing => count.map(|_| DiskReply::Done),
         };
-        let op = current.op;
+        let mut ended = vec![(current.op, result.clone())];
         self.current = None;
+        if let (Err(error), true) = (result, is_write) {
+            // What waits may rest on what failed: marks first, then the log that forgets them.
+            ended.extend(self.waiting.drain(..).map(|(op, _)| (op, Err(error))));
+        }
         self.start_next(backend);
-        Some((op, result))
+        ended
     }
 
     fn start_next(&mut self, backend: &mut dyn Backend) {

@@ -89,7 +89,7 @@ impl Shard {
         let Some(queue) = &mut resource.meta else {
             return;
         };
-        if let Some((op, result)) = queue.on_completion(self.backend.as_mut(), completion) {
+        for (op, result) in queue.on_completion(self.backend.as_mut(), completion) {
             self.inputs.push_back((key, Input::MetaDone { op, result }));
         }
         self.end_removal(key);

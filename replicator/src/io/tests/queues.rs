@@ -169,3 +169,38 @@ fn metadata_requests_run_in_order_one_after_the_other() {
         assert_eq!(results[6].1, Err(DiskError::Short));
     });
 }
+
+/// Promise 4 rests on it: the marks of an extent are written before the log page that forgets it.
+#[test]
+fn behind_a_failed_metadata_write_nothing_is_carried_out() {
+    each(|backend, path| {
+        let disk = Disk::open(path).unwrap();
+        let mut queue = MetaQueue::new(disk, ByteOffset(0), BufferPool::new(), Token(9 << 40));
+        let page = |offset: u64, fill: u8| MetaPage {
+            offset: ByteOffset(offset),
+            bytes: vec![fill; 4096].into(),
+        };
+        // No file reaches that far.
+        let impossible = page(i64::MAX.unsigned_abs() / 4096 * 4096, 1);
+        queue.begin(backend, OpId(0), MetaRequest::Write(vec![page(0, 1)]));
+        queue.begin(backend, OpId(1), MetaRequest::Write(vec![impossible]));
+        queue.begin(backend, OpId(2), MetaRequest::Write(vec![page(0, 2)]));
+        let (mut done, mut results) = (Vec::new(), Vec::new());
+        let begin = clock::now();
+        while queue.in_flight() > 0 {
+            assert!(clock::now().since(begin) < PATIENCE);
+            backend
+                .turn(Wait::at_most(Duration::from_millis(100)), &mut done)
+                .unwrap();
+            for completion in done.drain(..) {
+                results.extend(queue.on_completion(backend, completion));
+            }
+        }
+        let ok: Vec<_> = results
+            .iter()
+            .map(|(op, result)| (op.0, result.is_ok()))
+            .collect();
+        assert_eq!(ok, [(0, true), (1, false), (2, false)]);
+        assert_eq!(std::fs::read(path).unwrap()[0], 1);
+    });
+}

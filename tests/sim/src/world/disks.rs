@@ -227,14 +227,21 @@ impl World {
                 Ok(DiskReply::Done)
             }
         };
+        let mut ended = vec![(op, result)];
+        if let (_, Err(error)) = ended[0] {
+            // As in production: what waits behind a failed write fails with it.
+            ended.extend(target.meta_queue.drain(..).map(|job| (job.op, Err(error))));
+        }
         if !target.meta_queue.is_empty() {
             self.begin_meta(node);
         }
-        self.arrive(
-            node,
-            life,
-            Arrival::Engine(EngineInput::MetaDone { op, result }),
-        );
+        for (op, result) in ended {
+            self.arrive(
+                node,
+                life,
+                Arrival::Engine(EngineInput::MetaDone { op, result }),
+            );
+        }
     }
 
     /// The process died: the kernel finishes what it was given, mostly.
