@@ -279,7 +279,14 @@ impl Engine {
 
     /// Step-down: reads that only wait are forgotten, those on the disk end by themselves.
     pub(super) fn drop_waiting_reads(&mut self, out: &mut Outbox) {
-        self.parked_reads.clear();
+        for (what, _) in core::mem::take(&mut self.parked_reads) {
+            // No operation is under way that would end it. (Edges go with their writes.)
+            if let DiskOp::Read(key) = what
+                && let Some(read) = self.reads.get_mut(key)
+            {
+                read.started = false;
+            }
+        }
         self.blocked_reads.clear();
         let mut tickets = Vec::new();
         for key in self.reads.keys() {

@@ -259,16 +259,14 @@ impl World {
         self.schedule(PATIENCE, Event::Operator);
     }
 
-    /// Ends a hold, and moves a Primary that serves from its peer's disk to that peer.
+    /// Ends a hold, and moves a Primary that serves from its peer's disk to that peer. Where the
+    /// Primary of record is refused, the other replica in sync is tried the next time.
     fn put_right(&mut self, view: View) {
-        let good = if view.in_sync.contains(view.primary) {
-            view.primary
-        } else {
-            view.primary.peer()
-        };
-        if view.held {
+        let turn = usize::try_from(self.figures.events % 2).unwrap_or_default();
+        let good = [NodeId::A, NodeId::B][turn];
+        if view.held && view.in_sync.contains(good) {
             self.order(good, Order::Primary);
-        } else if good != view.primary {
+        } else if !view.held && !view.in_sync.contains(view.primary) {
             self.order(view.primary, Order::Secondary);
         }
     }
