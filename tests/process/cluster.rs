@@ -1,0 +1,359 @@
+//! A pair and an arbitrator on loopback, in a directory that goes when the test ends.
+
+use std::fs::{self, File};
+use std::net::{Ipv4Addr, TcpListener, UdpSocket};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use crate::tools::{Ran, program, run, twinadm, wait_for};
+
+/// The data nodes, then the arbitrator.
+pub(crate) const A: usize = 0;
+pub(crate) const B: usize = 1;
+pub(crate) const ARBITRATOR: usize = 2;
+pub(crate) const NAMES: [&str; 3] = ["kvm-a", "kvm-b", "arb"];
+/// The resource.
+pub(crate) const RES: &str = "vm-web";
+/// How long a healthy pair may take for anything.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(15);
+
+/// One test at a time: they measure time, and two cores are few.
+static TURN: Mutex<()> = Mutex::new(());
+static COUNTER: AtomicU32 = AtomicU32::new(0);
+
+/// What a cluster is made with.
+pub(crate) struct Setup {
+    pub(crate) disk_len: u64,
+    pub(crate) timing: &'static str,
+    /// In a network namespace of its own, where it can be cut (root only).
+    pub(crate) namespace: bool,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            disk_len: 64 << 20,
+            timing: "fast",
+            namespace: false,
+        }
+    }
+}
+
+/// The running cluster.
+pub(crate) struct Cluster {
+    pub(crate) dir: PathBuf,
+    pub(crate) ports: [u16; 3],
+    children: [Option<Child>; 3],
+    namespace: Option<String>,
+    _turn: MutexGuard<'static, ()>,
+}
+
+impl Cluster {
+    /// The right to measure time: nobody else has it until it is dropped.
+    pub(crate) fn turn() -> MutexGuard<'static, ()> {
+        TURN.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Directory, disks and configuration; nothing runs yet.
+    pub(crate) fn new(setup: &Setup) -> Self {
+        let turn = Self::turn();
+        let number = COUNTER.fetch_add(1, Ordering::Relaxed);
+        let name = format!("twinblk-test-{}-{number}", std::process::id());
+        // Direct I/O is what is tested: /var/tmp is a disk where /tmp may be memory.
+        let dir = Path::new("/var/tmp").join(&name);
+        fs::create_dir_all(dir.join("etc/resources.d")).unwrap();
+        let namespace = setup.namespace.then(|| {
+            program("ip", &["netns", "add", &name]).ok();
+            program("ip", &["-n", &name, "link", "set", "lo", "up"]).ok();
+            name
+        });
+        let cluster = Self {
+            dir,
+            ports: free_ports(),
+            children: Default::default(),
+            namespace,
+            _turn: turn,
+        };
+        for node in [A, B] {
+            File::create(cluster.disk(node))
+                .unwrap()
+                .set_len(setup.disk_len)
+                .unwrap();
+        }
+        cluster.configure(setup);
+        cluster
+    }
+
+    /// The same, all three running, the resource up on both and Primary on `kvm-a`, both UpToDate.
+    pub(crate) fn serving(setup: &Setup) -> Self {
+        let mut cluster = Self::new(setup);
+        for node in [A, B] {
+            cluster.adm(node, &["create-md", RES]).ok();
+        }
+        for node in [A, B, ARBITRATOR] {
+            cluster.start(node);
+        }
+        for node in [A, B] {
+            cluster.adm(node, &["up", RES]).ok();
+        }
+        cluster.adm(A, &["primary", RES]).ok();
+        cluster.wait_both_up_to_date(A);
+        cluster
+    }
+
+    fn configure(&self, setup: &Setup) {
+        let [a, b, arbitrator] = self.ports;
+        let dir = self.dir.display();
+        let timing = setup.timing;
+        fs::write(
+            self.dir.join("etc/twinblk.toml"),
+            format!(
+                "config-version = 1\n[cluster]\nname = \"lab\"\n\
+                 [node.kvm-a]\naddress = [\"127.0.0.1:{a}\"]\n\
+                 [node.kvm-b]\naddress = [\"127.0.0.1:{b}\"]\n\
+                 [node.arb]\nrole = \"arbitrator\"\naddress = [\"127.0.0.1:{arbitrator}\"]\n\
+                 [quorum]\ntiming = \"{timing}\"\nwatchdog = \"off\"\n[net]\ntls = \"off\"\n\
+                 [metrics]\nlisten = \"\"\n"
+            ),
+        )
+        .unwrap();
+        fs::write(
+            self.dir.join(format!("etc/resources.d/{RES}.toml")),
+            format!(
+                "[resource.{RES}]\n[[resource.{RES}.volume]]\nid = 0\n\
+                 disk = {{ kvm-a = \"{dir}/kvm-a.img\", kvm-b = \"{dir}/kvm-b.img\" }}\n\
+                 meta = {{ kvm-a = \"{dir}/kvm-a.md\", kvm-b = \"{dir}/kvm-b.md\" }}\n"
+            ),
+        )
+        .unwrap();
+    }
+
+    pub(crate) fn disk(&self, node: usize) -> PathBuf {
+        self.dir.join(format!("{}.img", NAMES[node]))
+    }
+
+    pub(crate) fn run_dir(&self, node: usize) -> PathBuf {
+        self.dir.join(NAMES[node]).join("run")
+    }
+
+    pub(crate) fn nbd_socket(&self, node: usize) -> PathBuf {
+        self.run_dir(node).join(format!("nbd/{RES}.sock"))
+    }
+
+    /// For qemu and libnbd programs.
+    pub(crate) fn nbd_uri(&self, node: usize) -> String {
+        format!(
+            "nbd+unix:///{RES}?socket={}",
+            self.nbd_socket(node).display()
+        )
+    }
+
+    /// The command that starts `node`.
+    pub(crate) fn daemon(&self, node: usize) -> Command {
+        let daemon = if node == ARBITRATOR {
+            env!("CARGO_BIN_EXE_twinblk-arbitrator")
+        } else {
+            env!("CARGO_BIN_EXE_twinblkd")
+        };
+        let mut command = match &self.namespace {
+            Some(namespace) => {
+                let mut command = Command::new("ip");
+                command.args(["netns", "exec", namespace, daemon]);
+                command
+            }
+            None => Command::new(daemon),
+        };
+        command
+            .arg("--config")
+            .arg(self.dir.join("etc"))
+            .args(["--node", NAMES[node], "--state-dir"])
+            .arg(self.dir.join(NAMES[node]).join("state"))
+            .arg("--run-dir")
+            .arg(self.run_dir(node))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null());
+        command
+    }
+
+    /// Starts `node`; its log is `NAME.log`.
+    pub(crate) fn start(&mut self, node: usize) {
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(self.dir.join(format!("{}.log", NAMES[node])))
+            .unwrap();
+        // A group of its own: Ctrl-C on the tests ends it through our Drop.
+        let child = self
+            .daemon(node)
+            .stderr(log)
+            .process_group(0)
+            .spawn()
+            .unwrap();
+        self.children[node] = Some(child);
+    }
+
+    pub(crate) fn pid(&self, node: usize) -> u32 {
+        self.children[node]
+            .as_ref()
+            .map(Child::id)
+            .expect("the node runs")
+    }
+
+    /// SIGKILL, and its end awaited.
+    pub(crate) fn kill(&mut self, node: usize) {
+        if let Some(mut child) = self.children[node].take() {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+
+    /// SIGTERM; how long it then took to end, at most `limit`.
+    pub(crate) fn terminate(&mut self, node: usize, limit: Duration) {
+        self.signal(node, Signal::SIGTERM);
+        let mut child = self.children[node].take().expect("the node runs");
+        let status = wait_for("the daemon ends on SIGTERM", limit, || {
+            child.try_wait().unwrap()
+        });
+        assert!(status.success(), "{status}");
+    }
+
+    pub(crate) fn signal(&self, node: usize, signal: Signal) {
+        let pid = i32::try_from(self.pid(node)).unwrap();
+        kill(Pid::from_raw(pid), signal).unwrap();
+    }
+
+    /// Drops every packet to and from `node`, or none. Needs [`Setup::namespace`].
+    pub(crate) fn isolate(&self, node: usize, cut: bool) {
+        let namespace = self.namespace.as_ref().expect("a namespace to cut in");
+        let nft = |rule: &str| {
+            program("ip", &["netns", "exec", namespace, "nft", rule]).ok();
+        };
+        if !cut {
+            return nft("flush ruleset");
+        }
+        let port = self.ports[node];
+        nft("add table inet cut; add chain inet cut wall { type filter hook input priority 0; }");
+        for direction in ["dport", "sport"] {
+            nft(&format!(
+                "add rule inet cut wall tcp {direction} {port} drop"
+            ));
+            nft(&format!(
+                "add rule inet cut wall udp {direction} {port} drop"
+            ));
+        }
+    }
+
+    /// Runs twinadm for `node`.
+    pub(crate) fn adm(&self, node: usize, words: &[&str]) -> Ran {
+        run(Command::new(twinadm())
+            .arg("--config")
+            .arg(self.dir.join("etc"))
+            .arg("--run-dir")
+            .arg(self.run_dir(node))
+            .args(["--node", NAMES[node]])
+            .args(words))
+    }
+
+    /// The resource as `node` sees it; `None` while it does not answer.
+    pub(crate) fn status(&self, node: usize) -> Option<Value> {
+        let ran = self.adm(node, &["status", RES, "--json"]);
+        if ran.code != Some(0) {
+            return None;
+        }
+        let mut status: Value = serde_json::from_str(&ran.stdout).expect("status --json is JSON");
+        Some(status["resources"][0].take())
+    }
+
+    /// Waits until `node` says what `wanted` asks for; that status.
+    #[track_caller]
+    pub(crate) fn wait_status(
+        &self,
+        node: usize,
+        what: &str,
+        wanted: impl Fn(&Value) -> bool,
+    ) -> Value {
+        let mut last = None;
+        let deadline = crate::tools::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.status(node) {
+                if wanted(&status) {
+                    return status;
+                }
+                last = Some(status);
+            }
+            assert!(
+                crate::tools::now() < deadline,
+                "waited in vain until {what} on {}: {last:#?}\n{}",
+                NAMES[node],
+                self.logs()
+            );
+        }
+    }
+
+    /// Waits until `primary` serves and both replicas are in the agreed view; its status.
+    #[track_caller]
+    pub(crate) fn wait_both_up_to_date(&self, primary: usize) -> Value {
+        self.wait_status(primary, "both are UpToDate", |status| {
+            status["role"] == "Primary"
+                && status["volumes"][0]["disk"] == "UpToDate"
+                && status["peers"][0]["volumes"][0]["disk"] == "UpToDate"
+                && status["in_sync"]
+                    .as_array()
+                    .is_some_and(|nodes| nodes.len() == 2)
+        })
+    }
+
+    /// The end of each node's log, for a failed test's message.
+    pub(crate) fn logs(&self) -> String {
+        let tail = |node: &str| {
+            let text = fs::read_to_string(self.dir.join(format!("{node}.log"))).unwrap_or_default();
+            let lines: Vec<&str> = text.lines().collect();
+            format!(
+                "-- {node}\n{}\n",
+                lines[lines.len().saturating_sub(25)..].join("\n")
+            )
+        };
+        NAMES.map(tail).concat()
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        for child in self.children.iter_mut().flatten() {
+            child.kill().ok();
+            child.wait().ok();
+        }
+        if let Some(namespace) = &self.namespace {
+            run(Command::new("ip").args(["netns", "del", namespace]));
+        }
+        if std::env::var_os("TWINBLK_TEST_KEEP").is_none() {
+            fs::remove_dir_all(&self.dir).ok();
+        }
+    }
+}
+
+/// Three ports that are free for TCP and UDP, below those that Linux hands to outgoing
+/// connections, so that they still are when the daemons bind them.
+fn free_ports() -> [u16; 3] {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let first = 10_240 + std::process::id() % 1_000 * 20;
+    let next = || {
+        loop {
+            let candidate = first + NEXT.fetch_add(1, Ordering::Relaxed) % 2_000;
+            let port = u16::try_from(candidate).unwrap();
+            let address = (Ipv4Addr::LOCALHOST, port);
+            if TcpListener::bind(address).is_ok() && UdpSocket::bind(address).is_ok() {
+                return port;
+            }
+        }
+    };
+    [next(), next(), next()]
+}

@@ -1,0 +1,21 @@
+//! The real programs, three processes on this machine, driven as a user drives them: `twinadm`,
+//! signals, NBD clients. One test at a time, since each measures time.
+
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+#![cfg(feature = "daemon")]
+#![allow(
+    clippy::unwrap_used,
+    reason = "a step that fails is the test that fails"
+)]
+
+mod bad_input;
+mod cluster;
+mod demo;
+mod failover;
+mod guest;
+mod idle;
+mod isolation;
+mod nbd;
+mod nbd_clients;
+mod tools;

@@ -1,0 +1,101 @@
+//! A blocking NBD client over a Unix socket, with deadlines.
+
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use nbd_frontend::proto::reply::ReplyStyle;
+use nbd_frontend::{Client, ClientCommand, ClientReply};
+
+/// One attached connection.
+pub(crate) struct Nbd {
+    stream: UnixStream,
+    client: Client,
+}
+
+/// How an attempt ended that did not succeed.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum NbdFailure {
+    /// The server closed, refused, or is not there.
+    Closed(String),
+    /// No answer within the limit.
+    Silent,
+}
+
+impl Nbd {
+    /// Attaches; every wait on the connection ends after `limit`.
+    pub(crate) fn attach(socket: &Path, export: &str, limit: Duration) -> Result<Self, NbdFailure> {
+        let stream = UnixStream::connect(socket).map_err(|error| failure(&error))?;
+        stream
+            .set_read_timeout(Some(limit))
+            .map_err(|error| failure(&error))?;
+        stream
+            .set_write_timeout(Some(limit))
+            .map_err(|error| failure(&error))?;
+        let mut nbd = Self {
+            stream,
+            client: Client::new(export, ReplyStyle::Simple),
+        };
+        while nbd.client.export().is_none() {
+            nbd.turn()?;
+        }
+        Ok(nbd)
+    }
+
+    pub(crate) fn write(&mut self, offset: u64, data: &[u8]) -> Result<(), NbdFailure> {
+        self.order(ClientCommand::Write {
+            offset,
+            data,
+            fua: false,
+        })
+        .map(drop)
+    }
+
+    pub(crate) fn read(&mut self, offset: u64, len: u32) -> Result<Vec<u8>, NbdFailure> {
+        self.order(ClientCommand::Read { offset, len })
+    }
+
+    fn order(&mut self, command: ClientCommand<'_>) -> Result<Vec<u8>, NbdFailure> {
+        self.client
+            .submit(command)
+            .map_err(|error| NbdFailure::Closed(error.to_string()))?;
+        let reply = self.answer()?;
+        reply
+            .result
+            .map_err(|error| NbdFailure::Closed(format!("answered {error}")))
+    }
+
+    /// The next answer, whatever it is to.
+    pub(crate) fn answer(&mut self) -> Result<ClientReply, NbdFailure> {
+        loop {
+            if let Some(reply) = self.client.next_reply() {
+                return Ok(reply);
+            }
+            self.turn()?;
+        }
+    }
+
+    fn turn(&mut self) -> Result<(), NbdFailure> {
+        let output = self.client.take_output();
+        self.stream
+            .write_all(&output)
+            .map_err(|error| failure(&error))?;
+        let mut buffer = [0; 64 * 1024];
+        match self.stream.read(&mut buffer) {
+            Ok(0) => Err(NbdFailure::Closed("end of stream".to_owned())),
+            Ok(len) => self
+                .client
+                .handle_bytes(&buffer[..len])
+                .map_err(|error| NbdFailure::Closed(error.to_string())),
+            Err(error) => Err(failure(&error)),
+        }
+    }
+}
+
+fn failure(error: &io::Error) -> NbdFailure {
+    match error.kind() {
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => NbdFailure::Silent,
+        _ => NbdFailure::Closed(error.to_string()),
+    }
+}

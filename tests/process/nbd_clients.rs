@@ -1,0 +1,180 @@
+//! The clients people use, against a served volume.
+
+use std::fs;
+use std::path::PathBuf;
+
+use crate::cluster::{A, B, Cluster, Setup};
+use crate::tools::{have, now, program};
+
+/// `nbdinfo` sees the export under its name, its size, and what it can do.
+#[test]
+fn nbdinfo_shows_the_export() {
+    if !have(&["nbdinfo"]) {
+        return;
+    }
+    let cluster = Cluster::serving(&Setup::default());
+    let text = program("nbdinfo", &["--json", &cluster.nbd_uri(A)]).ok();
+    let info: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let export = &info["exports"][0];
+    assert_eq!(export["export-size"], 64 << 20);
+    for ability in [
+        "can_flush",
+        "can_fua",
+        "can_trim",
+        "can_zero",
+        "can_multi_conn",
+    ] {
+        assert_eq!(export[ability], true, "{ability}");
+    }
+    assert_eq!(export["is_read_only"], false);
+    let socket = cluster.nbd_socket(A);
+    let listed = program(
+        "nbdinfo",
+        &[
+            "--list",
+            "--json",
+            &format!("nbd+unix:///?socket={}", socket.display()),
+        ],
+    )
+    .ok();
+    assert_eq!(
+        listed.matches("\"export-name\"").count(),
+        1,
+        "each volume once: {listed}"
+    );
+    assert!(listed.contains("vm-web"));
+}
+
+/// An unknown export and a node that may not serve are refused at once, with words.
+#[test]
+fn unknown_exports_and_secondaries_refuse_at_once() {
+    if !have(&["nbdinfo", "qemu-img"]) {
+        return;
+    }
+    let cluster = Cluster::serving(&Setup::default());
+    let unknown = cluster.nbd_uri(A).replace("vm-web?", "other?");
+    let begun = now();
+    for uri in [&unknown, &cluster.nbd_uri(B)] {
+        assert!(!program("nbdinfo", &[uri]).exits(1).is_empty());
+        program("qemu-img", &["info", "-f", "raw", uri]).exits(1);
+    }
+    assert!(begun.elapsed().as_secs() < 4, "took {:?}", begun.elapsed());
+}
+
+/// A file copied in and out again by libnbd's and by QEMU's tools is the same file.
+#[test]
+fn what_is_copied_in_comes_out_the_same() {
+    if !have(&["nbdcopy", "qemu-img"]) {
+        return;
+    }
+    let cluster = Cluster::serving(&Setup::default());
+    let source = patchwork(&cluster, 64 << 20);
+    let back = cluster.dir.join("back");
+    let (from, to, uri) = (
+        source.to_str().unwrap(),
+        back.to_str().unwrap(),
+        cluster.nbd_uri(A),
+    );
+    program("nbdcopy", &["--flush", from, &uri]).ok();
+    program("nbdcopy", &[&uri, to]).ok();
+    assert!(
+        fs::read(&source).unwrap() == fs::read(&back).unwrap(),
+        "nbdcopy"
+    );
+
+    program(
+        "qemu-img",
+        &["convert", "-n", "-f", "raw", "-O", "raw", from, &uri],
+    )
+    .ok();
+    program(
+        "qemu-img",
+        &["compare", "-f", "raw", "-F", "raw", from, &uri],
+    )
+    .ok();
+    program("qemu-img", &["convert", "-f", "raw", "-O", "raw", &uri, to]).ok();
+    assert!(
+        fs::read(&source).unwrap() == fs::read(&back).unwrap(),
+        "qemu-img"
+    );
+    let mut cluster = cluster;
+    cluster.kill(A);
+    cluster.kill(B);
+    assert!(
+        fs::read(cluster.disk(A)).unwrap() == fs::read(cluster.disk(B)).unwrap(),
+        "replicas"
+    );
+}
+
+/// Trim, zeroes and odd offsets through qemu-io, checked by patterns.
+#[test]
+fn qemu_io_trims_zeroes_and_writes_at_odd_offsets() {
+    if !have(&["qemu-io"]) {
+        return;
+    }
+    let cluster = Cluster::serving(&Setup::default());
+    let uri = cluster.nbd_uri(A);
+    let commands = [
+        "write -P 0x11 0 64k",
+        "write -P 0x22 4000 200",
+        "read -P 0x11 0 4000",
+        "read -P 0x22 4000 200",
+        "read -P 0x11 4200 4k",
+        "write -z 8k 8k",
+        "read -P 0 8k 8k",
+        "discard 16k 16k",
+        "write -f -P 0x33 20k 512",
+        "read -P 0x33 20k 512",
+        "flush",
+    ];
+    let mut arguments = vec!["-f", "raw", uri.as_str()];
+    for command in commands {
+        arguments.extend(["-c", command]);
+    }
+    let said = program("qemu-io", &arguments).ok();
+    assert!(!said.contains("failed"), "{said}");
+}
+
+/// fio's nbd engine writes and verifies at depth.
+#[test]
+fn fio_verifies_what_it_wrote() {
+    if !have(&["fio"]) {
+        return;
+    }
+    let cluster = Cluster::serving(&Setup::default());
+    let uri = cluster.nbd_uri(A);
+    let said = program(
+        "fio",
+        &[
+            "--name=verify",
+            "--ioengine=nbd",
+            &format!("--uri={uri}"),
+            "--rw=randwrite",
+            "--bsrange=512-64k",
+            "--bs_unaligned=0",
+            "--iodepth=16",
+            "--size=16m",
+            "--verify=crc32c",
+            "--do_verify=1",
+            "--verify_fatal=1",
+            "--randseed=7",
+        ],
+    )
+    .ok();
+    assert!(said.contains("err= 0"), "{said}");
+}
+
+/// A file with data, zeroes and more data: 4 MiB of each in turn.
+fn patchwork(cluster: &Cluster, len: usize) -> PathBuf {
+    let path = cluster.dir.join("source");
+    let mut state = 1_u32;
+    let mut bytes = vec![0_u8; len];
+    for part in bytes.chunks_mut(8 << 20) {
+        for byte in part.iter_mut().take(4 << 20) {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            *byte = state.to_le_bytes()[3];
+        }
+    }
+    fs::write(&path, bytes).unwrap();
+    path
+}
