@@ -45,6 +45,20 @@ fn without_the_peer_a_resource_is_founded_alone_and_the_third_voter_is_added_lat
 }
 
 #[test]
+fn a_founder_records_its_own_vote_although_stores_are_slow() {
+    for seed in 0..8 {
+        let mut world = World::new(seed, Timing::FAST, true);
+        world.up(A);
+        world.up(B);
+        world.run(ms(500));
+        world.weather.store = ms(400);
+        world.order(1, A, Order::Primary);
+        world.run(ms(4_000));
+        assert!(world.view(A).voters.0[A].is_some(), "seed {seed}");
+    }
+}
+
+#[test]
 fn one_voter_alone_founds_nothing() {
     let mut world = World::new(3, Timing::FAST, true);
     world.kill(B);
