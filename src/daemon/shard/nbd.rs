@@ -172,6 +172,7 @@ impl Shard {
         let Some(client) = self.clients.get_mut(key) else {
             return;
         };
+        let was_attached = client.is_attached();
         let Incoming::Here { buffer, start, end } = &mut client.incoming else {
             return;
         };
@@ -182,10 +183,16 @@ impl Shard {
         *start += client.session.handle_bytes(bytes, pool, &mut self.nbd_out);
         let attaches = was_shaking && client.session.phase() != Phase::Handshake;
         let all_taken = start == end;
+        let attached = !was_attached && client.is_attached();
         if client.session.pause() == Some(Pause::Pool) {
             self.starved.push(Owner::ClientRecv(key));
         }
-        if all_taken && client.session.can_receive() {
+        let receive = all_taken && client.session.can_receive();
+        if attached {
+            // `secondary` and `down` wait for those who are attached: they must know at once.
+            self.note_clients_changed(key);
+        }
+        if receive {
             self.receive_from_client(key);
         }
         if attaches {
