@@ -532,6 +532,17 @@ fn a_peer_that_went_down_in_order_is_removed_at_once() {
     assert!(stall < 150, "{stall} ms");
 }
 
+#[test]
+fn a_peer_that_answers_without_a_disk_is_removed() {
+    // It detached, or its disk was missing when it came back: nothing else would ever tell.
+    let mut world = World::pair(63);
+    world.idle = true;
+    world.report(A, EngineReport::SessionUp { peer_replica: None });
+    world.run(ms(500));
+    assert_eq!(world.view(A).in_sync, InSync::only(NODE_A));
+    assert!(world.active(A));
+}
+
 // ---- orders ----
 
 #[test]

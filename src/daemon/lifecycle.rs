@@ -189,7 +189,12 @@ impl Node {
                     self.board.wait(BUSY_PAUSE, |_| None::<()>);
                 }
                 Err(failure) => {
-                    return Err(words::attach_report(&failure, resource, self.name()));
+                    return Err(words::attach_report(
+                        &failure,
+                        resource,
+                        self.node,
+                        self.name(),
+                    ));
                 }
             }
         }

@@ -375,17 +375,12 @@ impl Node {
         if self.engine(resource, |it| it.disk == DiskState::Diskless) {
             return done(false, format!("{name} is detached already"));
         }
-        let only_copy = self.engine(resource, |it| {
-            it.role == Role::Primary && it.peer_disk != DiskState::UpToDate
-        });
-        if only_copy {
+        if self.engine(resource, |it| it.role == Role::Primary) {
             let what = format!("{name} stays attached on {}", self.name());
-            let why = "it is Primary here and the peer's replica is not up to date";
-            return Err(
-                ErrorReport::new(ErrorId::LastGoodCopy, what, why).next(format!(
-                    "wait for the other replica: twinadm wait-sync {name}"
-                )),
-            );
+            let why = "it is Primary here: its guests read and write this disk";
+            return Err(ErrorReport::new(ErrorId::LastGoodCopy, what, why)
+                .next(format!("twinadm secondary {name}"))
+                .next(format!("then: twinadm detach {name}")));
         }
         self.admin(resource, AdminRequest::Detach);
         let timeout = timeout.unwrap_or(ORDER_TIMEOUT);

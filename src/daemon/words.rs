@@ -1,9 +1,11 @@
 //! Refusals and failures in words: what, why, what next.
 
+use std::path::Path;
+
 use replicator::admin::{ErrorId, ErrorReport};
 use replicator::engine::AttachError;
-
 use replicator::io::OpenError;
+use replicator::types::NodeId;
 
 use super::api::AttachFailure;
 use super::node::Node;
@@ -102,6 +104,10 @@ pub(super) fn attach_failure_words(failure: &AttachFailure) -> String {
             AttachError::OtherReplica => {
                 "this is another replica than the one attached here before".to_owned()
             }
+            AttachError::Serving => {
+                "this node serves from the peer's disk: it is attached once it is Secondary"
+                    .to_owned()
+            }
             other => format!("the metadata was refused: {other:?}"),
         },
     }
@@ -111,21 +117,31 @@ pub(super) fn attach_failure_words(failure: &AttachFailure) -> String {
 pub(super) fn attach_report(
     failure: &AttachFailure,
     resource: &ResourceConfig,
-    node: &str,
+    node: NodeId,
+    name: &str,
 ) -> ErrorReport {
+    let is_meta = |path: &Path| {
+        resource
+            .volumes
+            .iter()
+            .any(|volume| volume.replica(node).meta == path)
+    };
     let id = match failure {
         AttachFailure::Open(OpenError::InUse { .. }) => ErrorId::DeviceInUse,
         AttachFailure::Open(OpenError::Permission { .. }) => ErrorId::Permission,
+        AttachFailure::Open(OpenError::NotFound { path }) if is_meta(path) => ErrorId::NoMetadata,
         AttachFailure::Engine(AttachError::NoMetadata) => ErrorId::NoMetadata,
         AttachFailure::Engine(AttachError::DeviceTooSmall) => ErrorId::DeviceTooSmall,
         AttachFailure::Engine(
             AttachError::Foreign | AttachError::OtherReplica | AttachError::TooNew,
         ) => ErrorId::MetadataForeign,
+        AttachFailure::Engine(AttachError::Serving) => ErrorId::LastGoodCopy,
         _ => ErrorId::DeviceFailed,
     };
-    let what = format!("{} cannot be attached on {node}", resource.name);
+    let what = format!("{} cannot be attached on {name}", resource.name);
     let report = ErrorReport::new(id, what, attach_failure_words(failure));
     match id {
+        ErrorId::LastGoodCopy => report.next(format!("twinadm secondary {}", resource.name)),
         ErrorId::NoMetadata => report.next(format!("twinadm create-md {}", resource.name)),
         _ => report,
     }

@@ -268,10 +268,11 @@ impl Resource {
                 self.replica = None;
                 self.session_up = false;
             }
-            EngineReport::SessionUp { .. } => {
+            EngineReport::SessionUp { peer_replica } => {
                 self.session_up = true;
                 self.peer_lost_at = None;
-                self.peer_failed = false;
+                // A peer without a disk answers but acknowledges nothing: as good as failed.
+                self.peer_failed = peer_replica.is_none();
             }
             EngineReport::SessionDown => {
                 self.session_up = false;
