@@ -538,8 +538,7 @@ fn a_peer_that_answers_without_a_disk_is_removed() {
     let mut world = World::pair(63);
     world.idle = true;
     world.report(A, EngineReport::SessionUp { peer_replica: None });
-    world.run(ms(500));
-    assert_eq!(world.view(A).in_sync, InSync::only(NODE_A));
+    world.run_until(ms(200), |world| world.view(A).in_sync == InSync::only(NODE_A));
     assert!(world.active(A));
 }
 
