@@ -286,13 +286,17 @@ impl Engine {
         let active = self.active.as_ref()?;
         let mine_counts = active.view.in_sync.contains(self.config.node);
         let strict = self.strict();
+        if strict && !self.peer_is_equal() {
+            // A peer in `in_sync` that lost something gets that back, or is removed, before any
+            // further acknowledgement: this write may rest on one it no longer has (R16).
+            return None;
+        }
         match (submitted.local, submitted.peer) {
-            (Leg::Pending, _) | (_, Leg::Pending) if strict => None,
             (Leg::Pending, _) => None,
-            (Leg::Done, Leg::Done) => Some(Ok(())),
-            (Leg::Done, _) if !strict => Some(Ok(())),
-            // Lost, then made equal again in a later session: the peer has it (R16, R21).
-            (Leg::Done, Leg::Lost | Leg::Unneeded) if self.peer_is_equal() => Some(Ok(())),
+            (_, Leg::Pending) if strict => None,
+            // With `strict` the peer is equal here: one that was lost, then made equal again in a
+            // later session, has the write (R21).
+            (Leg::Done, _) => Some(Ok(())),
             // Detached before acknowledged (promise 5): the Leave is committed, the peer has it.
             (Leg::Failed(_) | Leg::Unneeded | Leg::Lost, Leg::Done) if !mine_counts => Some(Ok(())),
             // The only good replica failed: the guest must know.
