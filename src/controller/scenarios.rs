@@ -538,7 +538,9 @@ fn a_peer_that_answers_without_a_disk_is_removed() {
     let mut world = World::pair(63);
     world.idle = true;
     world.report(A, EngineReport::SessionUp { peer_replica: None });
-    world.run_until(ms(200), |world| world.view(A).in_sync == InSync::only(NODE_A));
+    world.run_until(ms(200), |world| {
+        world.view(A).in_sync == InSync::only(NODE_A)
+    });
     assert!(world.active(A));
 }
 

@@ -55,6 +55,8 @@ pub struct ResourceBoard {
     pub was_up: bool,
     /// What the voter store says of the replica here: it failed earlier; which it was.
     pub marks: (bool, Option<ReplicaId>),
+    /// The engine answered the newest `Quiesce`: everything acknowledged is durable.
+    pub quiesced: bool,
     /// Why the shard could not add it; cleared before the next try.
     pub add_failed: Option<String>,
     /// How fast the running resync is.

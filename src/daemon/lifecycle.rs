@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use replicator::admin::{ErrorId, ErrorReport};
-use replicator::engine::{AdminRequest, HeldReason};
+use replicator::engine::AdminRequest;
 use replicator::io::clock;
 use replicator::types::{DiskState, ResourceId, Role, VolumeId};
 
@@ -31,6 +31,10 @@ const BUSY_PAUSE: Duration = Duration::from_millis(100);
 /// How long the replica may take to flush on its way down before it is taken away unflushed: what
 /// it holds is marked in its metadata.
 const DETACH_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long an orderly stop waits for the last flush on both replicas: a peer that hangs is given
+/// up by then, and what was acknowledged survives a kill anyway.
+const QUIESCE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// The right to bring one resource up or down; one at a time.
 pub(super) struct Claim<'a> {
@@ -264,13 +268,19 @@ impl Node {
     /// are held. The controller still runs, so that a lease or a Remove may be waited for.
     pub(super) fn quiesce_all(&self) {
         for resource in self.running() {
+            self.board
+                .update(|board| board.resource(resource.id()).quiesced = false);
             self.admin(resource, AdminRequest::Quiesce);
         }
         for resource in self.running() {
-            let flushed = self.wait_engine(resource, DETACH_PATIENCE, |it| {
-                it.role != Role::Primary
-                    || (it.held == Some(HeldReason::Quiesce) && it.inflight == 0)
+            // Not by what is in flight: requests that came meanwhile are held, not answered.
+            let flushed = self.board.wait(QUIESCE_PATIENCE, |board| {
+                let known = board.resource(resource.id());
+                let shard = known.shard.as_ref();
+                let serves = shard.is_some_and(|it| it.engine.role == Role::Primary);
+                (known.quiesced || !serves).then_some(())
             });
+            let flushed = flushed.is_some();
             if !flushed {
                 tracing::warn!("{}: stopping without the last flush", resource.name);
             }

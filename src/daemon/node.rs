@@ -214,6 +214,10 @@ impl NodeSink {
             node.board
                 .update(|state| state.resource(resource).attach = Some(result));
         }
+        if *event == Event::Quiesced {
+            node.board
+                .update(|state| state.resource(resource).quiesced = true);
+        }
         if let Some(report) = report_of(event) {
             node.tell_controller(Input::Engine { resource, report });
         }
