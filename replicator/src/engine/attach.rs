@@ -282,7 +282,9 @@ impl Engine {
             bitmap_base: superblock.bitmap_base.filter(|_| !failed),
             dirty_blocks: replica.bitmap.count().0,
             marks_are_coarse: self.coarse,
-            inconsistent: failed || superblock.state == ReplicaState::SyncTarget,
+            inconsistent: failed
+                || (superblock.state == ReplicaState::SyncTarget
+                    && superblock.in_sync_from.is_none()),
             lost_volatile: replica.lost_volatile,
         })
     }

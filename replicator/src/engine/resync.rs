@@ -69,6 +69,14 @@ impl SourceSync {
 
 impl Engine {
     pub(super) fn begin_source(&mut self, sync: Sync, out: &mut Outbox) {
+        let peer = self.config.node.peer();
+        let named = self
+            .active
+            .as_ref()
+            .is_some_and(|active| active.view.in_sync.contains(peer));
+        if let Some(session) = &mut self.session {
+            session.stranger = named && !sync.equalise;
+        }
         let (united, pulling, closing) = (false, false, false);
         self.enter(
             Phase::SyncSource(SourceSync {

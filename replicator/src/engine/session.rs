@@ -20,6 +20,8 @@ pub(super) struct Session {
     hello_sent: Option<Box<Hello>>,
     pub(super) peer: Option<Box<Hello>>,
     pub(super) rule: Option<Rule>,
+    /// Resynced from scratch although the view names it: not to be relied on before a Remove.
+    pub(super) stranger: bool,
     last_received: Instant,
     pinged: Option<Instant>,
     pub(super) rtt: Option<core::time::Duration>,
@@ -56,6 +58,7 @@ impl Session {
             hello_sent: None,
             peer: None,
             rule: None,
+            stranger: false,
             last_received: now,
             pinged: None,
             rtt: None,
@@ -63,9 +66,10 @@ impl Session {
         }
     }
 
-    /// The peer holds all that this Primary holds, apart from writes in flight.
+    /// The peer holds all that this Primary holds, apart from writes in flight. One that the view
+    /// names but whose disk was a stranger's is only made a replica again by a Remove and an Add.
     pub(super) fn is_equal(&self) -> bool {
-        matches!(self.phase, Phase::MirrorSource | Phase::ForwardSource)
+        matches!(self.phase, Phase::MirrorSource | Phase::ForwardSource) && !self.stranger
     }
 
     pub(super) fn is_forwarding(&self) -> bool {

@@ -356,7 +356,7 @@ impl Engine {
             let Some(submitted) = &mut write.submitted else {
                 continue;
             };
-            if submitted.peer == Leg::Lost {
+            if matches!(submitted.peer, Leg::Lost | Leg::Unneeded) {
                 submitted.peer = Leg::Pending;
                 self.send(
                     Message::Data {
