@@ -5,28 +5,29 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 /// How often a state is looked at while waiting for it.
 pub(crate) const POLL: Duration = Duration::from_millis(100);
 
+/// Now, on the monotonic clock.
+#[allow(
+    clippy::disallowed_methods,
+    reason = "deadlines of people, and the demo's stop-watch"
+)]
+pub(crate) fn now() -> Instant {
+    Instant::now()
+}
+
 /// A point in time to wait for.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Deadline(Option<Instant>);
 
 impl Deadline {
     /// `wait` from now; `None` never comes.
-    #[allow(
-        clippy::disallowed_methods,
-        reason = "a command line waits for people's deadlines"
-    )]
     pub(crate) fn after(wait: Option<Duration>) -> Self {
         // A wait beyond the clock's range never ends either.
-        Self(wait.and_then(|wait| Instant::now().checked_add(wait)))
+        Self(wait.and_then(|wait| now().checked_add(wait)))
     }
 
     /// Whether it is over.
-    #[allow(
-        clippy::disallowed_methods,
-        reason = "a command line waits for people's deadlines"
-    )]
     pub(crate) fn is_over(self) -> bool {
-        self.0.is_some_and(|end| Instant::now() >= end)
+        self.0.is_some_and(|end| now() >= end)
     }
 }
 

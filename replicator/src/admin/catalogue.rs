@@ -195,6 +195,11 @@ catalogue! {
     StoreDamaged = "E1006", exit::FAILED, ["keep the file for analysis; a node without its store has no vote"];
     /// Too much at once.
     Busy = "E1007", exit::FAILED, ["try again"];
+    /// The demo could not be brought to its verdict.
+    DemoUnfinished = "E1008", exit::FAILED, [
+        "look at the logs in the directory it named",
+        "run it again with --keep",
+    ];
 }
 
 impl ErrorId {

@@ -14,8 +14,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use replicator::admin::Status;
 
-use super::clock::Interrupt;
 use super::error::DemoError;
+use super::interrupt::Interrupt;
 use super::ports;
 use super::random::Random;
 use super::relay::Relay;

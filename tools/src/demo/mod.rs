@@ -13,9 +13,9 @@
 
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-mod clock;
 mod cluster;
 mod error;
+mod interrupt;
 mod journal;
 mod options;
 mod pattern;
@@ -29,8 +29,8 @@ mod writer;
 
 pub use options::{DemoArgs, Fault};
 
-use clock::Interrupt;
 use error::DemoError;
+use interrupt::Interrupt;
 use replicator::admin::exit;
 use report::Reporter;
 

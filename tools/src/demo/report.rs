@@ -4,14 +4,15 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use replicator::admin::exit;
+use replicator::admin::{ErrorId, ErrorReport};
 use serde::Serialize;
 
-use super::clock::now;
 use super::cluster::{DISK_LEN, NAMES};
 use super::error::DemoError;
 use super::options::Fault;
 use super::verdict::Verdict;
+use crate::clock::now;
+use crate::show::message::error_text;
 
 /// How a run ended.
 #[derive(Clone, Debug)]
@@ -104,12 +105,10 @@ impl Reporter {
 
     /// No verdict; the exit code.
     pub(super) fn failed(&mut self, error: &DemoError) -> u8 {
-        let text = format!(
-            "error: the demo could not be finished\n  why    {error}\n  next   run it again with \
-             --keep and look at the logs in the directory it names"
-        );
-        print(&mut io::stderr().lock(), &text);
-        exit::FAILED
+        let what = "the demo could not be brought to its verdict";
+        let report = ErrorReport::new(ErrorId::DemoUnfinished, what, error.to_string());
+        print(&mut io::stderr().lock(), error_text(&report).trim_end());
+        report.exit
     }
 
     fn line(&mut self, text: &str) {

@@ -5,18 +5,20 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
-use replicator::admin::{ResourceStatus, Status};
+use replicator::admin::{ResourceStatus, ResyncStatus, Status};
 use replicator::types::{DiskState, Role};
 
-use super::clock::{Interrupt, now};
 use super::cluster::{A, ARBITRATOR, B, Cluster, DISK_LEN, NAMES, RESOURCE};
 use super::error::DemoError;
+use super::interrupt::Interrupt;
 use super::options::{DemoArgs, Fault};
 use super::pattern::BLOCK_LEN;
 use super::random::Random;
 use super::report::{Outcome, Reporter, grouped, mebibytes};
 use super::verdict;
 use super::writer::{DEPTH, Plan, Progress, Writer};
+use crate::clock::{now, unix_millis};
+use crate::show::resync::resync_line;
 
 /// What the fast profile promises from a failure to the volume being served again: the grant
 /// (650 ms) counted from the last beacon heard, a turn of the register with two fsyncs, and the
@@ -316,14 +318,10 @@ impl Story<'_> {
                 return Ok(None);
             };
             if let Some(resync) = resync_of(&status)
-                && resync.0 > shown
+                && resync.done_bytes > shown
             {
-                shown = resync.0;
-                story.reporter.say(&format!(
-                    "resync {} of {}",
-                    mebibytes(resync.0),
-                    mebibytes(resync.1)
-                ));
+                shown = resync.done_bytes;
+                story.reporter.say(&resync_line(resync));
             }
             Ok(both_up_to_date(&status).then_some(status))
         })?;
@@ -466,13 +464,9 @@ fn both_up_to_date(status: &Status) -> bool {
         && resource.in_sync.len() == 2
 }
 
-/// Done and total bytes of a running resync.
-fn resync_of(status: &Status) -> Option<(u64, u64)> {
+fn resync_of(status: &Status) -> Option<&ResyncStatus> {
     let volume = resource(status)?.peers.first()?.volumes.first()?;
-    volume
-        .resync
-        .as_ref()
-        .map(|resync| (resync.done_bytes, resync.total_bytes))
+    volume.resync.as_ref()
 }
 
 fn copied(status: &Status) -> u64 {
@@ -481,14 +475,8 @@ fn copied(status: &Status) -> u64 {
         .map_or(0, |volume| volume.last_resync.copied_bytes)
 }
 
-/// Differs from run to run; what it decides is then replayed with `--seed`.
-#[allow(
-    clippy::disallowed_methods,
-    reason = "a fresh seed is the one thing that should not repeat"
-)]
+/// Differs from run to run; what it decides is then replayed with `--seed`. Short, so that it can be
+/// typed again.
 fn fresh_seed() -> u64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    let nanos = since.map_or(0, |since| since.subsec_nanos());
-    // Short, so that it can be typed again.
-    Random::new(u64::from(nanos) ^ u64::from(std::process::id()) << 32).below(1_000_000)
+    Random::new(unix_millis() ^ u64::from(std::process::id()) << 48).below(1_000_000)
 }

@@ -14,11 +14,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use super::clock::now;
 use super::error::DemoError;
 use super::journal::{Entry, Journal};
 use super::pattern::{self, Content, Stamp};
 use super::random::Random;
+use crate::clock::now;
 use connection::{Answer, Connection, Ended, Order};
 
 /// Requests in flight at most.

@@ -1,21 +1,13 @@
-//! The demo's stop-watch, and waiting that Ctrl-C ends.
+//! Waiting that Ctrl-C ends.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::sys::signal::{SigSet, Signal};
 
 use super::error::DemoError;
-
-/// Now, on the monotonic clock.
-#[allow(
-    clippy::disallowed_methods,
-    reason = "the demo measures real processes in real time"
-)]
-pub(super) fn now() -> Instant {
-    Instant::now()
-}
+use crate::clock::now;
 
 /// How often a state is looked at while waiting for it.
 const POLL_EVERY: Duration = Duration::from_millis(20);
