@@ -36,16 +36,19 @@ const INLINE_BYTES_FIRST_MAX: usize = 64 << 10;
 /// More operations on files in memory than this go on the ring: it hands them to a kernel thread,
 /// which costs as much as carrying them out here, but one `enter` for all instead of a call each.
 const INLINE_OPS_MAX: usize = 4;
-/// How long completions that are surely coming are awaited together (see [`Ring::wanted`]): less
-/// than waking up once more costs on an idle processor core, and nothing beside any network.
-const GATHER_TIME: Duration = Duration::from_micros(50);
-/// Of this many operations on disks in flight one more completion is awaited together with the
-/// first.
-const GATHER_FILE_OPS: usize = 8;
 /// A send up to this length completes while it is submitted, unless the peer does not read.
 const PROMPT_SEND_LEN_MAX: usize = 32 << 10;
-/// Turns without trust in prompt sends after one was not: its socket is full.
-const DISTRUST_TURNS: u32 = 64;
+/// How long such completions are awaited together with the first other one, should they not be
+/// prompt after all. Seldom waited out: see [`Trust`].
+const PROMPT_TIME: Duration = Duration::from_millis(1);
+/// How long completions of disks and the peer are gathered: less than waking up once more costs on
+/// an idle processor core, and nothing beside any network.
+const GATHER_TIME: Duration = Duration::from_micros(50);
+/// Of this many operations on disks in flight one more completion is gathered.
+const GATHER_FILE_OPS: usize = 8;
+/// Turns without trust after it was disappointed once, and at most, if it is every time.
+const DISTRUST_TURNS_MIN: u32 = 64;
+const DISTRUST_TURNS_MAX: u32 = 16_384;
 
 /// How long a dropped ring waits for operations that were cancelled. Disk operations cannot be
 /// recalled; memory of those still missing is then given up for ever rather than reused.
@@ -79,8 +82,61 @@ pub struct Ring {
     file_ops: usize,
     /// Short sends submitted by this turn and not completed yet.
     prompt_sends: usize,
-    /// Turns left in which sends are not trusted to be prompt.
-    distrust: u32,
+    sends_are_prompt: Trust,
+    gathering_pays: Trust,
+}
+
+/// A guess about what completes soon. Each time it is wrong it is not made for a while, longer each
+/// time, so that a guess that does not fit the machine costs next to nothing.
+#[derive(Default)]
+struct Trust {
+    turns_left: u32,
+    turns_next: u32,
+}
+
+impl Trust {
+    fn holds(&self) -> bool {
+        self.turns_left == 0
+    }
+
+    fn note_turn(&mut self) {
+        self.turns_left = self.turns_left.saturating_sub(1);
+    }
+
+    fn note(&mut self, was_right: bool) {
+        if was_right {
+            self.turns_next /= 2;
+        } else {
+            self.turns_left = self
+                .turns_next
+                .clamp(DISTRUST_TURNS_MIN, DISTRUST_TURNS_MAX);
+            self.turns_next = self.turns_left * 2;
+        }
+    }
+}
+
+/// What a wait is for.
+#[derive(Clone, Copy)]
+struct Goal {
+    /// Short sends that should be complete already.
+    sends: usize,
+    /// Completions worth gathering beyond the first.
+    more: usize,
+}
+
+impl Goal {
+    fn count(self) -> usize {
+        1 + self.sends + self.more
+    }
+
+    /// How long to insist on all of them.
+    fn time(self) -> Duration {
+        if self.more > 0 {
+            GATHER_TIME
+        } else {
+            PROMPT_TIME
+        }
+    }
 }
 
 struct Pending {
@@ -108,7 +164,8 @@ impl Ring {
             can_gather: ring.params().is_feature_min_timeout(),
             file_ops: 0,
             prompt_sends: 0,
-            distrust: 0,
+            sends_are_prompt: Trust::default(),
+            gathering_pays: Trust::default(),
             ring,
             ops: Slab::new(),
             messages: Vec::new(),
@@ -165,20 +222,23 @@ impl Ring {
         unsafe { self.push(&entry) };
     }
 
-    /// How many completions to wait for. Waking for the completion of a send, which is there before
-    /// the wait begins, would be a turn for nothing; so those come on top of what is worth a turn.
-    fn wanted(&self, wait: Wait) -> usize {
-        let short = wait.timeout.is_some_and(|timeout| timeout <= GATHER_TIME);
+    /// What to wait for. Waking for the completion of a send, which is there before the wait begins,
+    /// would be a turn for nothing; so those come on top of what is worth a turn.
+    fn goal(&self, wait: Wait) -> Goal {
+        let short = wait.timeout.is_some_and(|timeout| timeout <= PROMPT_TIME);
         if !self.can_gather || short {
-            return 1;
+            return Goal { sends: 0, more: 0 };
         }
-        let sends = if self.distrust == 0 {
-            self.prompt_sends
-        } else {
-            0
-        };
         let pair = usize::from(wait.for_two && self.file_ops > 0);
-        1 + sends + pair.max(self.file_ops / GATHER_FILE_OPS)
+        let more = pair.max(self.file_ops / GATHER_FILE_OPS);
+        Goal {
+            sends: if self.sends_are_prompt.holds() {
+                self.prompt_sends
+            } else {
+                0
+            },
+            more: if self.gathering_pays.holds() { more } else { 0 },
+        }
     }
 
     /// Submits what is queued without waiting.
@@ -187,17 +247,16 @@ impl Ring {
         Self::after_enter(result)
     }
 
-    fn enter(&mut self, wait: Wait) -> Result<(), Errno> {
-        let want = self.wanted(wait);
+    fn enter(&mut self, wait: Wait, goal: Goal) -> Result<(), Errno> {
         let timeout = wait.timeout.map(Timespec::from);
         let mut args = SubmitArgs::new();
         if let Some(timeout) = &timeout {
             args = args.timespec(timeout);
         }
-        if want > 1 {
-            args = args.min_wait_usec(u32::try_from(GATHER_TIME.as_micros()).unwrap_or(0));
+        if goal.count() > 1 {
+            args = args.min_wait_usec(u32::try_from(goal.time().as_micros()).unwrap_or(0));
         }
-        let result = self.ring.submitter().submit_with_args(want, &args);
+        let result = self.ring.submitter().submit_with_args(goal.count(), &args);
         Self::after_enter(result)
     }
 
@@ -210,12 +269,19 @@ impl Ring {
         }
     }
 
-    fn reap(&mut self, done: &mut Vec<Completion>) {
+    /// Takes every completion there is, and learns from it.
+    fn reap(&mut self, goal: Goal, done: &mut Vec<Completion>) {
+        let before = done.len();
         self.reap_all(done);
-        self.distrust = match self.prompt_sends {
-            0 => self.distrust.saturating_sub(1),
-            _ => DISTRUST_TURNS,
-        };
+        self.sends_are_prompt.note_turn();
+        self.gathering_pays.note_turn();
+        if goal.sends > 0 {
+            self.sends_are_prompt.note(self.prompt_sends == 0);
+        }
+        if goal.more > 0 {
+            self.gathering_pays
+                .note(done.len() - before >= goal.count());
+        }
         self.prompt_sends = 0;
     }
 
@@ -360,12 +426,14 @@ impl Backend for Ring {
             return Ok(());
         }
         self.skipped = false;
-        self.enter(if done.is_empty() {
+        let wait = if done.is_empty() {
             wait
         } else {
             Wait::at_most(Duration::ZERO)
-        })?;
-        self.reap(done);
+        };
+        let goal = self.goal(wait);
+        self.enter(wait, goal)?;
+        self.reap(goal, done);
         self.files.collect(done);
         Ok(())
     }
@@ -383,14 +451,15 @@ impl Drop for Ring {
         self.waker.wake();
         let begin = super::clock::now();
         let mut done = Vec::new();
+        let (wait, goal) = (
+            Wait::at_most(Duration::from_millis(50)),
+            Goal { sends: 0, more: 0 },
+        );
         while self.ops.len() > 0 && super::clock::now().since(begin) < DROP_WAIT {
-            if self
-                .enter(Wait::at_most(Duration::from_millis(50)))
-                .is_err()
-            {
+            if self.enter(wait, goal).is_err() {
                 break;
             }
-            self.reap(&mut done);
+            self.reap(goal, &mut done);
             done.clear();
         }
         if self.ops.len() > 0 {
