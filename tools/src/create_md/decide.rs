@@ -229,8 +229,9 @@ fn wipe(path: &Path) -> String {
     }
 }
 
-fn is_device(path: &Path) -> bool {
-    path.starts_with("/dev")
+/// Whether only a device can be meant by `path`: /dev/shm holds files like any tmpfs.
+pub(super) fn is_device(path: &Path) -> bool {
+    path.starts_with("/dev") && !path.starts_with("/dev/shm")
 }
 
 fn resource_of(wanted: &Wanted) -> &str {

@@ -14,7 +14,7 @@ use replicator::meta::superblock::ChooseError;
 use replicator::meta::{PAGE_LEN, Superblock, probe as probe_superblocks};
 use replicator::types::ByteLen;
 
-use super::decide::{Content, DiskFacts, MetaFacts};
+use super::decide::{Content, DiskFacts, MetaFacts, is_device};
 
 /// Bytes looked at at once.
 const CHUNK_LEN: usize = 1 << 20;
@@ -66,7 +66,7 @@ impl Meta {
         match open_locked(path, true)? {
             Some(lock) => Ok(Self::Existing(lock)),
             // A file in /dev would be gone at the next boot; a volume is what was meant.
-            None if path.starts_with("/dev") => Err(missing(path)),
+            None if is_device(path) => Err(missing(path)),
             None => Ok(Self::Missing),
         }
     }
