@@ -227,6 +227,7 @@ impl Engine {
                 {
                     self.set_local(LocalDisk::Attached, out);
                     out.push(Action::Event(Event::Attached(Ok(replica))));
+                    self.align_with_view(out);
                 }
             }
             MetaThen::Activated(view) => self.on_activation_recorded(view, out),
@@ -337,21 +338,33 @@ impl Engine {
         );
     }
 
-    /// Target in `in_sync`: the source has made good what a power cut took. From here on this
-    /// replica counts as one that kept everything (R16), durably before anything is acknowledged
-    /// because of that.
+    /// Target that the Primary's view names in `in_sync`: the source has made good whatever was
+    /// missing. From here on this replica counts as one that kept everything (R16), durably before
+    /// anything is acknowledged because of that.
     pub(super) fn record_whole(&mut self, out: &mut Outbox) {
-        let Some(session) = self.session.as_ref().map(|session| session.id) else {
+        let Some(session) = &self.session else { return };
+        let view = session
+            .peer
+            .as_ref()
+            .map_or(ViewNumber::NONE, |peer| peer.view);
+        let (session, boot_id) = (session.id, self.config.boot_id);
+        let Some(replica) = &mut self.replica else {
             return;
         };
-        let lost = |replica: &mut Replica| core::mem::take(&mut replica.lost_volatile);
-        if !self.replica.as_mut().is_some_and(lost) {
+        let lost = core::mem::take(&mut replica.lost_volatile);
+        let state = replica.superblock.current().state;
+        if !lost && matches!(state, ReplicaState::InSync { .. }) {
             return;
         }
-        let boot_id = self.config.boot_id;
         self.recording = true;
         self.record(
-            |superblock| superblock.boot_id = boot_id,
+            |superblock| {
+                superblock.boot_id = boot_id;
+                if !matches!(state, ReplicaState::InSync { .. }) {
+                    superblock.state = ReplicaState::InSync { since: view };
+                    superblock.in_sync_from = None;
+                }
+            },
             MetaThen::WholeRecorded(session),
             out,
         );

@@ -24,6 +24,13 @@ impl Engine {
         })
     }
 
+    /// Whether the view of this activation names the peer in `in_sync`.
+    pub(super) fn peer_is_named(&self) -> bool {
+        self.active
+            .as_ref()
+            .is_some_and(|active| active.view.in_sync.contains(self.config.node.peer()))
+    }
+
     /// Whether the lease covers this moment, as far as one is needed.
     pub(super) fn lease_holds(&self) -> bool {
         !self.strict() || self.now < self.lease_until

@@ -90,6 +90,11 @@ impl Engine {
         if sync.full {
             self.mark_everything();
         }
+        if self.peer_is_named() && !sync.equalise {
+            // The view counts on a replica that says itself that it is not whole: it leaves, so
+            // that guests need not wait, and is added once it is.
+            out.push(Action::Event(Event::PeerDiskFailed));
+        }
         self.send_bitmap(out);
         let peer = self
             .session

@@ -115,10 +115,21 @@ impl Engine {
         }
         self.view = Some(view);
         let needed = active.view.in_sync.contains(node.peer()) || active.add_begun.is_some();
+        let added =
+            view.in_sync.contains(node.peer()) && !active.view.in_sync.contains(node.peer());
         active.view = view;
         active.add_begun = None;
         if needed && !view.in_sync.contains(node.peer()) {
             self.end_session(CloseReason::Removed, out);
+        }
+        // An Add that was decided late, after the peer's record of it went with its session: the
+        // peer would never count itself as in sync. It has to leave and be added again.
+        let unprepared = self
+            .session
+            .as_ref()
+            .is_some_and(|session| session.prepared != Some(view.number));
+        if added && unprepared {
+            out.push(Action::Event(Event::PeerDiskFailed));
         }
         self.record(
             |superblock| superblock.last_view = view.number,
@@ -139,6 +150,14 @@ impl Engine {
         }
         self.view = Some(view);
         out.push(Action::Event(Event::Changed));
+        self.align_with_view(out);
+    }
+
+    /// A Secondary's own record follows the newest view, whichever was known first.
+    pub(super) fn align_with_view(&mut self, out: &mut Outbox) {
+        let Some(view) = self.view.filter(|_| self.active.is_none()) else {
+            return;
+        };
         let named = view.in_sync.contains(self.config.node);
         let Some(superblock) = self
             .replica
@@ -210,6 +229,9 @@ impl Engine {
             .and_then(super::session::Session::peer_replica);
         if let (true, Some(replica)) = (current, replica) {
             self.coarse = false;
+            if let Some(session) = &mut self.session {
+                session.prepared = Some(view);
+            }
             out.push(Action::Event(Event::AddPrepared { view, replica }));
         }
     }

@@ -25,6 +25,8 @@ pub(super) struct Session {
     last_received: Instant,
     pinged: Option<Instant>,
     pub(super) rtt: Option<core::time::Duration>,
+    /// The view from which on the peer has recorded itself as in sync (R19).
+    pub(super) prepared: Option<ViewNumber>,
     /// Messages that came while this side's record of the session was being made durable.
     pub(super) deferred: std::collections::VecDeque<Message>,
 }
@@ -62,6 +64,7 @@ impl Session {
             last_received: now,
             pinged: None,
             rtt: None,
+            prepared: None,
             deferred: std::collections::VecDeque::new(),
         }
     }
