@@ -110,7 +110,8 @@ fn decide_pair(primary: &Hello, secondary: &Hello, side: Side) -> (Verdict, Rule
     if source.size_blocks > target.size_blocks {
         return (Verdict::Refuse(Refusal::SizeMismatch), Rule::SizeMismatch);
     }
-    if !target.blank && target.data_generation != source.data_generation {
+    // A replica without a lineage never held anything of another one: blank, or failed as blank.
+    if target.data_generation.is_some() && target.data_generation != source.data_generation {
         return (Verdict::Refuse(Refusal::Diverged), Rule::Diverged);
     }
     // The view names nodes; a blank or replaced disk under a trusted name is a stranger (R10).
@@ -342,6 +343,25 @@ mod tests {
             verdict(&a, &b),
             (Verdict::Refuse(Refusal::Diverged), Rule::Diverged)
         );
+    }
+
+    #[test]
+    fn a_blank_replica_that_failed_is_no_stranger() {
+        let mut a = hello(NodeId::A, Some(claim(1, 2)), Some(3));
+        a.in_sync = InSync::only(NodeId::A);
+        let failed = ReplicaClaim {
+            blank: false,
+            zero_proven: false,
+            inconsistent: true,
+            ..blank(2)
+        };
+        let b = hello(NodeId::B, Some(failed), None);
+        let (verdict, rule) = verdict(&a, &b);
+        assert!(
+            matches!(verdict, Verdict::SyncSource(sync) if sync.full),
+            "{verdict:?}"
+        );
+        assert_eq!(rule, Rule::BitmapBaseUnknown);
     }
 
     #[test]
