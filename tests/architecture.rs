@@ -174,6 +174,9 @@ const DEPENDENCIES: &[(&str, &[&str], &[&str])] = &[
 
 const LINES_MAX: usize = 800;
 
+/// Places on the map that a change under way fills.
+const PLANNED: &[&str] = &["src/explorer/"];
+
 #[test]
 fn pure_modules_name_nothing_impure() {
     let mut found = Vec::new();
@@ -302,8 +305,14 @@ fn the_map_has_a_place_for_every_file_and_no_place_for_none() {
             found.push(format!("{} is not on the map", source.path));
         }
     }
-    for place in &places {
-        if place.ends_with(".rs") && !root().join(place).exists() {
+    // Files that the page's walks name, wherever they stand in it.
+    let named = map
+        .split('`')
+        .skip(1)
+        .step_by(2)
+        .filter(|word| word.contains('/') && word.ends_with(".rs"));
+    for place in places.iter().copied().chain(named) {
+        if !root().join(place).exists() && !PLANNED.contains(&place) {
             found.push(format!("the map has {place}, the tree has not"));
         }
     }
