@@ -421,6 +421,10 @@ impl Engine {
             out,
         );
         self.fail_round(error);
+        // An activation this replica could not record any more goes on from the peer's.
+        if let Some(view) = self.active.as_ref().map(|active| active.view.number) {
+            self.on_activation_recorded(view, out);
+        }
         // A Primary leaves (`pump_leave`); a Secondary says so and goes.
         if self.active.is_none() && self.session.is_some() {
             self.send(

@@ -1,6 +1,6 @@
 //! The plan's faults, and the heal after which everything must come right.
 
-use replicator::types::{DiskState, NodeId};
+use replicator::types::{DiskState, NodeId, Role};
 use twinblk::controller::Order;
 
 use crate::checkers::{Violation, state};
@@ -135,12 +135,28 @@ impl World {
                 let seconds = self.settle_limit() / SECS;
                 let why = unsettled.unwrap_or_default();
                 let view = self.writer.newest().copied();
-                let detail = format!("{seconds} s after the heal: {why}; newest {view:?}");
+                let blockers = [NodeId::A, NodeId::B].map(|node| self.blockers(node));
+                let detail = format!(
+                    "{seconds} s after the heal: {why}; blockers {blockers:?}; newest {view:?}"
+                );
                 self.fail(Violation::new("liveness", detail));
             }
             return;
         }
         self.schedule(LOOK_EVERY, Event::Look);
+    }
+
+    /// Why a node does not serve, in its controller's words.
+    fn blockers(&self, node: NodeId) -> String {
+        let now = self.local_now(node);
+        let process = self.nodes[node.index()].process.as_ref();
+        let snapshot = process.and_then(|process| process.controller.snapshot(now, self.resource));
+        snapshot.map_or_else(String::new, |snapshot| {
+            format!(
+                "{:?} {:?} {:?}",
+                snapshot.blockers, snapshot.proposal, snapshot.last_abort
+            )
+        })
     }
 
     fn unsettled(&self) -> Option<String> {
@@ -164,10 +180,9 @@ impl World {
             let Some(engine) = self.nodes[node.index()].engine() else {
                 continue;
             };
-            if matches!(
-                engine.snapshot().disk,
-                DiskState::Diskless | DiskState::Failed
-            ) {
+            let snapshot = engine.snapshot();
+            let gone = matches!(snapshot.disk, DiskState::Diskless | DiskState::Failed);
+            if gone && snapshot.role != Role::Primary {
                 self.want_attach(node);
             }
         }
