@@ -409,17 +409,21 @@ impl Engine {
     /// 6), and that is written down in two places before anything depends on it (R23).
     pub(super) fn fail_local_disk(&mut self, error: DiskError, out: &mut Outbox) {
         self.counters.io_errors += 1;
-        if self.local != LocalDisk::Attached {
+        if !matches!(self.local, LocalDisk::Attached | LocalDisk::Detaching) {
             return;
         }
-        self.set_local(LocalDisk::Failed, out);
-        out.push(Action::Event(Event::DiskFailed(error)));
         self.mark(ReplicaMark::Failed, out);
         self.record(
             |superblock| superblock.state = ReplicaState::Failed,
             MetaThen::Nothing,
             out,
         );
+        if self.local == LocalDisk::Detaching {
+            // It is let go of all the same, as what it is.
+            return;
+        }
+        self.set_local(LocalDisk::Failed, out);
+        out.push(Action::Event(Event::DiskFailed(error)));
         self.fail_round(error);
         // An activation this replica could not record any more goes on from the peer's.
         if let Some(view) = self.active.as_ref().map(|active| active.view.number) {

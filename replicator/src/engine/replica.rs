@@ -235,12 +235,14 @@ impl Engine {
     }
 
     pub(super) fn on_peer_flush(&mut self, result: Result<(), DiskError>, out: &mut Outbox) {
-        if !core::mem::take(&mut self.peer_epochs.flushing) {
-            // Of a session that is gone.
+        let current = core::mem::take(&mut self.peer_epochs.flushing);
+        if let Err(error) = result {
+            // Also when its session is gone: the next flush would succeed and prove nothing
+            // (promise 6).
+            self.fail_local_disk(error, out);
             return;
         }
-        if let Err(error) = result {
-            self.fail_local_disk(error, out);
+        if !current {
             return;
         }
         if let Some(PeerEpoch {
