@@ -152,6 +152,9 @@ pub struct Engine {
     blocked_reads: Vec<Key>,
     lost_legs: Vec<Key>,
     overlap: Overlap<LockOwner>,
+    /// Who got its blocks and has not started yet; see `release_lock`.
+    granted: VecDeque<LockOwner>,
+    granting: bool,
 
     epoch: WriteEpoch,
     /// Writes of the open epoch with a leg under way.
@@ -241,6 +244,8 @@ impl Engine {
             blocked_reads: Vec::new(),
             lost_legs: Vec::new(),
             overlap: Overlap::default(),
+            granted: VecDeque::new(),
+            granting: false,
             epoch: WriteEpoch(1),
             open_writes: 0,
             unretired: Unretired::default(),

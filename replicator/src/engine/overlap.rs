@@ -5,6 +5,8 @@
 //! (interleavings F4). Reads share; anything else is alone on its blocks. A newcomer also waits
 //! behind *waiting* conflicting ones, so nobody starves.
 
+use std::collections::VecDeque;
+
 use crate::types::BlockRange;
 
 /// How the blocks are used.
@@ -68,7 +70,7 @@ impl<Owner: Copy> Overlap<Owner> {
 
     /// Gives the place up, held or waiting; whoever may go now is appended to `granted`, in order
     /// of arrival.
-    pub(super) fn release(&mut self, ticket: Ticket, granted: &mut Vec<Owner>) {
+    pub(super) fn release(&mut self, ticket: Ticket, granted: &mut VecDeque<Owner>) {
         let Ok(at) = self
             .entries
             .binary_search_by_key(&ticket, |entry| entry.ticket)
@@ -83,7 +85,7 @@ impl<Owner: Copy> Overlap<Owner> {
             }
             if !self.conflicts(index, entry.range, entry.access) {
                 self.entries[index].held = true;
-                granted.push(self.entries[index].owner);
+                granted.push_back(self.entries[index].owner);
             }
         }
     }
@@ -120,7 +122,7 @@ mod tests {
                 .acquire(blocks(2, 2), Access::Shared, "second read")
                 .1
         );
-        let mut granted = Vec::new();
+        let mut granted = VecDeque::new();
         overlap.release(reader, &mut granted);
         assert_eq!(granted, ["write"]);
         overlap.release(writer, &mut granted);
@@ -143,7 +145,7 @@ mod tests {
                     alive.push((ticket, range, access, held));
                 } else {
                     let (ticket, ..) = alive.remove(victim % alive.len());
-                    let mut granted = Vec::new();
+                    let mut granted = VecDeque::new();
                     overlap.release(ticket, &mut granted);
                     for entry in &mut alive {
                         entry.3 |= overlap.entries.iter().any(|e| e.ticket == entry.0 && e.held);

@@ -304,10 +304,14 @@ impl Engine {
 
     // --- Locks -----------------------------------------------------------------------------
 
+    /// Gives blocks back and starts whoever waited for them. Starting one may end it at once and
+    /// so give more back: those go on the same list, not on the stack, however long the chain.
     pub(super) fn release_lock(&mut self, ticket: Ticket, out: &mut Outbox) {
-        let mut granted = Vec::new();
-        self.overlap.release(ticket, &mut granted);
-        for owner in granted {
+        self.overlap.release(ticket, &mut self.granted);
+        if core::mem::replace(&mut self.granting, true) {
+            return;
+        }
+        while let Some(owner) = self.granted.pop_front() {
             match owner {
                 LockOwner::Write(key) => self.on_write_locked(key, out),
                 LockOwner::Read(key) => self.on_read_locked(key, out),
@@ -316,5 +320,6 @@ impl Engine {
                 LockOwner::Target(key) => self.on_target_locked(key, out),
             }
         }
+        self.granting = false;
     }
 }
