@@ -193,10 +193,11 @@ impl Engine {
         result: Result<DiskReply, DiskError>,
         out: &mut Outbox,
     ) {
-        let Some(Op::Meta(then)) = self.ops.remove(Key(op.0)) else {
+        let Some(Op::Meta { then, era }) = self.ops.remove(Key(op.0)) else {
             return;
         };
         self.meta_ops -= 1;
+        self.note_op_ended(era);
         match result {
             Ok(reply) => self.on_meta(then, reply, out),
             Err(error) if self.local == LocalDisk::Attaching => {

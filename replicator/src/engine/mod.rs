@@ -117,6 +117,10 @@ pub struct Engine {
     /// Disk operations under way: nothing of a new session or activation may pass them (R14).
     disk_ops: usize,
     meta_ops: usize,
+    /// Grows with each connection.
+    era: u64,
+    /// Disk and metadata operations of before the present connection.
+    old_ops: usize,
 
     local: LocalDisk,
     attaching: Option<Attaching>,
@@ -216,6 +220,8 @@ impl Engine {
             ops: Slab::default(),
             disk_ops: 0,
             meta_ops: 0,
+            era: 0,
+            old_ops: 0,
             local: LocalDisk::Diskless,
             attaching: None,
             replica: None,
@@ -331,10 +337,11 @@ impl Engine {
         result: Result<DiskReply, DiskError>,
         out: &mut Outbox,
     ) {
-        let Some(Op::Disk(what)) = self.ops.remove(Key(op.0)) else {
+        let Some(Op::Disk { what, era }) = self.ops.remove(Key(op.0)) else {
             return;
         };
         self.disk_ops -= 1;
+        self.note_op_ended(era);
         match what {
             DiskOp::Write(key) => self.on_local_write(key, done(result), out),
             DiskOp::Edge { .. } | DiskOp::Read(_) => match data(result) {

@@ -36,19 +36,35 @@ pub(super) enum DiskOp {
 /// An operation in flight.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Op {
-    Disk(DiskOp),
-    Meta(MetaThen),
+    /// On the data device; `era` says of which connection or none.
+    Disk {
+        what: DiskOp,
+        era: u64,
+    },
+    /// On the metadata area.
+    Meta {
+        then: MetaThen,
+        era: u64,
+    },
     Mark,
 }
 
 impl Engine {
     pub(super) fn disk(&mut self, what: DiskOp, command: DiskCommand, out: &mut Outbox) {
-        let key = self.ops.insert(Op::Disk(what));
+        let era = self.era;
+        let key = self.ops.insert(Op::Disk { what, era });
         self.disk_ops += 1;
         out.push(Action::Disk {
             op: OpId(key.0),
             command,
         });
+    }
+
+    /// An operation begun in `era` ended.
+    pub(super) fn note_op_ended(&mut self, era: u64) {
+        if era < self.era {
+            self.old_ops -= 1;
+        }
     }
 
     /// Writes pages durably, in requests of bounded size; `then` happens after the last.
@@ -63,7 +79,8 @@ impl Engine {
     }
 
     pub(super) fn meta(&mut self, request: MetaRequest, then: MetaThen, out: &mut Outbox) {
-        let key = self.ops.insert(Op::Meta(then));
+        let era = self.era;
+        let key = self.ops.insert(Op::Meta { then, era });
         self.meta_ops += 1;
         out.push(Action::Meta {
             op: OpId(key.0),

@@ -121,6 +121,8 @@ impl Engine {
             return;
         }
         self.session = Some(Session::new(id, self.now));
+        self.era += 1;
+        self.old_ops = self.disk_ops + self.meta_ops;
         out.push(Action::Event(Event::Changed));
         self.pump_greeting(out);
     }
@@ -137,7 +139,7 @@ impl Engine {
             .session
             .as_ref()
             .is_some_and(|s| s.hello_sent.is_none());
-        if !waiting || self.disk_ops > 0 || self.meta_ops > 0 || !self.story_is_settled() {
+        if !waiting || !self.is_drained() || !self.story_is_settled() {
             return;
         }
         let hello = Box::new(self.hello());
@@ -146,6 +148,17 @@ impl Engine {
             session.hello_sent = Some(hello);
         }
         self.begin_verdict(out);
+    }
+
+    /// Whether nothing of before this connection can land any more (R14). A Primary that serves
+    /// alone has operations of its guests under way all the time; those begun since are tracked and
+    /// locked like any other. Held guests submit nothing, so whoever must be equal waits for all.
+    fn is_drained(&self) -> bool {
+        if self.active.is_some() && !self.strict() {
+            self.old_ops == 0
+        } else {
+            self.disk_ops == 0 && self.meta_ops == 0
+        }
     }
 
     fn story_is_settled(&self) -> bool {
@@ -237,6 +250,12 @@ impl Engine {
         let peer_replica = session.peer_replica();
         out.push(Action::Event(Event::Connected { peer_replica }));
         out.push(Action::Event(Event::Changed));
+        let mirror = matches!(verdict, Verdict::MirrorSource | Verdict::MirrorTarget);
+        if mirror && self.dirty_blocks() > 0 {
+            // Marked since its hello: the verdict rests on something else.
+            self.end_session(CloseReason::DiskChanged, out);
+            return;
+        }
         match verdict {
             Verdict::Refuse(_) => unreachable!("returned above"),
             Verdict::Idle => self.enter(Phase::Idle, out),
