@@ -90,6 +90,7 @@ impl Engine {
         if sync.full {
             self.mark_everything();
         }
+        self.forget_marks_beyond(self.volume_blocks());
         if self.peer_is_named() && !sync.equalise {
             // The view counts on a replica that says itself that it is not whole: it leaves, so
             // that guests need not wait, and is added once it is.

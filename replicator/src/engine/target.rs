@@ -10,7 +10,7 @@ use super::slab::Key;
 use super::write::disk_command;
 use super::{CloseReason, Engine, LockOwner, MetaThen};
 use crate::protocol::{DataKind, Message, ResyncReply, WriteId};
-use crate::types::{BLOCK_LEN, BlockIndex, BlockRange, DiskError, Instant, Payload};
+use crate::types::{BLOCK_LEN, BlockCount, BlockIndex, BlockRange, DiskError, Instant, Payload};
 
 /// A request to the source.
 #[derive(Clone, Debug)]
@@ -48,9 +48,17 @@ impl Engine {
             careful: false,
         };
         self.enter(Phase::SyncTarget(Box::new(target)), out);
+        let volume = self
+            .session
+            .as_ref()
+            .and_then(|session| session.peer.as_ref()?.replica.as_ref())
+            .map_or(self.volume_blocks(), |source| {
+                BlockCount(source.size_blocks)
+            });
         if sync.full {
             self.mark_everything();
         }
+        self.forget_marks_beyond(volume);
         self.send_bitmap(out);
     }
 

@@ -38,8 +38,20 @@ impl Engine {
     }
 
     pub(super) fn mark_everything(&mut self) {
-        if let Some(replica) = &mut self.replica {
-            replica.bitmap.set_all();
+        let volume = BlockRange::new(BlockIndex(0), self.volume_blocks());
+        self.mark_dirty(volume);
+    }
+
+    /// A device may be larger than the volume both agreed on; marks there mean nothing, and the
+    /// peer could neither take nor clear them. Between sessions only: nothing is unsettled then.
+    pub(super) fn forget_marks_beyond(&mut self, volume: BlockCount) {
+        if let Some(Replica { bitmap, .. }) = &mut self.replica {
+            let beyond = BlockRange::between(BlockIndex(volume.0), BlockIndex(bitmap.size().0));
+            if bitmap.any_in(beyond) {
+                bitmap.clear(beyond);
+                bitmap.begin_settle();
+                bitmap.end_settle();
+            }
         }
     }
 
