@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 use super::ops::DiskOp;
 use super::output::{DiskCommand, Outbox};
 use super::overlap::{Access, Ticket};
+use super::session::Phase;
 use super::slab::Key;
 use super::write::disk_command;
 use super::{CloseReason, Engine, LockOwner};
@@ -84,7 +85,12 @@ impl Engine {
         let fits = !range.is_empty()
             && range.len().0 <= super::edge::PART_LEN_MAX
             && range.end().0 <= self.volume_blocks().0;
-        if !fits || self.peer_work.len() >= Self::PEER_WORK_MAX {
+        // A resync target serves nothing (promise 8).
+        let whole = self
+            .session
+            .as_ref()
+            .is_some_and(|session| !matches!(session.phase, Phase::SyncTarget(_)));
+        if !fits || !whole || self.peer_work.len() >= Self::PEER_WORK_MAX {
             self.end_session(CloseReason::Protocol, out);
             return;
         }

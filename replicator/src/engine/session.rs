@@ -87,12 +87,14 @@ impl Session {
         )
     }
 
-    /// The peer may write to this side's disk.
+    /// The peer may write to this side's disk. A resync target has first recorded that it is one
+    /// (promise 8).
     pub(super) fn is_replica(&self) -> bool {
-        matches!(
-            self.phase,
-            Phase::MirrorTarget | Phase::SyncTarget(_) | Phase::ForwardTarget
-        )
+        match &self.phase {
+            Phase::MirrorTarget | Phase::ForwardTarget => true,
+            Phase::SyncTarget(target) => target.pulling,
+            _ => false,
+        }
     }
 
     pub(super) fn peer_replica(&self) -> Option<ReplicaId> {

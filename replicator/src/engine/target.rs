@@ -16,6 +16,10 @@ use crate::types::{BLOCK_LEN, BlockCount, BlockIndex, BlockRange, DiskError, Ins
 #[derive(Clone, Debug)]
 pub(super) struct TargetRequest {
     range: BlockRange,
+    /// The first block not answered yet: pieces come in order and leave nothing out.
+    next: BlockIndex,
+    /// Digests were sent, so "the same" is an answer.
+    digested: bool,
     /// Pieces being written.
     writing: usize,
     /// The source has sent its last piece.
@@ -34,6 +38,20 @@ pub(super) struct TargetWrite {
     kind: DataKind,
     ticket: Ticket,
     started: bool,
+}
+
+impl TargetRequest {
+    /// Whether this is the next piece of the answer. What is left out would lose its mark.
+    fn expects(&self, range: BlockRange, reply: &ResyncReply, last: bool) -> bool {
+        let in_turn = !self.answered && !self.digesting && range.start() == self.next;
+        let inside = !range.is_empty() && self.range.contains(range);
+        let fits = match reply {
+            ResyncReply::Data(payload) => payload.len() as u64 == range.len().0,
+            ResyncReply::Same => self.digested,
+            ResyncReply::Zeroes | ResyncReply::Unreadable => true,
+        };
+        in_turn && inside && fits && last == (range.end() == self.range.end())
+    }
 }
 
 impl Engine {
@@ -105,6 +123,8 @@ impl Engine {
             let digesting = coarse || self.config.checksum_first;
             let request = TargetRequest {
                 range,
+                next: range.start(),
+                digested: false,
                 writing: 0,
                 answered: false,
                 unreadable: false,
@@ -163,6 +183,9 @@ impl Engine {
                 all.into()
             },
         );
+        if let Some(request) = self.target_requests.get_mut(key) {
+            request.digested = !digests.is_empty();
+        }
         self.request_blocks_of(key, range, digests, out);
     }
 
@@ -175,20 +198,19 @@ impl Engine {
         out: &mut Outbox,
     ) {
         let key = Key(id.0);
-        let fits = |payload: &Payload| payload.len() as u64 == range.len().0;
-        let inside = self
+        let sane = self
             .target_requests
             .get(key)
-            .is_some_and(|r| r.range.contains(range) && !r.answered && !r.digesting);
-        let sane = !matches!(&reply, ResyncReply::Data(payload) if !fits(payload));
-        if !inside || !sane {
+            .is_some_and(|request| request.expects(range, &reply, last));
+        if !sane {
             self.end_session(CloseReason::Protocol, out);
             return;
         }
         let Some(request) = self.target_requests.get_mut(key) else {
             return;
         };
-        request.answered |= last;
+        request.next = range.end();
+        request.answered = last;
         let count = range.count().0;
         let (kind, copied) = match reply {
             ResyncReply::Data(payload) => (Some(DataKind::Write(payload)), true),
