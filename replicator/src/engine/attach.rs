@@ -60,11 +60,21 @@ impl Engine {
             return;
         }
         self.end_session(CloseReason::DiskChanged, out);
-        self.replica = None;
+        self.forget_replica();
         let loader = Loader::new(request.meta_len);
         self.attaching = Some(Attaching { request, loader });
         self.set_local(LocalDisk::Attaching, out);
         self.load_next(out);
+    }
+
+    /// Writes still under way give no references back to the activity log of a later replica.
+    fn forget_replica(&mut self) {
+        self.replica = None;
+        for key in self.writes.keys() {
+            if let Some(submitted) = self.submitted_mut(key) {
+                submitted.logged = false;
+            }
+        }
     }
 
     fn set_local(&mut self, local: LocalDisk, out: &mut Outbox) {
@@ -154,7 +164,7 @@ impl Engine {
     }
 
     fn refuse_attach(&mut self, error: AttachError, out: &mut Outbox) {
-        self.replica = None;
+        self.forget_replica();
         self.attaching = None;
         self.set_local(LocalDisk::Diskless, out);
         out.push(Action::Event(Event::Attached(Err(error))));
@@ -472,7 +482,7 @@ impl Engine {
     pub(super) fn detach(&mut self, out: &mut Outbox) {
         if self.active.is_some() || self.local != LocalDisk::Attached {
             if matches!(self.local, LocalDisk::Failed | LocalDisk::Diskless) {
-                self.replica = None;
+                self.forget_replica();
                 self.set_local(LocalDisk::Diskless, out);
                 out.push(Action::Event(Event::Detached));
             }
@@ -511,7 +521,7 @@ impl Engine {
 
     fn on_closed(&mut self, out: &mut Outbox) {
         self.detach_flushing = false;
-        self.replica = None;
+        self.forget_replica();
         self.set_local(LocalDisk::Diskless, out);
         out.push(Action::Event(Event::Detached));
     }

@@ -82,9 +82,14 @@ impl Engine {
         }
     }
 
-    /// Whether the local replica can serve reads and take writes.
+    /// Whether the local replica can serve reads and take writes. One that was attached after the
+    /// Leave is no replica of this view, whatever it holds (promise 3).
     pub(super) fn local_usable(&self) -> bool {
         self.local == super::LocalDisk::Attached
+            && self
+                .active
+                .as_ref()
+                .is_none_or(|active| active.view.in_sync.contains(self.config.node))
     }
 
     /// Whether the peer serves for this diskless Primary.

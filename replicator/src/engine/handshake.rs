@@ -99,8 +99,10 @@ fn decide_pair(primary: &Hello, secondary: &Hello, side: Side) -> (Verdict, Rule
         return (Verdict::Idle, Rule::SecondaryDiskless);
     };
     let Some(source) = &primary.replica else {
-        // Only a peer that the Primary's own view still trusts may serve for it (promise 3).
-        let verdict = if primary.in_sync.contains(secondary.node) {
+        // Only a peer that the Primary's own view still trusts may serve for it (promise 3): with
+        // the disk the view meant, and with every write the guests were told of (F12).
+        let whole = !target.blank && !target.inconsistent && !target.lost_volatile;
+        let verdict = if primary.in_sync.contains(secondary.node) && whole {
             side.pick(Verdict::ForwardSource, Verdict::ForwardTarget)
         } else {
             Verdict::Idle

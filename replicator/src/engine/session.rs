@@ -266,6 +266,7 @@ impl Engine {
                 self.enter(Phase::MirrorTarget, out);
                 self.record_whole(out);
             }
+            Verdict::ForwardSource if !self.peer_is_recorded() => self.enter(Phase::Idle, out),
             Verdict::ForwardSource => self.enter(Phase::ForwardSource, out),
             Verdict::ForwardTarget => self.enter(Phase::ForwardTarget, out),
             Verdict::SyncSource(sync) => self.begin_source(sync, out),
@@ -281,6 +282,15 @@ impl Engine {
         if self.forwarding() {
             self.resend_forwarded(out);
         }
+    }
+
+    /// Whether the peer's replica is the one the view counts on, as far as the view says which.
+    fn peer_is_recorded(&self) -> bool {
+        let peer = self.session.as_ref().and_then(Session::peer_replica);
+        self.active.as_ref().is_some_and(|active| {
+            let recorded = active.view.replicas[self.config.node.peer().index()];
+            recorded.is_none() || recorded == peer
+        })
     }
 
     /// Messages other than greetings, routed by what this side is in the session.

@@ -43,7 +43,7 @@ pub(super) struct Submitted {
     pub(super) local: Leg,
     pub(super) peer: Leg,
     /// Its extents are referenced in the activity log.
-    logged: bool,
+    pub(super) logged: bool,
     /// Lock and activity-log references were given back.
     released: bool,
 }
