@@ -390,6 +390,8 @@ impl Engine {
         if let Some(replica) = &mut self.replica {
             replica.lost_volatile = false;
         }
+        // Or a restart before this node hears of the view would find the replica failed.
+        self.mark(ReplicaMark::Clean, out);
         self.record(
             |superblock| {
                 superblock.in_sync_from = Some(view);
