@@ -10,6 +10,7 @@ use super::Engine;
 use super::ops::DiskOp;
 use super::output::Action;
 use super::output::{DiskCommand, Event, Outbox};
+use super::role::AddStage;
 use super::slab::Key;
 use super::write::Leg;
 use crate::protocol::Message;
@@ -253,6 +254,7 @@ impl Engine {
             return;
         }
         active.add_begun = Some(view);
+        active.add_stage = AddStage::Round;
         self.next_round.add = Some(view);
         self.want_round(out);
     }

@@ -294,7 +294,7 @@ impl Engine {
             Input::StepDown(reason) => self.step_down(reason, out),
             Input::Drain { seal } => self.drain(seal, out),
             Input::BeginAdd { view } => self.begin_add(view, out),
-            Input::ProposalAborted => self.draining = None,
+            Input::ProposalAborted => self.on_proposal_aborted(),
             Input::Admin(request) => self.handle_admin(request, out),
             Input::Tick => {}
         }

@@ -17,6 +17,21 @@ pub(super) struct Active {
     pub(super) serving: bool,
     /// An Add was started and not followed by a view that says how it ended (R4).
     pub(super) add_begun: Option<ViewNumber>,
+    /// How far that Add is.
+    pub(super) add_stage: AddStage,
+}
+
+/// How far an Add is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum AddStage {
+    /// Its flush round is wanted or runs.
+    #[default]
+    Round,
+    /// The peer is asked to record it.
+    Asked,
+    /// The controller was told: the accept may have left, so only a view (or the controller's word
+    /// that none will come) ends `strict` (R4).
+    Prepared,
 }
 
 /// How far an orderly quiescence is.
@@ -48,6 +63,7 @@ impl Engine {
             view,
             serving: false,
             add_begun: None,
+            add_stage: AddStage::default(),
         });
         if let Some(replica) = &mut self.replica {
             replica.lost_volatile = false;
@@ -215,19 +231,52 @@ impl Engine {
             Some(Phase::MirrorSource)
         );
         if durable && equal && self.dirty_blocks() == 0 {
+            if let Some(active) = &mut self.active {
+                active.add_stage = AddStage::Asked;
+            }
             self.send(Message::PrepareAdd { view }, out);
         } else {
-            out.push(Action::Event(Event::AddAborted { view }));
+            self.abort_add(out);
         }
     }
 
+    /// The Add being prepared came to nothing. Unless its accept may have left, the Primary is as
+    /// free as before.
+    pub(super) fn abort_add(&mut self, out: &mut Outbox) {
+        let Some(active) = &mut self.active else {
+            return;
+        };
+        let Some(view) = active.add_begun else { return };
+        if active.add_stage != AddStage::Prepared {
+            active.add_begun = None;
+        }
+        self.next_round.add = None;
+        out.push(Action::Event(Event::AddAborted { view }));
+    }
+
+    /// The controller's word that a Leave or Add it was told of will never be a view; or that a
+    /// takeover will not.
+    pub(super) fn on_proposal_aborted(&mut self) {
+        self.draining = None;
+        if let Some(active) = &mut self.active
+            && active.add_stage == AddStage::Prepared
+        {
+            active.add_begun = None;
+        }
+        // Another Leave is prepared (`pump_leave`).
+        self.leave_asked = None;
+    }
+
     pub(super) fn on_add_ready(&mut self, view: ViewNumber, out: &mut Outbox) {
-        let current = self.active.as_ref().and_then(|active| active.add_begun) == Some(view);
         let replica = self
             .session
             .as_ref()
             .and_then(super::session::Session::peer_replica);
-        if let (true, Some(replica)) = (current, replica) {
+        if let (Some(active), Some(replica)) = (&mut self.active, replica)
+            && active.add_begun == Some(view)
+            && active.add_stage != AddStage::Round
+        {
+            active.add_stage = AddStage::Prepared;
             self.coarse = false;
             if let Some(session) = &mut self.session {
                 session.prepared = Some(view);

@@ -393,9 +393,7 @@ impl Engine {
         self.abandon_resync(session.phase, out);
         self.drop_peer_work(out);
         self.lose_remote_reads(session.id, out);
-        if let Some(view) = self.active.as_ref().and_then(|active| active.add_begun) {
-            out.push(Action::Event(Event::AddAborted { view }));
-        }
+        self.abort_add(out);
         out.push(Action::Event(Event::Disconnected));
         out.push(Action::Event(Event::Changed));
         self.settle_round(out);
