@@ -70,6 +70,9 @@ impl Engine {
         let epoch = self.epoch;
         self.epoch = WriteEpoch(epoch.0 + 1);
         let replicating = self.replicating();
+        if replicating {
+            self.note_debt();
+        }
         self.round = Some(Round {
             epoch,
             writes: core::mem::take(&mut self.open_writes),
@@ -142,8 +145,16 @@ impl Engine {
             && round.peer == Leg::Pending
         {
             round.peer = Leg::Done;
+            self.note_payment();
             self.settle_round(out);
         }
+    }
+
+    /// Whether the peer has a barrier to answer.
+    pub(super) fn owes_barrier(&self) -> bool {
+        self.round
+            .as_ref()
+            .is_some_and(|round| round.peer == Leg::Pending)
     }
 
     /// The session ended: what the barrier said is unknown.

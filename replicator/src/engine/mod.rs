@@ -163,6 +163,8 @@ pub struct Engine {
     epoch: WriteEpoch,
     /// Writes of the open epoch with a leg under way.
     open_writes: usize,
+    /// Writes the peer has not acknowledged in this session.
+    owed_acks: usize,
     unretired: Unretired,
     round: Option<Round>,
     next_round: NextRound,
@@ -185,6 +187,11 @@ impl Engine {
     /// Guest write parts in progress; more wait at the gate. Bounds the payload memory of a
     /// Primary whose peer is slow: 1,024 parts of at most 1 MiB, and NBD's own cap is far lower.
     pub const WRITES_MAX: usize = 1024;
+    /// Guest reads in progress; more wait at the gate, like writes.
+    pub const READS_MAX: usize = 1024;
+    /// A peer that answers pings but none of what it owes for so long has a hanging disk: it is
+    /// lost. Longer than a healthy disk takes to write back its whole cache.
+    pub const PEER_STALLED_AFTER: Duration = Duration::from_secs(20);
     /// Writes between two barriers, so that memory and the marks after a lost session are bounded.
     pub const UNRETIRED_MAX: usize = 4096;
     /// A round closes the last epoch after this much idleness, so that the activity log is not
@@ -254,6 +261,7 @@ impl Engine {
             granting: false,
             epoch: WriteEpoch(1),
             open_writes: 0,
+            owed_acks: 0,
             unretired: Unretired::default(),
             round: None,
             next_round: NextRound::default(),
@@ -399,11 +407,12 @@ impl Engine {
     }
 
     /// Guests wait for the peer or for its Remove: the controller must know, once each time. A peer
-    /// that is being made equal again is not lost; one that needs a resync as a stranger is, even
-    /// while connected, because only a Remove and an Add can make it a replica again.
+    /// that is being made equal again is not lost, unless a block that cannot be read makes that
+    /// impossible; one that needs a resync as a stranger is, even while connected, because only a
+    /// Remove and an Add can make it a replica again.
     fn report_lost_peer(&mut self, out: &mut Outbox) {
         let serving = self.active.as_ref().is_some_and(|active| active.serving);
-        let equalising = self.sync_of().is_some_and(|sync| sync.equalise);
+        let equalising = self.will_be_equal();
         let lost = serving && self.strict() && !self.peer_is_equal() && !equalising;
         if lost && !self.peer_lost_reported {
             out.push(Action::Event(Event::PeerLost));

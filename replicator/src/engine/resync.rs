@@ -32,6 +32,8 @@ pub(super) struct SourceSync {
     pulling: bool,
     /// The closing flush round was asked for.
     closing: bool,
+    /// A block could not be read: its mark stays, so this resync cannot end.
+    unreadable: bool,
 }
 
 /// What the target keeps of a running resync.
@@ -65,6 +67,11 @@ impl SourceSync {
     pub(super) fn is_exchanging(&self) -> bool {
         !self.pulling
     }
+
+    /// Guests wait for it, and it can end.
+    pub(super) fn will_be_equal(&self) -> bool {
+        self.sync.equalise && !self.unreadable
+    }
 }
 
 impl Engine {
@@ -77,13 +84,14 @@ impl Engine {
         if let Some(session) = &mut self.session {
             session.stranger = named && !sync.equalise;
         }
-        let (united, pulling, closing) = (false, false, false);
+        self.note_payment();
         self.enter(
             Phase::SyncSource(SourceSync {
                 sync,
-                united,
-                pulling,
-                closing,
+                united: false,
+                pulling: false,
+                closing: false,
+                unreadable: false,
             }),
             out,
         );
@@ -234,19 +242,9 @@ impl Engine {
         out: &mut Outbox,
     ) {
         let (id, range) = (read.id, read.range);
-        let Ok(data) = result else {
-            self.counters.io_errors += 1;
-            let reply = ResyncReply::Unreadable;
-            self.send(
-                Message::ResyncData {
-                    id,
-                    range,
-                    reply,
-                    last: true,
-                },
-                out,
-            );
-            return;
+        let data = match result {
+            Ok(data) => data,
+            Err(error) => return self.answer_unreadable(read, error, out),
         };
         let runs = runs(&data, &read.digests, &self.digest_key());
         let last_run = runs.len() - 1;
@@ -280,6 +278,38 @@ impl Engine {
                 out,
             );
         }
+    }
+
+    fn answer_unreadable(&mut self, read: &SourceRead, error: DiskError, out: &mut Outbox) {
+        self.counters.io_errors += 1;
+        if self.peer_kept_everything() {
+            // Guests wait for a resync that cannot end, and the peer holds all they were told of.
+            self.fail_local_disk(error, out);
+            return;
+        }
+        if let Some(source) = self.source_sync() {
+            source.unreadable = true;
+        }
+        let message = Message::ResyncData {
+            id: read.id,
+            range: read.range,
+            reply: ResyncReply::Unreadable,
+            last: true,
+        };
+        self.send(message, out);
+    }
+
+    /// Whether the target is in `in_sync` and did not lose what it had acknowledged.
+    fn peer_kept_everything(&mut self) -> bool {
+        let lost = self
+            .session
+            .as_ref()
+            .and_then(|session| session.peer.as_ref()?.replica.as_ref())
+            .is_none_or(|claim| claim.lost_volatile);
+        !lost
+            && self
+                .source_sync()
+                .is_some_and(|source| source.sync.equalise)
     }
 
     pub(super) fn on_resync_ack(&mut self, range: BlockRange, out: &mut Outbox) {

@@ -23,6 +23,8 @@ pub(super) struct Session {
     /// Resynced from scratch although the view names it: not to be relied on before a Remove.
     pub(super) stranger: bool,
     last_received: Instant,
+    /// When the peer last did what this side waits for, or began to owe it.
+    pub(super) last_payment: Instant,
     pinged: Option<Instant>,
     pub(super) rtt: Option<core::time::Duration>,
     /// The view from which on the peer has recorded itself as in sync (R19).
@@ -62,6 +64,7 @@ impl Session {
             rule: None,
             stranger: false,
             last_received: now,
+            last_payment: now,
             pinged: None,
             rtt: None,
             prepared: None,
@@ -312,11 +315,18 @@ impl Engine {
                 self.on_bitmap_chunk(first_block, &bits, out);
             }
             Message::BitmapEnd => self.on_bitmap_end(out),
-            Message::ResyncReady if source => self.on_resync_ready(out),
+            Message::ResyncReady if source => {
+                self.note_payment();
+                self.on_resync_ready(out);
+            }
             Message::ResyncRequest { id, range, digests } if source => {
+                self.note_payment();
                 self.on_resync_request(id, range, digests, out);
             }
-            Message::ResyncAck { id: _, range } if source => self.on_resync_ack(range, out),
+            Message::ResyncAck { id: _, range } if source => {
+                self.note_payment();
+                self.on_resync_ack(range, out);
+            }
             Message::Data {
                 write,
                 range,
@@ -401,15 +411,44 @@ impl Engine {
 
     /// Pings, and the end of a peer that does not answer.
     pub(super) fn tick_session(&mut self, out: &mut Outbox) {
-        let Some(session) = &mut self.session else {
+        let Some(session) = &self.session else {
             return;
         };
         let silent = self.now.since(session.last_received);
-        if silent >= self.config.timeout {
+        let unpaid = self.now.since(session.last_payment);
+        if silent >= self.config.timeout || (unpaid >= Self::PEER_STALLED_AFTER && self.peer_owes())
+        {
             self.end_session(CloseReason::Timeout, out);
-        } else if silent >= self.config.timeout / 3 && session.pinged.is_none() {
+            return;
+        }
+        if let Some(session) = &mut self.session
+            && silent >= self.config.timeout / 3
+            && session.pinged.is_none()
+        {
             session.pinged = Some(self.now);
             self.send(Message::Ping, out);
+        }
+    }
+
+    // --- What the peer owes: its network may live while its disk hangs -----------------------
+
+    /// Whether guests may be waiting for something that the peer has to do.
+    fn peer_owes(&self) -> bool {
+        let equalising = self.sync_of().is_some_and(|sync| sync.equalise);
+        self.owed_acks > 0 || self.owes_barrier() || !self.remote_reads.is_empty() || equalising
+    }
+
+    /// Called before the peer is asked for something: from now on it owes, if it did not before.
+    pub(super) fn note_debt(&mut self) {
+        if !self.peer_owes() {
+            self.note_payment();
+        }
+    }
+
+    /// The peer did something that this side waited for.
+    pub(super) fn note_payment(&mut self) {
+        if let Some(session) = &mut self.session {
+            session.last_payment = self.now;
         }
     }
 
@@ -420,7 +459,20 @@ impl Engine {
         } else {
             self.config.timeout / 3
         };
-        Some(session.last_received.plus(patience))
+        let silence = session.last_received.plus(patience);
+        let stall = session.last_payment.plus(Self::PEER_STALLED_AFTER);
+        Some(if self.peer_owes() {
+            silence.min(stall)
+        } else {
+            silence
+        })
+    }
+
+    /// Whether the peer is being made equal and guests should wait for it.
+    pub(super) fn will_be_equal(&self) -> bool {
+        self.session.as_ref().is_some_and(
+            |session| matches!(&session.phase, Phase::SyncSource(source) if source.will_be_equal()),
+        )
     }
 
     pub(super) fn sync_of(&self) -> Option<Sync> {

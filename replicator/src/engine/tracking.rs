@@ -186,6 +186,7 @@ impl Engine {
     /// Answers that can never come are lost. Their writes are settled by `pump` at the end of this
     /// very step, after `mark_unretired`: marks first, then anything that may answer.
     pub(super) fn lose_legs(&mut self) {
+        self.owed_acks = 0;
         for key in self.writes.keys() {
             if let Some(Submitted { peer, .. }) = self.submitted_mut(key)
                 && *peer == Leg::Pending

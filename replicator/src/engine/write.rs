@@ -182,6 +182,8 @@ impl Engine {
         write.submitted = Some(submitted);
         self.open_writes += 1;
         if replicating {
+            self.note_debt();
+            self.owed_acks += 1;
             self.note_unretired(epoch, range);
             let message = Message::Data {
                 write: WriteId(key.0),
@@ -232,6 +234,8 @@ impl Engine {
             && submitted.peer == Leg::Pending
         {
             submitted.peer = Leg::Done;
+            self.owed_acks -= 1;
+            self.note_payment();
             self.settle_write(key, out);
         }
     }
@@ -358,6 +362,7 @@ impl Engine {
             };
             if matches!(submitted.peer, Leg::Lost | Leg::Unneeded) {
                 submitted.peer = Leg::Pending;
+                self.owed_acks += 1;
                 self.send(
                     Message::Data {
                         write: WriteId(key.0),
