@@ -68,7 +68,11 @@ impl Engine {
         if self.leaving() {
             return Err(Closed::Held(HeldReason::NoData));
         }
-        if self.writes.len() >= Self::WRITES_MAX {
+        let full = self.writes.len() >= Self::WRITES_MAX
+            || !self.waiting_parts.is_empty()
+            || self.reads.len() >= Self::READS_MAX
+            || self.unretired_len() >= 2 * Self::UNRETIRED_MAX;
+        if full {
             return Err(Closed::Busy);
         }
         Ok(())

@@ -20,6 +20,11 @@ pub(super) struct Request {
 
 impl Engine {
     pub(super) fn handle_guest(&mut self, guest: GuestRequest, out: &mut Outbox) {
+        // Who does not serve says nothing about the volume either.
+        if self.active.is_none() {
+            out.push(Action::DropClients);
+            return;
+        }
         if !self.in_range(&guest.kind) {
             let result = Err(GuestError::OutOfRange);
             out.push(Action::Complete {
@@ -80,6 +85,17 @@ impl Engine {
             self.finish_request(request, out);
         }
         for part in parts {
+            self.waiting_parts.push_back((request, part, fua));
+        }
+        self.pump_waiting_parts(out);
+    }
+
+    /// Begins parts as far as the window goes: zeroes over a large volume are thousands of them.
+    pub(super) fn pump_waiting_parts(&mut self, out: &mut Outbox) {
+        while self.writes.len() < Self::WRITES_MAX {
+            let Some((request, part, fua)) = self.waiting_parts.pop_front() else {
+                return;
+            };
             self.begin_write(request, part, fua, out);
         }
     }

@@ -64,8 +64,8 @@ use self::tracking::{Replica, Unretired};
 use crate::protocol::Refusal;
 use crate::types::time::earliest;
 use crate::types::{
-    BlockRange, DiskError, Instant, NodeId, OpId, Payload, ResourceId, SessionId, View, ViewNumber,
-    VolumeId, WriteEpoch,
+    DiskError, Instant, NodeId, OpId, Payload, ResourceId, SessionId, View, ViewNumber, VolumeId,
+    WriteEpoch,
 };
 
 /// What an engine is made with; never changes.
@@ -151,7 +151,11 @@ pub struct Engine {
     writes: Slab<write::Write>,
     reads: Slab<read::Read>,
     remote_reads: Slab<read::RemoteRead>,
-    parked_reads: Vec<(DiskOp, BlockRange)>,
+    /// Parts of admitted requests for which there is no room yet.
+    waiting_parts: VecDeque<(Key, edge::Part, bool)>,
+    /// Parts that failed before they were submitted, while the gate was shut.
+    failed_parts: Vec<(Key, DiskError)>,
+    parked_reads: VecDeque<read::ParkedRead>,
     blocked: Vec<Key>,
     blocked_reads: Vec<Key>,
     lost_legs: Vec<Key>,
@@ -252,7 +256,9 @@ impl Engine {
             writes: Slab::default(),
             reads: Slab::default(),
             remote_reads: Slab::default(),
-            parked_reads: Vec::new(),
+            waiting_parts: VecDeque::new(),
+            failed_parts: Vec::new(),
+            parked_reads: VecDeque::new(),
             blocked: Vec::new(),
             blocked_reads: Vec::new(),
             lost_legs: Vec::new(),
@@ -376,8 +382,10 @@ impl Engine {
             }
             self.pump_activity_log(out);
             self.pump_blocked(out);
+            self.pump_failed_parts(out);
             self.pump_blocked_reads(out);
             self.pump_parked_reads(out);
+            self.pump_waiting_parts(out);
             self.pump_held(out);
             self.settle_round(out);
             self.round_when_due(out);

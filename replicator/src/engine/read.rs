@@ -5,7 +5,7 @@ use super::ops::DiskOp;
 use super::output::{DiskCommand, Outbox};
 use super::overlap::{Access, Ticket};
 use super::slab::Key;
-use super::{Engine, LockOwner};
+use super::{CloseReason, Engine, LockOwner};
 use crate::protocol::{Message, WriteId};
 use crate::types::{
     BlockRange, ByteLen, ByteOffset, ByteRange, DiskError, Payload, RequestId, SessionId,
@@ -22,10 +22,21 @@ pub(super) struct Read {
     started: bool,
 }
 
+/// A read that waits until the peer can answer it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ParkedRead {
+    for_op: DiskOp,
+    range: BlockRange,
+    error: DiskError,
+}
+
 /// Blocks being fetched from the peer, in pieces of one frame.
 #[derive(Clone, Debug)]
 pub(super) struct RemoteRead {
     for_op: DiskOp,
+    range: BlockRange,
+    /// Why the local disk did not answer.
+    error: DiskError,
     session: SessionId,
     pieces: Vec<(BlockRange, Option<Payload>)>,
 }
@@ -89,7 +100,8 @@ impl Engine {
     }
 
     /// A local read failed, or there is no local disk. Only a peer in `in_sync` without a mark may
-    /// answer (interleavings F16); being equal says both.
+    /// answer (interleavings F16); being equal says both. If it has the only good replica and is
+    /// away, the read waits for it; if it is only slow, for room in its window.
     pub(super) fn read_from_peer(
         &mut self,
         what: DiskOp,
@@ -97,26 +109,29 @@ impl Engine {
         error: DiskError,
         out: &mut Outbox,
     ) {
-        let trusted = self.strict() && (self.peer_is_equal() || self.forwarding());
-        let session = match &self.session {
-            Some(session) if trusted => session.id,
-            // The peer has the only good replica and will be back: the guest waits, no error.
-            _ if self.strict() && !self.local_usable() => {
-                self.parked_reads.push((what, range));
-                return;
-            }
-            _ => {
-                self.on_guest_blocks(what, Err(error), out);
-                return;
-            }
+        if !self.strict() || (self.local_usable() && !self.peer_is_equal()) {
+            self.on_guest_blocks(what, Err(error), out);
+            return;
+        }
+        self.parked_reads.push_back(ParkedRead {
+            for_op: what,
+            range,
+            error,
+        });
+        self.pump_parked_reads(out);
+    }
+
+    fn ask_peer(&mut self, parked: ParkedRead, out: &mut Outbox) {
+        let Some(session) = self.session.as_ref().map(|session| session.id) else {
+            return;
         };
-        let blocks_max = edge::PART_LEN_MAX / crate::types::BLOCK_LEN;
-        let pieces: Vec<_> = edge::pieces(range, blocks_max)
-            .map(|piece| (piece, None))
-            .collect();
+        self.note_debt();
+        let pieces = remote_pieces(parked.range);
         let wanted: Vec<_> = pieces.iter().map(|(piece, _)| *piece).collect();
         let key = self.remote_reads.insert(RemoteRead {
-            for_op: what,
+            for_op: parked.for_op,
+            range: parked.range,
+            error: parked.error,
             session,
             pieces,
         });
@@ -142,6 +157,14 @@ impl Engine {
         let Some(remote) = self.remote_reads.get_mut(key) else {
             return;
         };
+        if remote.pieces.iter().all(|(piece, _)| *piece != range) {
+            // Never asked for: waiting for the right answer could be for ever.
+            self.end_session(CloseReason::Protocol, out);
+            return;
+        }
+        if let Some(session) = &mut self.session {
+            session.last_payment = self.now;
+        }
         let data = data.and_then(|data| {
             if data.len() as u64 == range.len().0 {
                 Ok(data)
@@ -173,37 +196,46 @@ impl Engine {
         }
     }
 
-    /// The session is gone: reads from the peer are asked again when there is one, or fail.
+    /// The session is gone: reads from the peer are asked again when there is one.
     pub(super) fn lose_remote_reads(&mut self, session: SessionId, out: &mut Outbox) {
         for key in self.remote_reads.keys() {
-            if self
+            let lost = self
                 .remote_reads
                 .get(key)
-                .is_some_and(|remote| remote.session == session)
-                && let Some(remote) = self.remote_reads.remove(key)
-            {
-                if self.active.is_some() && !self.local_usable() {
-                    let start = remote.pieces.first().map(|(piece, _)| piece.start());
-                    let end = remote.pieces.last().map(|(piece, _)| piece.end());
-                    if let (Some(start), Some(end)) = (start, end) {
-                        self.parked_reads
-                            .push((remote.for_op, BlockRange::between(start, end)));
-                    }
-                } else {
-                    self.on_guest_blocks(remote.for_op, Err(DiskError::Gone), out);
-                }
+                .is_some_and(|remote| remote.session == session);
+            if lost && let Some(remote) = self.remote_reads.remove(key) {
+                let RemoteRead {
+                    for_op,
+                    range,
+                    error,
+                    ..
+                } = remote;
+                self.read_from_peer(for_op, range, error, out);
             }
         }
     }
 
-    /// Asks parked reads again once the peer serves.
+    /// Asks the peer what waits for it, as far as its window goes; fails it if the peer is out.
     pub(super) fn pump_parked_reads(&mut self, out: &mut Outbox) {
-        if self.parked_reads.is_empty() || !self.forwarding() {
-            return;
+        while let Some(parked) = self.parked_reads.front().copied() {
+            let answerable = self.strict() && self.peer_is_equal();
+            let waits = self.strict() && !self.local_usable();
+            if answerable && self.remote_window_fits(parked.range) {
+                self.parked_reads.pop_front();
+                self.ask_peer(parked, out);
+            } else if answerable || waits {
+                return;
+            } else {
+                self.parked_reads.pop_front();
+                self.on_guest_blocks(parked.for_op, Err(parked.error), out);
+            }
         }
-        for (what, range) in core::mem::take(&mut self.parked_reads) {
-            self.read_from_peer(what, range, DiskError::Gone, out);
-        }
+    }
+
+    /// Whether the peer may be asked for `range` too. One request of any size always may.
+    fn remote_window_fits(&self, range: BlockRange) -> bool {
+        let asked: usize = self.remote_reads.iter().map(|(_, r)| r.pieces.len()).sum();
+        asked == 0 || asked + remote_pieces(range).len() <= Self::WRITES_MAX
     }
 
     /// A local read failed: the peer may have the blocks. The replica stays: nothing it promised is
@@ -279,13 +311,9 @@ impl Engine {
 
     /// Step-down: reads that only wait are forgotten, those on the disk end by themselves.
     pub(super) fn drop_waiting_reads(&mut self, out: &mut Outbox) {
-        for (what, _) in core::mem::take(&mut self.parked_reads) {
-            // No operation is under way that would end it. (Edges go with their writes.)
-            if let DiskOp::Read(key) = what
-                && let Some(read) = self.reads.get_mut(key)
-            {
-                read.started = false;
-            }
+        // Their requests are gone already: this only gives the locks back.
+        for parked in core::mem::take(&mut self.parked_reads) {
+            self.on_guest_blocks(parked.for_op, Err(parked.error), out);
         }
         self.blocked_reads.clear();
         let mut tickets = Vec::new();
@@ -299,6 +327,13 @@ impl Engine {
             self.release_lock(ticket, out);
         }
     }
+}
+
+fn remote_pieces(range: BlockRange) -> Vec<(BlockRange, Option<Payload>)> {
+    let blocks_max = edge::PART_LEN_MAX / crate::types::BLOCK_LEN;
+    edge::pieces(range, blocks_max)
+        .map(|piece| (piece, None))
+        .collect()
 }
 
 fn join(mut pieces: Vec<(BlockRange, Option<Payload>)>) -> Payload {

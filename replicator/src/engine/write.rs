@@ -133,8 +133,9 @@ impl Engine {
                 let Some(write) = self.writes.remove(key) else {
                     return;
                 };
+                self.failed_parts.push((write.request, error));
                 self.release_lock(write.ticket, out);
-                self.end_part(write.request, Err(error), out);
+                self.pump_failed_parts(out);
                 return;
             }
         }
@@ -315,6 +316,8 @@ impl Engine {
     pub(super) fn drop_waiting_writes(&mut self, out: &mut Outbox) {
         self.cold.clear();
         self.blocked.clear();
+        self.waiting_parts.clear();
+        self.failed_parts.clear();
         let mut tickets = Vec::new();
         for key in self.writes.keys() {
             let gone = self
@@ -330,6 +333,17 @@ impl Engine {
         }
         for ticket in tickets {
             self.release_lock(ticket, out);
+        }
+    }
+
+    /// Tells guests of parts that failed before they were submitted; an error is an answer, so it
+    /// passes the gate too (R2).
+    pub(super) fn pump_failed_parts(&mut self, out: &mut Outbox) {
+        if self.failed_parts.is_empty() || !self.may_reply() {
+            return;
+        }
+        for (request, error) in core::mem::take(&mut self.failed_parts) {
+            self.end_part(request, Err(error), out);
         }
     }
 
