@@ -458,7 +458,14 @@ impl Engine {
     /// The local disk failed: as soon as the peer is equal it serves from here on, once the Leave
     /// is committed. Asked once a session and view.
     pub(super) fn pump_leave(&mut self, out: &mut Outbox) {
-        if !self.leaving() || !self.peer_is_equal() {
+        if !self.leaving() {
+            return;
+        }
+        if !self.peer_is_equal() {
+            // One that was still being made equal is met again, as the only replica left.
+            if self.strict() && self.session_is_source() {
+                self.end_session(CloseReason::DiskChanged, out);
+            }
             return;
         }
         let peer = self.config.node.peer();

@@ -25,8 +25,8 @@ pub(super) struct Round {
     local: Leg,
     local_started: bool,
     peer: Leg,
-    /// The peer held everything when it began: its barrier speaks for the whole device, not only
-    /// for the writes of this session (R15, R16).
+    /// The peer was equal when its barrier left: only then does the barrier's answer say that every
+    /// acknowledged write is durable there (R15, R16).
     equal: bool,
     /// Guest flushes that ride on it.
     guests: Vec<Key>,
@@ -37,8 +37,8 @@ pub(super) struct Round {
 /// What the next round is wanted for.
 #[derive(Clone, Debug, Default)]
 pub(super) struct NextRound {
-    /// For something else than guests.
-    pub(super) wanted: bool,
+    /// For the engine's own sake: it starts whether or not it can answer anybody.
+    wanted: bool,
     guests: Vec<Key>,
     pub(super) add: Option<ViewNumber>,
     pub(super) quiesce: bool,
@@ -59,14 +59,25 @@ impl Engine {
     }
 
     pub(super) fn pump_round(&mut self, out: &mut Outbox) {
-        let guests = !self.next_round.guests.is_empty() && self.may_answer_flushes();
-        if self.round.is_none() && (self.next_round.wanted || guests) {
+        let riders = !self.next_round.guests.is_empty() && self.round_can_answer();
+        let quiesce = self.next_round.quiesce && self.round_can_close();
+        if self.round.is_none() && (self.next_round.wanted || riders || quiesce) {
             self.start_round(out);
         }
     }
 
     fn start_round(&mut self, out: &mut Outbox) {
-        let next = core::mem::take(&mut self.next_round);
+        let (can_answer, can_close) = (self.round_can_answer(), self.round_can_close());
+        let next = &mut self.next_round;
+        next.wanted = false;
+        // Who cannot be answered by this round waits for one that can, and does not stop it.
+        let guests = if can_answer {
+            core::mem::take(&mut next.guests)
+        } else {
+            Vec::new()
+        };
+        let quiesce = can_close && core::mem::take(&mut next.quiesce);
+        let add = next.add.take();
         let epoch = self.epoch;
         self.epoch = WriteEpoch(epoch.0 + 1);
         let replicating = self.replicating();
@@ -88,9 +99,9 @@ impl Engine {
                 Leg::Unneeded
             },
             equal: self.peer_is_equal(),
-            guests: next.guests,
-            add: next.add,
-            quiesce: next.quiesce,
+            guests,
+            add,
+            quiesce,
         });
         if replicating {
             self.begin_settle();
@@ -189,28 +200,31 @@ impl Engine {
             return;
         };
         let local_ok = matches!(round.local, Leg::Done | Leg::Unneeded);
-        if local_ok && round.peer != Leg::Lost {
+        let retired = local_ok && round.peer != Leg::Lost;
+        if retired {
             self.retire(round.epoch, round.peer == Leg::Done, out);
         }
-        if !round.guests.is_empty() {
-            // Their promise does not hold yet (the peer went away, became needed, or is still being
-            // made equal): the next round that can.
-            self.next_round.guests.extend(round.guests);
-        }
+        // Whose promise does not hold yet (the peer went away, or became needed): a later round.
+        self.next_round.guests.extend(round.guests);
         if let Some(view) = round.add {
             self.on_add_round(view, round.peer == Leg::Done && local_ok, out);
         }
         self.on_round_over(round.peer == Leg::Done, out);
         if round.quiesce {
-            self.on_quiesce_round(round.peer == Leg::Done, out);
+            self.on_quiesce_round(retired, round.peer == Leg::Done, out);
         }
     }
 
-    /// Whether a round begun now could answer guests: with the lease over, the peer away or not
-    /// equal yet while strict, or a Leave not committed yet it could not, and would flush in
-    /// circles.
-    fn may_answer_flushes(&self) -> bool {
-        self.may_reply() && (!self.strict() || self.peer_is_equal()) && !self.leaving()
+    /// Whether a round could answer the guests that wait for it: with the lease over, the peer
+    /// away or not equal while strict, or a Leave not committed yet it could not, and would flush
+    /// in circles.
+    fn round_can_answer(&self) -> bool {
+        self.may_reply() && self.round_can_close()
+    }
+
+    /// Whether everything acknowledged is durable wherever it must be once a round is over.
+    fn round_can_close(&self) -> bool {
+        (!self.strict() || self.peer_is_equal()) && !self.leaving()
     }
 
     fn answer_flushes(&mut self, out: &mut Outbox) {

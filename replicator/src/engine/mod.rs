@@ -318,12 +318,8 @@ impl Engine {
     /// When `Input::Tick` is wanted, if nothing else comes before.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
-        // A round that is wanted and cannot start yet waits for an input, not for time.
-        let idle = (self.unretired_len() > 0
-            && self.round.is_none()
-            && !self.next_round.wanted
-            && self.active.is_some())
-        .then(|| self.last_write.plus(Self::IDLE_ROUND_AFTER));
+        let idle = (self.unretired_len() > 0 && self.round.is_none() && self.active.is_some())
+            .then(|| self.last_write.plus(Self::IDLE_ROUND_AFTER));
         let session = earliest(self.session_deadline(), self.target_deadline());
         earliest(session, idle)
     }
@@ -341,7 +337,10 @@ impl Engine {
                 self.end_session(CloseReason::Ordered, out);
             }
             AdminRequest::Quiesce => self.begin_quiesce(out),
-            AdminRequest::Unquiesce => self.quiesce = None,
+            AdminRequest::Unquiesce => {
+                self.quiesce = None;
+                self.next_round.quiesce = false;
+            }
         }
     }
 

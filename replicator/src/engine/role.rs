@@ -324,20 +324,24 @@ impl Engine {
         if self.quiesce == Some(Quiesce::Requests) && idle {
             self.quiesce = Some(Quiesce::Flush);
             self.next_round.quiesce = true;
-            self.want_round(out);
+            self.pump_round(out);
         }
-        if self.quiesce == Some(Quiesce::ActivityLog) && self.reset_activity_log(out) {
+        // A replica that left has no log to close.
+        if self.quiesce == Some(Quiesce::ActivityLog)
+            && (!self.local_usable() || self.reset_activity_log(out))
+        {
             self.quiesce = Some(Quiesce::Done);
             out.push(Action::Event(Event::Quiesced));
         }
     }
 
-    /// The closing round ended: it began after the last request was answered.
-    pub(super) fn on_quiesce_round(&mut self, with_peer: bool, out: &mut Outbox) {
+    /// The closing round ended: it began after the last request was answered. One that retired
+    /// nothing leaves the log pinned, so another has to.
+    pub(super) fn on_quiesce_round(&mut self, retired: bool, with_peer: bool, out: &mut Outbox) {
         if self.quiesce != Some(Quiesce::Flush) {
             return;
         }
-        if self.strict() && !with_peer {
+        if !retired || (self.strict() && !with_peer) {
             self.quiesce = Some(Quiesce::Requests);
         } else {
             self.quiesce = Some(Quiesce::ActivityLog);

@@ -284,6 +284,8 @@ impl Engine {
         out.push(Action::Event(Event::Changed));
         if self.forwarding() {
             self.resend_forwarded(out);
+        } else if self.peer_is_equal() {
+            self.settle_equalised();
         }
     }
 

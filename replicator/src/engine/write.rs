@@ -155,28 +155,16 @@ impl Engine {
     pub(super) fn submit_write(&mut self, key: Key, logged: bool, out: &mut Outbox) {
         let local_usable = self.local_usable();
         let replicating = self.replicating();
-        // The only good replica is the peer's, and it is away: sent when it is back.
-        let waits_for_peer = !local_usable && !replicating && self.strict();
         let Some(write) = self.writes.get_mut(key) else {
             return;
         };
-        let kind = match &write.content {
-            Content::Whole(payload) => DataKind::Write(payload.clone()),
-            Content::Zeroes { may_unmap } => DataKind::Zeroes {
-                may_unmap: *may_unmap,
-            },
-            Content::Partial { .. } => unreachable!("edges are merged before the activity log"),
-        };
+        let kind = data_kind(&write.content);
         let (range, fua, epoch) = (write.range, write.fua, self.epoch);
         let leg = |asked: bool| if asked { Leg::Pending } else { Leg::Unneeded };
         let submitted = Submitted {
             epoch,
             local: leg(local_usable),
-            peer: if waits_for_peer {
-                Leg::Lost
-            } else {
-                leg(replicating)
-            },
+            peer: leg(replicating),
             logged,
             released: false,
         };
@@ -201,13 +189,10 @@ impl Engine {
             self.disk(DiskOp::Write(key), command, out);
         }
         self.last_write = self.now;
-        match (submitted.local, submitted.peer) {
-            // The disk failed between admission and here, and nobody else has it.
-            (Leg::Unneeded, Leg::Unneeded) => {
-                self.on_local_write(key, Err(DiskError::Gone), out);
-            }
-            (Leg::Unneeded, Leg::Lost) => self.settle_write(key, out),
-            _ => {}
+        if submitted.local == Leg::Unneeded && submitted.peer == Leg::Unneeded {
+            // The disk failed between admission and here and the peer is away: an error, or
+            // (`resend_forwarded`) the peer's when it returns.
+            self.settle_write(key, out);
         }
     }
 
@@ -289,26 +274,38 @@ impl Engine {
     /// What the guest may be told, if anything yet: the completion policy of protocol C (R3, R4).
     fn write_result(&self, submitted: Submitted) -> Option<Result<(), DiskError>> {
         let active = self.active.as_ref()?;
-        let mine_counts = active.view.in_sync.contains(self.config.node);
-        let strict = self.strict();
-        if strict && !self.peer_is_equal() {
-            // A peer in `in_sync` that lost something gets that back, or is removed, before any
-            // further acknowledgement: this write may rest on one it no longer has (R16).
+        if !self.strict() {
+            return match (submitted.local, submitted.peer) {
+                // Nothing is recalled from a peer that still works on it.
+                (Leg::Pending, _) | (Leg::Failed(_) | Leg::Unneeded, Leg::Pending) => None,
+                (Leg::Done, _) => Some(Ok(())),
+                // The only good replica failed: the guest must know, whatever a peer that catches
+                // up made of it.
+                (Leg::Failed(error), _) => Some(Err(error)),
+                (Leg::Unneeded | Leg::Lost, _) => Some(Err(DiskError::Gone)),
+            };
+        }
+        // The peer may have lost what it had before it came back: nothing is told on its behalf
+        // before it is equal again (R16).
+        if !self.peer_is_equal() || submitted.local == Leg::Pending || submitted.peer != Leg::Done {
             return None;
         }
-        match (submitted.local, submitted.peer) {
-            (Leg::Pending, _) => None,
-            (_, Leg::Pending) if strict => None,
-            // With `strict` the peer is equal here: one that was lost, then made equal again in a
-            // later session, has the write (R21).
-            (Leg::Done, _) => Some(Ok(())),
-            // Detached before acknowledged (promise 5): the Leave is committed, the peer has it.
-            (Leg::Failed(_) | Leg::Unneeded | Leg::Lost, Leg::Done) if !mine_counts => Some(Ok(())),
-            // The only good replica failed: the guest must know.
-            (Leg::Failed(error), Leg::Unneeded | Leg::Lost | Leg::Failed(_)) if !strict => {
-                Some(Err(error))
+        // Detached before acknowledged (promise 5): what this disk does not have counts once the
+        // Leave is committed.
+        let mine_counts = active.view.in_sync.contains(self.config.node);
+        (submitted.local == Leg::Done || !mine_counts).then_some(Ok(()))
+    }
+
+    /// The peer was made equal: it has every write whose answer was lost with an earlier session,
+    /// or that was submitted while there was none.
+    pub(super) fn settle_equalised(&mut self) {
+        for key in self.writes.keys() {
+            if let Some(Submitted { local, peer, .. }) = self.submitted_mut(key)
+                && *local == Leg::Done
+                && matches!(peer, Leg::Lost | Leg::Unneeded)
+            {
+                *peer = Leg::Done;
             }
-            _ => None,
         }
     }
 
@@ -357,24 +354,28 @@ impl Engine {
         }
     }
 
-    /// A diskless Primary's unanswered writes exist nowhere else: sent again in the new session.
+    /// A diskless Primary's unanswered writes may exist nowhere else: all of them are sent again in
+    /// the new session, in the order in which they got their blocks, so that a partial write is
+    /// not undone by the one whose bytes it was merged with.
     pub(super) fn resend_forwarded(&mut self, out: &mut Outbox) {
-        for key in self.writes.keys() {
+        let mut unanswered: Vec<(Ticket, Key)> = self
+            .writes
+            .iter()
+            .filter(|(_, write)| write.submitted.is_some())
+            .map(|(key, write)| (write.ticket, key))
+            .collect();
+        unanswered.sort_unstable();
+        for (_, key) in unanswered {
+            self.note_debt();
             let Some(write) = self.writes.get_mut(key) else {
                 continue;
             };
             let (range, fua) = (write.range, write.fua);
-            let kind = match &write.content {
-                Content::Whole(payload) => DataKind::Write(payload.clone()),
-                Content::Zeroes { may_unmap } => DataKind::Zeroes {
-                    may_unmap: *may_unmap,
-                },
-                Content::Partial { .. } => continue,
-            };
+            let kind = data_kind(&write.content);
             let Some(submitted) = &mut write.submitted else {
                 continue;
             };
-            if matches!(submitted.peer, Leg::Lost | Leg::Unneeded) {
+            if submitted.peer != Leg::Pending {
                 submitted.peer = Leg::Pending;
                 self.owed_acks += 1;
                 self.send(
@@ -388,6 +389,17 @@ impl Engine {
                 );
             }
         }
+    }
+}
+
+/// What a write whose edges are merged sends.
+fn data_kind(content: &Content) -> DataKind {
+    match content {
+        Content::Whole(payload) => DataKind::Write(payload.clone()),
+        Content::Zeroes { may_unmap } => DataKind::Zeroes {
+            may_unmap: *may_unmap,
+        },
+        Content::Partial { .. } => unreachable!("edges are merged before the activity log"),
     }
 }
 
