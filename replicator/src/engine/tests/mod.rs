@@ -1,7 +1,16 @@
 //! Scenarios of two engines with virtual disks, link and time. The simulator in `tests/sim` does
 //! the same at random; these are the stories a reader should know.
 
+mod adding;
+mod broken_peer;
+mod faults;
+mod flushing;
+mod leaving;
+mod limits;
 mod pair;
+mod random;
+mod resyncs;
+mod takeover;
 
 use self::pair::{Pair, block};
 use super::*;
@@ -149,10 +158,7 @@ fn after_a_takeover_the_old_primary_gets_what_it_missed_and_loses_what_it_never_
     pair.write(A, 1, 1);
     pair.run();
     // A's last write reaches its own disk only.
-    pair.cut_link();
-    let unacknowledged = pair.write(A, 2, 0xee);
-    pair.run();
-    assert_eq!(pair.answer(unacknowledged), None);
+    pair.write_here_only(A, 2, 0xee);
     pair.crash(A);
     pair.take_over(B);
     pair.write(B, 3, 3);
@@ -171,9 +177,7 @@ fn after_a_takeover_the_old_primary_gets_what_it_missed_and_loses_what_it_never_
 fn a_step_down_forgets_requests_but_never_their_blocks() {
     // interleavings F3: w1 is on A's disk only; A steps down; B never saw it.
     let mut pair = Pair::in_sync();
-    pair.cut_link();
-    let forgotten = pair.write(A, 4, 0x44);
-    pair.run();
+    let forgotten = pair.write_here_only(A, 4, 0x44);
     pair.take_over(B);
     pair.step_down(A);
     pair.run();

@@ -1,6 +1,6 @@
 //! Two engines, their disks and the link between them, run one event at a time in order.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::engine::*;
 use crate::meta::{Features, ReplicaState, Superblock, format};
@@ -10,33 +10,49 @@ use crate::types::{
     QuorumEvidence, ReplicaId, RequestId, Role, SessionId, ViewCause, VoterId, VoterSet,
 };
 
-const VOLUME: BlockCount = BlockCount(4096);
-
 pub(super) fn block(byte: u8) -> Vec<u8> {
     vec![byte; 4096]
 }
 
 /// A disk with a volatile cache.
 #[derive(Clone, Default)]
-struct Disk {
-    completed: BTreeMap<u64, Vec<u8>>,
-    durable: BTreeMap<u64, Vec<u8>>,
-    failing: bool,
-    held: bool,
+pub(super) struct Disk {
+    pub(super) completed: BTreeMap<u64, Vec<u8>>,
+    pub(super) durable: BTreeMap<u64, Vec<u8>>,
+    pub(super) failing: bool,
+    /// Nothing completes.
+    pub(super) held: bool,
+    /// Blocks that cannot be read.
+    pub(super) bad: BTreeSet<u64>,
+    /// The next flush fails, and what was completed is lost all the same.
+    pub(super) fail_next_flush: bool,
 }
 
 impl Disk {
-    fn read(&self, nr: u64) -> Vec<u8> {
+    pub(super) fn read(&self, nr: u64) -> Vec<u8> {
         self.completed.get(&nr).cloned().unwrap_or_else(|| block(0))
     }
 
-    fn execute(&mut self, command: DiskCommand) -> Result<DiskReply, DiskError> {
+    fn write(&mut self, nr: u64, bytes: &[u8], fua: bool) {
+        self.completed.insert(nr, bytes.to_vec());
+        if fua {
+            self.durable.insert(nr, bytes.to_vec());
+        }
+    }
+
+    pub(super) fn execute(&mut self, command: &DiskCommand) -> Result<DiskReply, DiskError> {
         if self.failing {
             return Err(DiskError::Io);
         }
         match command {
             DiskCommand::Read(range) => {
-                let data: Vec<u8> = range.iter().flat_map(|nr| self.read(nr.0)).collect();
+                if range.iter().any(|nr| self.bad.contains(&nr.0)) {
+                    return Err(DiskError::Io);
+                }
+                let mut data = Vec::with_capacity(usize::try_from(range.len().0).unwrap());
+                for nr in range.iter() {
+                    data.extend_from_slice(&self.read(nr.0));
+                }
                 return Ok(DiskReply::Data(data.into()));
             }
             DiskCommand::Write {
@@ -45,16 +61,18 @@ impl Disk {
                 fua,
             } => {
                 for (nr, bytes) in range.iter().zip(payload.chunks(4096)) {
-                    self.completed.insert(nr.0, bytes.to_vec());
-                    if fua {
-                        self.durable.insert(nr.0, bytes.to_vec());
-                    }
+                    self.write(nr.0, bytes, *fua);
                 }
             }
-            DiskCommand::Zeroes { range, .. } => {
+            DiskCommand::Zeroes { range, fua, .. } => {
                 for nr in range.iter() {
-                    self.completed.insert(nr.0, block(0));
+                    self.write(nr.0, &block(0), *fua);
                 }
+            }
+            DiskCommand::Flush if core::mem::take(&mut self.fail_next_flush) => {
+                // What fsyncgate taught: the pages are dropped, the next flush succeeds.
+                self.completed = self.durable.clone();
+                return Err(DiskError::Io);
             }
             DiskCommand::Flush => self.durable = self.completed.clone(),
         }
@@ -62,57 +80,102 @@ impl Disk {
     }
 }
 
-struct Node {
-    engine: Engine,
-    disk: Disk,
-    meta: Vec<u8>,
-    events: Vec<Event>,
-    boot_id: u128,
+pub(super) struct Node {
+    pub(super) engine: Engine,
+    pub(super) disk: Disk,
+    pub(super) meta: Vec<u8>,
+    pub(super) meta_failing: bool,
+    /// Metadata operations do not complete.
+    pub(super) meta_held: bool,
+    /// Messages to this node stay on the link.
+    pub(super) inbox_held: bool,
+    pub(super) events: Vec<Event>,
+    pub(super) boot_id: u128,
+    /// What the voter store says of the replica.
+    pub(super) marked_failed: bool,
+    /// Guest requests without an answer.
+    pub(super) unanswered: BTreeSet<u64>,
 }
 
-enum Pending {
+impl Node {
+    pub(super) fn boot_id(&self) -> u128 {
+        self.boot_id
+    }
+}
+
+pub(super) enum Pending {
     Disk(OpId, DiskCommand),
     Meta(OpId, MetaRequest),
     Mark(OpId),
     Deliver(SessionId, Message),
+    /// The other side closed the connection, after what it had sent.
+    Closed(SessionId),
+}
+
+/// A connection; a side that closed it hears nothing more.
+#[derive(Clone, Copy)]
+pub(super) struct Link {
+    pub(super) session: SessionId,
+    pub(super) open: [bool; 2],
+}
+
+/// What a pair is made with.
+#[derive(Clone, Copy)]
+pub(super) struct Shape {
+    /// Blocks of the two devices.
+    pub(super) blocks: [u64; 2],
+    pub(super) al_slots: u16,
+    /// Whether the devices are known to be full of zeroes.
+    pub(super) zero_proven: bool,
+}
+
+impl Shape {
+    pub(super) const SMALL: Self = Self {
+        blocks: [4096; 2],
+        al_slots: 67,
+        zero_proven: true,
+    };
 }
 
 pub(super) struct Pair {
-    nodes: [Node; 2],
-    /// What is under way, with its node; carried out in order.
-    queue: VecDeque<(usize, Pending)>,
-    now: Instant,
-    link: Option<SessionId>,
-    sessions: u64,
-    view: Option<View>,
+    pub(super) nodes: [Node; 2],
+    pub(super) shape: Shape,
+    /// What is under way, with its node.
+    pub(super) queue: VecDeque<(usize, Pending)>,
+    pub(super) now: Instant,
+    pub(super) link: Option<Link>,
+    pub(super) sessions: u64,
+    pub(super) view: Option<View>,
     requests: u64,
     answers: BTreeMap<u64, Result<GuestReply, GuestError>>,
+    /// Answers in the order they came, for whoever watches.
+    pub(super) answered: Vec<u64>,
 }
 
-fn config(node: NodeId) -> EngineConfig {
+pub(super) fn config(node: NodeId, boot_id: u128) -> EngineConfig {
     EngineConfig {
         node,
         resource: ResourceId(1),
         volume: VolumeId(0),
         timeout: Duration::from_secs(3),
         checksum_first: false,
-        boot_id: 1,
+        boot_id,
         incarnation: u128::from(node.raw()) + 1,
     }
 }
 
-fn formatted(node: NodeId) -> Vec<u8> {
+pub(super) fn formatted(node: NodeId, replica: u128, shape: &Shape) -> Vec<u8> {
     let superblock = Superblock {
         sequence: 1,
         resource: ResourceId(1),
         volume: VolumeId(0),
         node,
-        replica: ReplicaId(100 + u128::from(node.raw())),
+        replica: ReplicaId(replica),
         data_generation: None,
-        size: VOLUME,
-        al_slots: 67,
+        size: BlockCount(shape.blocks[node.index()]),
+        al_slots: shape.al_slots,
         state: ReplicaState::Blank,
-        zero_proven: true,
+        zero_proven: shape.zero_proven,
         bitmap_base: None,
         last_view: ViewNumber::NONE,
         in_sync_from: None,
@@ -120,7 +183,7 @@ fn formatted(node: NodeId) -> Vec<u8> {
         boot_id: 0,
         full_sync_needed: false,
         bits_coarse: false,
-        unwritten_bits_set: false,
+        unwritten_bits_set: !shape.zero_proven,
         features: Features::default(),
     };
     let plan = format(&superblock).unwrap();
@@ -134,15 +197,25 @@ fn formatted(node: NodeId) -> Vec<u8> {
 
 impl Pair {
     pub(super) fn new() -> Self {
+        Self::shaped(Shape::SMALL)
+    }
+
+    pub(super) fn shaped(shape: Shape) -> Self {
         let node = |node: NodeId| Node {
-            engine: Engine::new(config(node)),
+            engine: Engine::new(config(node, 1)),
             disk: Disk::default(),
-            meta: formatted(node),
+            meta: formatted(node, 100 + u128::from(node.raw()), &shape),
+            meta_failing: false,
+            meta_held: false,
+            inbox_held: false,
             events: Vec::new(),
             boot_id: 1,
+            marked_failed: false,
+            unanswered: BTreeSet::new(),
         };
         let mut pair = Self {
             nodes: [node(NodeId::A), node(NodeId::B)],
+            shape,
             queue: VecDeque::new(),
             now: Instant(1_000_000_000),
             link: None,
@@ -150,10 +223,19 @@ impl Pair {
             view: None,
             requests: 0,
             answers: BTreeMap::new(),
+            answered: Vec::new(),
         };
         for node in [NodeId::A, NodeId::B] {
             pair.attach(node);
         }
+        pair
+    }
+
+    pub(super) fn in_sync_shaped(shape: Shape) -> Self {
+        let mut pair = Self::shaped(shape);
+        pair.found(NodeId::A);
+        pair.connect();
+        pair.add_peer(NodeId::A);
         pair
     }
 
@@ -182,65 +264,137 @@ impl Pair {
         match action {
             Action::Disk { op, command } => self.queue.push_back((at, Pending::Disk(op, command))),
             Action::Meta { op, request } => self.queue.push_back((at, Pending::Meta(op, request))),
-            Action::Mark { op, .. } => self.queue.push_back((at, Pending::Mark(op))),
+            Action::Mark { op, mark } => {
+                match mark {
+                    ReplicaMark::Failed => self.nodes[at].marked_failed = true,
+                    ReplicaMark::Clean => self.nodes[at].marked_failed = false,
+                    ReplicaMark::Attached(_) => {}
+                }
+                self.queue.push_back((at, Pending::Mark(op)));
+            }
             Action::Send { session, message } => {
-                if self.link == Some(session) {
+                if self.is_open(at, session) {
                     self.queue
                         .push_back((1 - at, Pending::Deliver(session, message)));
                 }
             }
             Action::CloseLink { session, .. } => {
-                if self.link == Some(session) {
-                    self.link = None;
-                    let down = Input::LinkDown {
-                        session,
-                        reason: LinkDownReason::Closed,
-                    };
-                    self.input(node.peer(), down);
+                if self.is_open(at, session) {
+                    self.close_side(at);
+                    self.queue.push_back((1 - at, Pending::Closed(session)));
                 }
             }
             Action::Complete { request, result } => {
                 assert!(
-                    self.answers.insert(request.0, result).is_none(),
-                    "answered twice"
+                    self.nodes[at].unanswered.remove(&request.0),
+                    "answered twice, after it was dropped, or by another node"
                 );
+                assert!(self.answers.insert(request.0, result).is_none());
+                self.answered.push(request.0);
             }
-            Action::DropClients => {}
+            Action::DropClients => self.nodes[at].unanswered.clear(),
             Action::Event(event) => self.nodes[at].events.push(event),
         }
     }
 
-    /// Carries out up to `count` things that are under way.
+    pub(super) fn is_open(&self, at: usize, session: SessionId) -> bool {
+        self.link
+            .is_some_and(|link| link.session == session && link.open[at])
+    }
+
+    pub(super) fn close_side(&mut self, at: usize) {
+        if let Some(link) = &mut self.link {
+            link.open[at] = false;
+            if link.open == [false; 2] {
+                self.link = None;
+            }
+        }
+    }
+
+    fn may_go(&self, index: usize) -> bool {
+        let (at, pending) = &self.queue[index];
+        let node = &self.nodes[*at];
+        let first = |same: fn(&Pending) -> bool| {
+            !self
+                .queue
+                .iter()
+                .take(index)
+                .any(|(other, earlier)| other == at && same(earlier))
+        };
+        match pending {
+            Pending::Disk(..) => !node.disk.held,
+            Pending::Meta(..) => !node.meta_held && first(|p| matches!(p, Pending::Meta(..))),
+            Pending::Mark(_) => true,
+            Pending::Deliver(..) | Pending::Closed(_) => {
+                !node.inbox_held
+                    && first(|p| matches!(p, Pending::Deliver(..) | Pending::Closed(_)))
+            }
+        }
+    }
+
+    /// Carries out up to `count` things that are under way, in order.
     pub(super) fn step(&mut self, count: usize) {
         for _ in 0..count {
-            let next = self.queue.iter().position(|(at, pending)| {
-                !(self.nodes[*at].disk.held && matches!(pending, Pending::Disk(..)))
-            });
-            let Some((at, pending)) = next.and_then(|nr| self.queue.remove(nr)) else {
+            if !self.step_first() {
                 return;
-            };
-            self.now = self.now.plus(Duration::from_micros(10));
-            let node = if at == 0 { NodeId::A } else { NodeId::B };
-            match pending {
-                Pending::Disk(op, command) => {
-                    let result = self.nodes[at].disk.execute(command);
-                    self.input(node, Input::DiskDone { op, result });
+            }
+        }
+    }
+
+    fn step_first(&mut self) -> bool {
+        let index = (0..self.queue.len()).find(|index| self.may_go(*index));
+        if let Some(index) = index {
+            self.carry_out(index);
+        }
+        index.is_some()
+    }
+
+    /// Carries out one of the things that may go next, chosen by `choose(count)`.
+    pub(super) fn step_any(&mut self, choose: impl FnOnce(usize) -> usize) -> bool {
+        let ready: Vec<_> = (0..self.queue.len()).filter(|i| self.may_go(*i)).collect();
+        if ready.is_empty() {
+            return false;
+        }
+        self.carry_out(ready[choose(ready.len())]);
+        true
+    }
+
+    pub(super) fn carry_out(&mut self, index: usize) {
+        let Some((at, pending)) = self.queue.remove(index) else {
+            return;
+        };
+        self.now = self.now.plus(Duration::from_micros(10));
+        let node = NodeId::from_raw(u8::try_from(at).unwrap()).unwrap();
+        match pending {
+            Pending::Disk(op, command) => {
+                let result = self.nodes[at].disk.execute(&command);
+                self.input(node, Input::DiskDone { op, result });
+            }
+            Pending::Meta(op, request) => {
+                let result = if self.nodes[at].meta_failing {
+                    Err(DiskError::Io)
+                } else {
+                    Ok(self.meta(at, request))
+                };
+                self.input(node, Input::MetaDone { op, result });
+            }
+            Pending::Mark(op) => self.input(node, Input::MarkDone { op, result: Ok(()) }),
+            Pending::Deliver(session, message) => {
+                if self.is_open(at, session) {
+                    self.input(node, Input::Received { session, message });
                 }
-                Pending::Meta(op, request) => {
-                    let result = Ok(self.meta(at, request));
-                    self.input(node, Input::MetaDone { op, result });
-                }
-                Pending::Mark(op) => self.input(node, Input::MarkDone { op, result: Ok(()) }),
-                Pending::Deliver(session, message) => {
-                    if self.link == Some(session) {
-                        self.input(node, Input::Received { session, message });
-                    }
+            }
+            Pending::Closed(session) => {
+                if self.is_open(at, session) {
+                    self.close_side(at);
+                    let reason = LinkDownReason::Closed;
+                    self.input(node, Input::LinkDown { session, reason });
                 }
             }
         }
     }
 
-    fn meta(&mut self, at: usize, request: MetaRequest) -> DiskReply {
+    pub(super) fn meta(&mut self, at: usize, request: MetaRequest) -> DiskReply {
         let area = &mut self.nodes[at].meta;
         match request {
             MetaRequest::Read { offset, len } => {
@@ -261,27 +415,23 @@ impl Pair {
         }
     }
 
-    /// Until nothing is under way.
+    /// Until nothing that may go is under way.
     pub(super) fn run(&mut self) {
         for _ in 0..100_000 {
-            let before = self.queue.len();
-            self.step(1);
-            if self.queue.is_empty() || (self.queue.len() == before && self.all_held()) {
+            if !self.step_first() {
                 return;
             }
         }
         panic!("never quiet");
     }
 
-    fn all_held(&self) -> bool {
-        self.queue
-            .iter()
-            .all(|(at, p)| self.nodes[*at].disk.held && matches!(p, Pending::Disk(..)))
-    }
-
     // --- The controller's part -------------------------------------------------------------
 
-    fn commit(&mut self, proposer: NodeId, change: impl FnOnce(&mut View)) -> CommittedView {
+    pub(super) fn commit(
+        &mut self,
+        proposer: NodeId,
+        change: impl FnOnce(&mut View),
+    ) -> CommittedView {
         let voters = VoterSet([Some(VoterId(1)), Some(VoterId(2)), Some(VoterId(3))]);
         let mut view = self.view.unwrap_or(View {
             number: ViewNumber::NONE,
@@ -290,7 +440,7 @@ impl Pair {
             data_generation: DataGeneration(77),
             replicas: [None, None],
             voters,
-            size_blocks: VOLUME.0,
+            size_blocks: self.shape.blocks[0].min(self.shape.blocks[1]),
             held: false,
             lossy: false,
             forced: false,
@@ -316,7 +466,7 @@ impl Pair {
         self.activate(node, committed);
     }
 
-    fn activate(&mut self, node: NodeId, committed: CommittedView) {
+    pub(super) fn activate(&mut self, node: NodeId, committed: CommittedView) {
         self.input(
             node,
             Input::Activate(Activation::of(committed, node).unwrap()),
@@ -370,6 +520,10 @@ impl Pair {
         self.input(node, Input::Committed(committed));
         self.input(node.peer(), Input::Learned(*committed.view()));
         self.run();
+        // A later Add's must not be taken for this one's.
+        self.nodes[node.index()]
+            .events
+            .retain(|event| !matches!(event, Event::AddPrepared { .. }));
     }
 
     pub(super) fn renew_lease(&mut self, node: NodeId) {
@@ -384,9 +538,11 @@ impl Pair {
     pub(super) fn lapse_lease(&mut self, node: NodeId) {
         self.now = self.now.plus(Duration::from_secs(1001));
         // Time passes on the link too: both sides have just heard of each other.
-        if let Some(session) = self.link {
+        if let Some(Link { session, .. }) = self.link {
             for side in [node.peer(), node] {
-                self.nodes[side.index()].engine.now = self.now;
+                let engine = &mut self.nodes[side.index()].engine;
+                engine.now = self.now;
+                engine.note_payment();
                 self.input(
                     side,
                     Input::Received {
@@ -398,80 +554,6 @@ impl Pair {
         }
     }
 
-    // --- Link, disks, crashes --------------------------------------------------------------
-
-    pub(super) fn connect(&mut self) {
-        self.start_link();
-        self.run();
-    }
-
-    pub(super) fn start_link(&mut self) {
-        self.cut_link();
-        self.sessions += 1;
-        let session = SessionId(self.sessions);
-        self.link = Some(session);
-        for node in [NodeId::A, NodeId::B] {
-            self.input(node, Input::LinkUp { session });
-        }
-    }
-
-    pub(super) fn cut_link(&mut self) {
-        let Some(session) = self.link.take() else {
-            return;
-        };
-        for node in [NodeId::A, NodeId::B] {
-            self.input(
-                node,
-                Input::LinkDown {
-                    session,
-                    reason: LinkDownReason::Broken,
-                },
-            );
-        }
-    }
-
-    pub(super) fn disconnect(&mut self) {
-        self.cut_link();
-        self.run();
-    }
-
-    pub(super) fn attach(&mut self, node: NodeId) {
-        let meta_len = ByteLen(self.nodes[node.index()].meta.len() as u64);
-        let request = AttachRequest {
-            device_len: VOLUME.bytes(),
-            meta_len,
-            boot_id: self.nodes[node.index()].boot_id,
-            marked_failed: false,
-            expected_replica: None,
-        };
-        self.admin(node, AdminRequest::Attach(request));
-        self.run();
-        assert!(self.saw(node, |event| matches!(event, Event::Attached(Ok(_)))));
-    }
-
-    pub(super) fn crash(&mut self, node: NodeId) {
-        self.cut_link();
-        self.queue.retain(|(at, _)| *at != node.index());
-        self.nodes[node.index()].engine = Engine::new(config(node));
-        self.nodes[node.index()].events.clear();
-    }
-
-    pub(super) fn restart(&mut self, node: NodeId) {
-        self.attach(node);
-        if let Some(view) = self.view {
-            self.input(node, Input::Learned(view));
-        }
-        self.run();
-    }
-
-    pub(super) fn hold_disk(&mut self, node: NodeId, held: bool) {
-        self.nodes[node.index()].disk.held = held;
-    }
-
-    pub(super) fn fail_disk(&mut self, node: NodeId) {
-        self.nodes[node.index()].disk.failing = true;
-    }
-
     // --- Guests and what can be seen -------------------------------------------------------
 
     pub(super) fn admin(&mut self, node: NodeId, request: AdminRequest) {
@@ -481,6 +563,7 @@ impl Pair {
     pub(super) fn guest(&mut self, node: NodeId, kind: GuestKind) -> u64 {
         self.requests += 1;
         let request = RequestId(self.requests);
+        self.nodes[node.index()].unanswered.insert(request.0);
         self.input(node, Input::Guest(GuestRequest { request, kind }));
         self.requests
     }
@@ -531,9 +614,93 @@ impl Pair {
     }
 
     pub(super) fn assert_replicas_equal(&self) {
-        for nr in 0..VOLUME.0 {
+        if let Some(nr) = self.differing().first().copied() {
             let (a, b) = (self.disk(NodeId::A, nr), self.disk(NodeId::B, nr));
-            assert!(a == b, "block {nr} differs: {} and {}", a[0], b[0]);
+            panic!("block {nr} differs: {} and {}", a[0], b[0]);
         }
+    }
+
+    // --- Short words for stories -----------------------------------------------------------
+
+    pub(super) fn read(&mut self, node: NodeId, nr: u64) -> u64 {
+        let offset = ByteOffset(nr * 4096);
+        let len = ByteLen(4096);
+        self.guest(node, GuestKind::Read { offset, len })
+    }
+
+    pub(super) fn flush(&mut self, node: NodeId) -> u64 {
+        self.guest(node, GuestKind::Flush)
+    }
+
+    /// Writes and waits for the answer.
+    pub(super) fn written(&mut self, node: NodeId, nr: u64, byte: u8) {
+        let request = self.write(node, nr, byte);
+        self.run();
+        assert_eq!(self.answer(request), Some(Ok(GuestReply::Done)));
+    }
+
+    /// A write that `node`'s disk has and the peer's has not, whose session is gone.
+    pub(super) fn write_here_only(&mut self, node: NodeId, nr: u64, byte: u8) -> u64 {
+        self.hold_inbox(node.peer(), true);
+        let request = self.write(node, nr, byte);
+        self.run();
+        self.cut_link();
+        self.hold_inbox(node.peer(), false);
+        self.run();
+        assert_eq!(self.answer(request), None);
+        assert_eq!(self.disk(node, nr), block(byte));
+        assert_ne!(self.disk(node.peer(), nr), block(byte));
+        request
+    }
+
+    /// Flushes and waits for the answer.
+    pub(super) fn flushed(&mut self, node: NodeId) {
+        let request = self.flush(node);
+        self.run();
+        assert_eq!(self.answer(request), Some(Ok(GuestReply::Done)));
+    }
+
+    /// Reads a block and waits for its bytes.
+    pub(super) fn read_back(&mut self, node: NodeId, nr: u64) -> Vec<u8> {
+        let request = self.read(node, nr);
+        self.run();
+        match self.answer(request) {
+            Some(Ok(GuestReply::Data(data))) => data.to_vec(),
+            other => panic!("block {nr} was answered with {other:?}"),
+        }
+    }
+
+    /// The Primary of record serves again, with the same `in_sync`.
+    pub(super) fn recover(&mut self, node: NodeId) {
+        let committed = self.commit(node, |view| view.primary = node);
+        self.activate(node, committed);
+    }
+
+    pub(super) fn state(&mut self, node: NodeId) -> &mut Node {
+        &mut self.nodes[node.index()]
+    }
+
+    pub(super) fn facts(&self, node: NodeId) -> Option<ReplicaFacts> {
+        self.nodes[node.index()].engine.replica_facts()
+    }
+
+    /// Ends every disk operation as a success that changes nothing, until there is none.
+    pub(super) fn end_all_without_effect(&mut self) {
+        loop {
+            self.run();
+            let index = (0..self.queue.len())
+                .find(|index| matches!(self.queue[*index].1, Pending::Disk(..)));
+            let Some((at, Pending::Disk(op, _))) = index.and_then(|nr| self.queue.remove(nr))
+            else {
+                return;
+            };
+            let node = NodeId::from_raw(u8::try_from(at).unwrap()).unwrap();
+            let result = Ok(DiskReply::Done);
+            self.input(node, Input::DiskDone { op, result });
+        }
+    }
+
+    pub(super) fn hold_inbox(&mut self, node: NodeId, held: bool) {
+        self.state(node).inbox_held = held;
     }
 }
