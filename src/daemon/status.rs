@@ -325,3 +325,6 @@ fn attach_words(shard: &ResourceSnapshot) -> Option<String> {
         .as_ref()
         .map(super::words::attach_failure_words)
 }
+
+#[cfg(test)]
+mod tests;

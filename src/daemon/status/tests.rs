@@ -1,0 +1,214 @@
+//! What `status` says in each phase of a resource's life on this node.
+
+use std::time::Duration;
+
+use replicator::engine::Progress;
+use replicator::types::{
+    BlockCount, DataGeneration, InSync, ResourceId, ViewCause, ViewNumber, VoterSet,
+};
+
+use super::*;
+use crate::config::{FileKind, SourceFile, parse};
+use crate::controller;
+use crate::daemon::api::NbdClient;
+
+const CONFIG: &str = r#"
+config-version = 1
+[cluster]
+name = "lab"
+[net]
+tls = "off"
+[node.kvm-a]
+address = ["127.0.0.1:1"]
+[node.kvm-b]
+address = ["127.0.0.1:2"]
+[node.arb]
+role = "arbitrator"
+address = ["127.0.0.1:3"]
+[resource.vm]
+[[resource.vm.volume]]
+id = 0
+disk = { kvm-a = "/d/a", kvm-b = "/d/b" }
+meta = { kvm-a = "/m/a", kvm-b = "/m/b" }
+"#;
+
+const NOW: Moment = Moment {
+    now: Instant(100_000_000_000),
+    unix_millis: 1_000_000_000_000,
+};
+
+fn vm() -> ResourceId {
+    ResourceId::of_name("vm")
+}
+
+fn status_of(node: NodeId, board: &BoardState) -> Status {
+    let file = SourceFile {
+        kind: FileKind::Cluster,
+        path: "lab.toml".to_owned(),
+        text: CONFIG.to_owned(),
+    };
+    let config = parse(&[file]).expect("the configuration holds").config;
+    let place = Place {
+        config: &config,
+        node,
+        run_dir: Path::new("/run/twinblk"),
+    };
+    assemble(place, board, NOW, None)
+}
+
+fn view() -> View {
+    View {
+        number: ViewNumber(7),
+        primary: NodeId::A,
+        in_sync: InSync::only(NodeId::A),
+        data_generation: DataGeneration(1),
+        replicas: [None; 2],
+        voters: VoterSet::default(),
+        size_blocks: 256,
+        held: false,
+        lossy: false,
+        forced: false,
+        cause: ViewCause::TookOver,
+    }
+}
+
+fn known_to_the_controller(up: bool) -> controller::ResourceSnapshot {
+    controller::ResourceSnapshot {
+        up,
+        activated: up,
+        view: Some(view()),
+        lease_remaining: None,
+        lease_lapsed: false,
+        may_promote: false,
+        blockers: Vec::new(),
+        proposal: None,
+        last_abort: None,
+        peer: None,
+    }
+}
+
+fn serving() -> ResourceSnapshot {
+    ResourceSnapshot {
+        engine: Snapshot {
+            role: Role::Primary,
+            disk: DiskState::UpToDate,
+            connection: ConnectionState::Connected,
+            refused: None,
+            replication: ReplicationState::SyncSource,
+            peer_role: Role::Secondary,
+            peer_disk: DiskState::Inconsistent,
+            view: ViewNumber(7),
+            out_of_sync_blocks: 6,
+            resync: Some(Progress {
+                total_blocks: 10,
+                done_blocks: 4,
+                copied_blocks: 3,
+                same_blocks: 1,
+                began: Instant(98_000_000_000),
+                ended: None,
+            }),
+            held: None,
+            size_blocks: Some(BlockCount(256).0),
+            rtt: Some(Duration::from_micros(41)),
+            inflight: 0,
+            counters: Counters::default(),
+        },
+        at: NOW.now,
+        nbd_clients: vec![NbdClient {
+            pid: Some(5),
+            uid: Some(0),
+        }],
+        io_backend: Some("io_uring"),
+        attach_error: None,
+    }
+}
+
+#[test]
+fn a_configured_resource_that_is_not_up_is_listed_with_nothing_known() {
+    let status = status_of(NodeId::A, &BoardState::default());
+    let vm = &status.resources[0];
+    assert!(!vm.up);
+    assert_eq!((vm.role, vm.volumes[0].disk), (None, None));
+    assert_eq!(vm.volumes[0].export, None);
+    assert_eq!(vm.volumes[0].disk_path.as_deref(), Some("/d/a"));
+    assert_eq!(vm.problem, None, "not up is no problem: it was so ordered");
+}
+
+#[test]
+fn a_resource_that_is_coming_up_serves_nothing_yet() {
+    let mut board = BoardState::default();
+    board.resource(vm()).controller = Some(known_to_the_controller(true));
+    let status = status_of(NodeId::A, &board);
+    let vm = &status.resources[0];
+    assert!(vm.up);
+    assert_eq!(vm.role, Some(Role::Secondary));
+    assert_eq!(vm.volumes[0].disk, Some(DiskState::Diskless));
+    assert_eq!(
+        vm.volumes[0].size_bytes,
+        Some(256 * BLOCK_LEN),
+        "from the view"
+    );
+}
+
+#[test]
+fn a_serving_primary_tells_its_export_its_clients_and_the_resync() {
+    let mut board = BoardState::default();
+    let known = board.resource(vm());
+    known.running = true;
+    known.controller = Some(known_to_the_controller(true));
+    known.note_shard(Some(serving()));
+    let status = status_of(NodeId::A, &board);
+    let vm = &status.resources[0];
+    assert_eq!((vm.role, vm.view), (Some(Role::Primary), Some(7)));
+    assert_eq!(vm.in_sync, ["kvm-a"]);
+    let volume = &vm.volumes[0];
+    assert_eq!(
+        volume.export.as_deref(),
+        Some("nbd+unix:///vm?socket=/run/twinblk/nbd/vm.sock")
+    );
+    assert_eq!(volume.nbd_clients, 1);
+    let peer = &vm.peers[0].volumes[0];
+    assert_eq!(peer.out_of_sync_bytes, Some(6 * BLOCK_LEN));
+    let resync = peer.resync.as_ref().expect("it runs");
+    assert_eq!(
+        (resync.done_bytes, resync.total_bytes),
+        (4 * 4096, 10 * 4096)
+    );
+    assert_eq!(
+        resync.rate_bytes_per_second,
+        Some(2 * BLOCK_LEN),
+        "4 blocks in 2 s"
+    );
+    assert_eq!(peer.last_resync.copied_bytes, 3 * BLOCK_LEN);
+    assert_eq!(peer.last_resync.ended, None);
+    assert_eq!(vm.problem.as_deref(), Some("W0107"));
+}
+
+#[test]
+fn the_end_of_a_resync_is_a_date_and_what_is_held_a_word() {
+    let mut board = BoardState::default();
+    let mut snapshot = serving();
+    if let Some(progress) = &mut snapshot.engine.resync {
+        progress.ended = Some(Instant(99_000_000_000));
+    }
+    snapshot.engine.held = Some(HeldReason::Lease);
+    let known = board.resource(vm());
+    known.running = true;
+    known.note_shard(Some(snapshot));
+    let status = status_of(NodeId::A, &board);
+    let peer = &status.resources[0].peers[0].volumes[0];
+    assert_eq!(peer.resync, None);
+    assert_eq!(
+        peer.last_resync.ended.as_deref(),
+        Some("2001-09-09T01:46:39Z")
+    );
+    assert_eq!(status.resources[0].suspended.as_deref(), Some("quorum"));
+}
+
+#[test]
+fn the_arbitrator_has_no_resources_and_sees_itself() {
+    let status = status_of(NodeId::ARBITRATOR, &BoardState::default());
+    assert!(status.resources.is_empty());
+    assert_eq!(status.node, "arb");
+    assert_eq!(status.cluster.voters, 3);
+}
