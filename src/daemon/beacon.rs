@@ -16,7 +16,7 @@ use replicator::types::{Instant, ResourceId, StoreError};
 
 use super::api::ShardCommand;
 use super::beacon_io::{Carrier, DATAGRAM_LEN_MAX};
-use super::node::{ControllerRequest, Node};
+use super::node::{ControllerRequest, Node, NodeSink};
 use super::store_thread::StoreRequest;
 use crate::controller::{
     Action, Controller, ControllerEvent, Datagram, EngineCommand, Input, StepDownReason,
@@ -44,6 +44,7 @@ pub(super) fn start(
                 errno.desc()
             );
         }
+        let _essential = NodeSink(Arc::clone(&node));
         let suspended = clock::suspended();
         let mut beacon = Beacon {
             node,
@@ -293,7 +294,12 @@ fn log_event(node: &Node, event: &ControllerEvent) {
             tracing::info!("{}: Primary here in view {}", name(resource), view.number);
         }
         ControllerEvent::SteppedDown { resource, reason } => {
-            tracing::warn!("{}: Primary here no more ({reason:?})", name(resource));
+            let why = match reason {
+                StepDownReason::Superseded => "a newer view says so",
+                StepDownReason::Refused => "the peer takes over",
+                StepDownReason::Ordered => "so ordered",
+            };
+            tracing::warn!("{}: Primary here no more: {why}", name(resource));
         }
         ControllerEvent::ViewChanged { resource, view } => {
             let primary = node.config.node_name(view.primary);
@@ -326,7 +332,7 @@ fn log_event(node: &Node, event: &ControllerEvent) {
             kind,
             reason,
         } => {
-            tracing::info!("{}: {kind:?} given up ({reason:?})", name(resource));
+            tracing::info!("{}: {kind} given up: {reason}", name(resource));
         }
         ControllerEvent::StoreFailed { resource } => {
             tracing::error!(

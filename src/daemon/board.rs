@@ -32,6 +32,8 @@ pub struct BoardState {
     pub node: Option<NodeSnapshot>,
     /// By resource; those that are configured or running.
     pub resources: BTreeMap<ResourceId, ResourceBoard>,
+    /// The process is about to end in order.
+    pub stopping: bool,
     /// Why the process must end, if it must.
     pub fatal: Option<String>,
     /// Orders that ended and were not fetched yet.

@@ -5,7 +5,7 @@
 //! what was wrong, or closes; it never waits for a silent client longer than [`REQUEST_TIMEOUT`].
 
 use std::fs;
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -19,6 +19,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{getsockopt, sockopt};
 use nix::unistd::Uid;
 use replicator::admin::{ErrorId, ErrorReport, REQUEST_LEN_MAX, Request, Response};
+use replicator::io::clock;
 
 use super::mailbox::Mailbox;
 
@@ -234,7 +235,6 @@ impl Answers for StreamAnswers {
 
 fn serve(stream: UnixStream, handler: &dyn ControlHandler) -> io::Result<()> {
     stream.set_nonblocking(false)?;
-    stream.set_read_timeout(Some(REQUEST_TIMEOUT))?;
     stream.set_write_timeout(Some(ANSWER_TIMEOUT))?;
     let uid = getsockopt(&stream, sockopt::PeerCredentials)?.uid();
     let asker = Asker {
@@ -255,11 +255,29 @@ fn serve(stream: UnixStream, handler: &dyn ControlHandler) -> io::Result<()> {
     }
 }
 
-/// The first line, cut at one byte more than a request may have.
-fn read_line(stream: &UnixStream) -> io::Result<Vec<u8>> {
+/// The first line, cut at one byte more than a request may have. All of it has to come within
+/// [`REQUEST_TIMEOUT`]: a client that sends a byte now and then would keep its place for ever.
+fn read_line(mut stream: &UnixStream) -> io::Result<Vec<u8>> {
+    let deadline = clock::now().plus(REQUEST_TIMEOUT);
     let mut line = Vec::new();
-    let limit = u64::try_from(REQUEST_LEN_MAX + 1).unwrap_or(u64::MAX);
-    BufReader::new(stream.take(limit)).read_until(b'\n', &mut line)?;
+    let mut piece = [0; 1024];
+    while line.len() <= REQUEST_LEN_MAX && !line.contains(&b'\n') {
+        let left = deadline.since(clock::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        stream.set_read_timeout(Some(left))?;
+        match stream.read(&mut piece)? {
+            0 => break,
+            len => line.extend_from_slice(&piece[..len]),
+        }
+    }
+    // One request per connection: what follows it is not read.
+    let end = line
+        .iter()
+        .position(|byte| *byte == b'\n')
+        .map_or(line.len(), |at| at + 1);
+    line.truncate(end);
     Ok(line)
 }
 

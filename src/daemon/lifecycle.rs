@@ -43,12 +43,17 @@ pub(super) struct Claim<'a> {
 }
 
 impl<'a> Claim<'a> {
-    pub(super) fn take(node: &'a Node, resource: &ResourceConfig) -> Result<Self, ErrorReport> {
-        let taken = node.board.update(|board| {
+    /// Waits for whoever has it, at most `patience`.
+    pub(super) fn take(
+        node: &'a Node,
+        resource: &ResourceConfig,
+        patience: Duration,
+    ) -> Result<Self, ErrorReport> {
+        let taken = node.board.wait(patience, |board| {
             let known = board.resource(resource.id());
-            !core::mem::replace(&mut known.claimed, true)
+            (!core::mem::replace(&mut known.claimed, true)).then_some(())
         });
-        if taken {
+        if taken.is_some() {
             return Ok(Self {
                 node,
                 resource: resource.id(),
@@ -57,6 +62,14 @@ impl<'a> Claim<'a> {
         let what = format!("{} is being changed by someone else", resource.name);
         let why = "one order brings a resource up or down at a time";
         Err(ErrorReport::new(ErrorId::OrderUnderWay, what, why))
+    }
+
+    /// The claim that was set before anybody could ask for it.
+    fn inherited(node: &'a Node, resource: &ResourceConfig) -> Self {
+        Self {
+            node,
+            resource: resource.id(),
+        }
     }
 }
 
@@ -70,8 +83,8 @@ impl Drop for Claim<'_> {
 
 impl Node {
     pub(super) fn up(&self, resource: &ResourceConfig, timeout: Option<Duration>) -> Outcome {
-        let claim = Claim::take(self, resource)?;
         let timeout = timeout.unwrap_or(UP_TIMEOUT);
+        let claim = Claim::take(self, resource, timeout)?;
         let mut changed = false;
         if self.check_running(resource).is_err() {
             changed = true;
@@ -91,11 +104,22 @@ impl Node {
         }
     }
 
+    /// Marks a resource that was up as running and claimed, before the control socket appears: an
+    /// order that comes early waits for [`Self::up_again`] and is not told that it is down.
+    pub(super) fn claim_what_was_up(&self, resource: &ResourceConfig) -> bool {
+        self.board.update(|board| {
+            let known = board.resource(resource.id());
+            known.running |= known.was_up;
+            known.claimed |= known.was_up;
+            known.was_up
+        })
+    }
+
     /// What was up when the daemon stopped comes up again. A disk that is missing is said and
     /// leaves the resource up without one: it still votes, learns and can be attached later.
     pub(super) fn up_again(&self, resource: &ResourceConfig) {
-        let brought = Claim::take(self, resource).and_then(|_claim| {
-            self.add(resource)?;
+        let _claim = Claim::inherited(self, resource);
+        let brought = self.add(resource).and_then(|()| {
             let attached = self.attach(resource, UP_TIMEOUT);
             self.admin(resource, AdminRequest::Connect);
             attached
@@ -118,9 +142,9 @@ impl Node {
         force: bool,
         timeout: Option<Duration>,
     ) -> Outcome {
-        let _claim = Claim::take(self, resource)?;
-        self.clients_leave(resource, force)?;
         let timeout = timeout.unwrap_or(DOWN_TIMEOUT);
+        let _claim = Claim::take(self, resource, timeout)?;
+        self.clients_leave(resource, force)?;
         let was_running = self.check_running(resource).is_ok();
         let outcome = self.order(resource, Order::Down, timeout, || {});
         let ended = self.ended(resource, Order::Down, timeout, outcome)?;

@@ -200,8 +200,18 @@ fn mark_of(mark: ReplicaMark) -> controller::ReplicaMark {
     }
 }
 
-/// What the shard tells goes to the controller, the store and the board.
+/// What the shard and the store tell goes to the controller and the board.
 pub(super) struct NodeSink(pub(super) Arc<Node>);
+
+impl Drop for NodeSink {
+    /// Each essential thread owns one: when such a thread panics the process must end, because
+    /// beacons that go on for a dead event loop would keep the peer from taking over.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.fatal("a thread of this daemon panicked");
+        }
+    }
+}
 
 impl NodeSink {
     fn engine_event(&self, resource: ResourceId, event: &Event) {
@@ -270,13 +280,14 @@ impl ShardSink for NodeSink {
     }
 }
 
-impl StoreSink for Arc<Node> {
+impl StoreSink for NodeSink {
     fn persisted(&self, op: OpId, resource: ResourceId, record: &VoterRecord, ok: bool) {
         if ok {
             let marks = (record.replica_failed, record.replica);
-            self.board
+            self.0
+                .board
                 .update(|state| state.resource(resource).marks = marks);
         }
-        self.tell_controller(Input::Persisted { op, ok });
+        self.0.tell_controller(Input::Persisted { op, ok });
     }
 }

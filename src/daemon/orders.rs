@@ -359,18 +359,20 @@ impl Node {
 
     fn attach_order(&self, resource: &ResourceConfig, timeout: Option<Duration>) -> Outcome {
         self.check_running(resource)?;
-        let _claim = Claim::take(self, resource)?;
+        let timeout = timeout.unwrap_or(ORDER_TIMEOUT);
+        let _claim = Claim::take(self, resource, timeout)?;
         let attached = |disk: DiskState| disk != DiskState::Diskless;
         if self.engine(resource, |it| attached(it.disk)) {
             return done(false, format!("{} is attached already", resource.name));
         }
-        self.attach(resource, timeout.unwrap_or(ORDER_TIMEOUT))?;
+        self.attach(resource, timeout)?;
         done(true, format!("{} is attached", resource.name))
     }
 
     fn detach_order(&self, resource: &ResourceConfig, timeout: Option<Duration>) -> Outcome {
         self.check_running(resource)?;
-        let _claim = Claim::take(self, resource)?;
+        let timeout = timeout.unwrap_or(ORDER_TIMEOUT);
+        let _claim = Claim::take(self, resource, timeout)?;
         let name = &resource.name;
         if self.engine(resource, |it| it.disk == DiskState::Diskless) {
             return done(false, format!("{name} is detached already"));
@@ -383,7 +385,6 @@ impl Node {
                 .next(format!("then: twinadm detach {name}")));
         }
         self.admin(resource, AdminRequest::Detach);
-        let timeout = timeout.unwrap_or(ORDER_TIMEOUT);
         if self.wait_engine(resource, timeout, |it| it.disk == DiskState::Diskless) {
             return done(true, format!("{name} is detached"));
         }

@@ -1,11 +1,11 @@
 //! From flags to a running node and back: every refusal to start comes before `control.sock`.
 
 use std::collections::BTreeMap;
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::AsFd;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
@@ -219,7 +219,7 @@ fn prepare_run_dir(dir: &Path) -> Result<Flock<File>, ErrorReport> {
         .mode(0o600)
         .open(dir.join("lock"))
         .map_err(|error| directory_refusal(dir, &error))?;
-    Flock::lock(lock, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| {
+    let locked = Flock::lock(lock, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| {
         if errno == nix::errno::Errno::EWOULDBLOCK {
             let what = format!("{} is in use by another daemon", dir.display());
             let why = "each node needs a run directory of its own";
@@ -227,7 +227,21 @@ fn prepare_run_dir(dir: &Path) -> Result<Flock<File>, ErrorReport> {
         } else {
             directory_refusal(dir, &errno.into())
         }
-    })
+    })?;
+    remove_left_over_exports(&dir.join("nbd")).map_err(|error| directory_refusal(dir, &error))?;
+    Ok(locked)
+}
+
+/// A killed daemon could not take its NBD sockets away; clients of what is not up again would find
+/// a socket that nobody answers on.
+fn remove_left_over_exports(dir: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_type()?.is_socket() {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 fn directory_refusal(dir: &Path, error: &io::Error) -> ErrorReport {
@@ -397,7 +411,7 @@ impl Running {
             }
         };
         let requests = Arc::clone(&node.store);
-        let store = store_thread::start(store, requests, Arc::clone(&node))
+        let store = store_thread::start(store, requests, NodeSink(Arc::clone(&node)))
             .map_err(failed("thread for the voter store"))?;
         let beacon = beacon::start(Arc::clone(&node), controller, carrier)
             .map_err(failed("beacon thread"))?;
@@ -435,6 +449,7 @@ impl Running {
             return Err(ErrorReport::new(ErrorId::DaemonGone, what, why).into());
         }
         drop(control);
+        self.node.board.update(|board| board.stopping = true);
         for up in ups {
             up.join().ok();
         }
@@ -447,11 +462,7 @@ impl Running {
         let mut threads = Vec::new();
         for index in 0..self.node.config.resources.len() {
             let node = Arc::clone(&self.node);
-            let id = node.config.resources[index].id();
-            if !node
-                .board
-                .read(|board| board.resources.get(&id).is_some_and(|it| it.was_up))
-            {
+            if !node.claim_what_was_up(&node.config.resources[index]) {
                 continue;
             }
             let spawned = thread::Builder::new()

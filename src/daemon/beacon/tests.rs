@@ -122,7 +122,7 @@ impl Lab {
         });
         let requests = Arc::clone(&node.store);
         self.threads
-            .push(store_thread::start(store, requests, Arc::clone(&node)).unwrap());
+            .push(store_thread::start(store, requests, NodeSink(Arc::clone(&node))).unwrap());
         self.threads
             .push(start(Arc::clone(&node), controller, carrier).unwrap());
         self.nodes.push(node);
@@ -241,6 +241,19 @@ fn three_fresh_nodes_found_a_register_and_lease_it_over_real_sockets() {
         Some(Role::Secondary),
         "no engine said otherwise"
     );
+}
+
+#[test]
+fn a_panic_of_an_essential_thread_ends_the_process() {
+    let lab = Lab::start("panic");
+    let sink = NodeSink(Arc::clone(&lab.nodes[0]));
+    let thread = thread::spawn(move || {
+        let _owned = sink;
+        panic!("as if an invariant did not hold");
+    });
+    assert!(thread.join().is_err());
+    assert!(lab.nodes[0].board.read(|board| board.fatal.is_some()));
+    assert!(lab.nodes[1].board.read(|board| board.fatal.is_none()));
 }
 
 /// What `look` finds within the patience of this test.
