@@ -5,3 +5,4 @@ pub mod config;
 pub mod controller;
 #[cfg(feature = "daemon")]
 pub mod daemon;
+pub mod explorer;

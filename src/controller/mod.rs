@@ -29,6 +29,7 @@
 
 mod beacon;
 mod codec;
+pub mod decision;
 pub mod input;
 pub mod lease;
 pub mod message;

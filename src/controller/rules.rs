@@ -13,6 +13,8 @@ pub struct Rules {
     pub boot_wait: bool,
     /// R4: the stricter view counts while an Add is undecided.
     pub strict_add: bool,
+    /// R4: an Add of unknown outcome is ended by a committed view before anything is loosened.
+    pub end_undecided_add: bool,
     /// R8: only an own commit activates; a restart begins inactive.
     pub own_commit: bool,
     /// Takeover and Recover only from within `in_sync`.
@@ -30,6 +32,9 @@ pub struct Rules {
 }
 
 impl Rules {
+    /// How many there are.
+    pub const COUNT: usize = 13;
+
     /// All of them: the only value outside the explorer.
     pub const ALL: Self = Self {
         durable_seal: true,
@@ -37,6 +42,7 @@ impl Rules {
         grant_outlives_lease: true,
         boot_wait: true,
         strict_add: true,
+        end_undecided_add: true,
         own_commit: true,
         in_sync: true,
         ballots: true,

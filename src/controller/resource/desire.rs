@@ -27,13 +27,9 @@ impl Resource {
     }
 
     fn desire_active(&self, cx: &Context<'_>, active: &Active) -> Option<Change> {
-        // What left and was not answered goes first: the same again, or, for an Add, the view that
-        // makes sure that it never happens (never two Adds in a row).
+        // What left and was not answered goes first.
         if let Some(undecided) = &self.undecided {
-            return Some(match undecided.change {
-                Change::Add { .. } => Change::Remove { ends_add: true },
-                change => change,
-            });
+            return undecided.change.retry(&cx.me.rules);
         }
         if let Some(number) = self.leave {
             return Some(Change::Leave { number });

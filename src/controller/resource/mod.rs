@@ -18,6 +18,7 @@ use replicator::types::{
 };
 
 use super::beacon::Peer;
+use super::decision::{News, answer_beacon};
 use super::input::{EngineReport, OrderId, ReplicaFacts, ReplicaMark};
 use super::lease::{Grant, GrantAnswer, Lease, Timing};
 use super::message::{BeaconEntry, Part};
@@ -341,14 +342,16 @@ impl Resource {
         if !entry.active {
             return None;
         }
-        // A successor that others committed refuses like a seal does.
-        let superseded = self
-            .committed()
-            .filter(|view| view.number > entry.view && (view.primary != from || view.held));
-        if let Some(view) = superseded {
-            return Some(GrantAnswer::Refused { seal: view.number });
-        }
-        Some(self.grant.note_beacon(cx.now, entry.view, &cx.me.timing))
+        let committed = self.committed();
+        let (now, timing) = (cx.now, &cx.me.timing);
+        Some(answer_beacon(
+            &mut self.grant,
+            committed,
+            from,
+            entry.view,
+            now,
+            timing,
+        ))
     }
 
     /// The peer promised not to take over for a while after the beacon of `sent`.
@@ -374,29 +377,17 @@ impl Resource {
 
     /// Others say that `view` is committed.
     pub(super) fn on_learned(&mut self, cx: &mut Context<'_>, view: View) {
-        match self.committed() {
-            Some(known) if known.number > view.number => {}
-            Some(known) if known.number == view.number => {
-                if known != view {
-                    self.contradiction(cx, view.number);
-                }
-            }
-            _ => {
+        match News::of(&view, &self.knowledge(cx)) {
+            News::Old => {}
+            News::Contradiction => self.contradiction(cx, view.number),
+            News::Own => self.note_committed(cx, view),
+            News::StepDown => {
                 self.note_committed(cx, view);
-                // Our own proposal, finished by another: our round will find and prove it.
-                let own = self
-                    .undecided
-                    .is_some_and(|undecided| undecided.view == view)
-                    || self
-                        .attempt
-                        .as_ref()
-                        .is_some_and(|attempt| attempt.proposes(&view));
-                if own && self.active.is_some() {
-                    return;
-                }
-                if self.active.is_some() {
-                    self.step_down(cx, StepDownReason::Superseded);
-                }
+                self.step_down(cx, StepDownReason::Superseded);
+                cx.engine(self.id, EngineCommand::Learned(view));
+            }
+            News::Learn => {
+                self.note_committed(cx, view);
                 cx.engine(self.id, EngineCommand::Learned(view));
             }
         }

@@ -1,9 +1,8 @@
 //! This node as a proposer: one round of the register at a time, from the wish to the commit.
 
-use replicator::types::{
-    Activation, Ballot, CommittedView, Instant, NodeId, View, ViewNumber, VoterId,
-};
+use replicator::types::{Ballot, CommittedView, Instant, NodeId, View, ViewNumber, VoterId};
 
+use super::super::decision::{Knowledge, Outcome, Step};
 use super::super::message::Part;
 use super::super::output::{ControllerEvent, EngineCommand, StepDownReason};
 use super::super::register::{Promise, Read, Round};
@@ -18,6 +17,8 @@ pub(super) struct Attempt {
     /// When to ask again those who did not answer.
     again_at: Instant,
     repeats: u32,
+    /// The newest committed view known when it began.
+    committed_at_begin: ViewNumber,
     /// Voters that refused this round, as bits.
     refused_by: u8,
 }
@@ -59,11 +60,6 @@ const BACK_OFF_DOUBLINGS_MAX: u32 = 4;
 impl Attempt {
     pub(super) fn again_at(&self) -> Instant {
         self.again_at
-    }
-
-    /// Whether its accept for exactly this view left.
-    pub(super) fn proposes(&self, view: &View) -> bool {
-        self.round.proposed.as_ref() == Some(view)
     }
 }
 
@@ -107,6 +103,7 @@ impl Resource {
             stage: Stage::Preparing,
             again_at: cx.now.plus(cx.me.timing.beacon),
             repeats: 0,
+            committed_at_begin: self.committed_number(),
             refused_by: 0,
         });
         cx.send_others(&Part::Prepare {
@@ -145,68 +142,60 @@ impl Resource {
 
     /// A majority told what the register holds: finish it, or change it as wished.
     fn decide(&mut self, cx: &mut Context<'_>, read: Read) {
-        let current = match read {
-            Read::Empty => None,
-            Read::Chosen(committed) => Some(*committed.view()),
-            Read::Unfinished(view) => Some(view),
-        };
-        let number = current.map_or(ViewNumber::NONE, |view| view.number);
-        if number < self.committed_number() {
-            // A majority forgot a committed view: voters were restored from old copies (R11).
-            self.contradiction(cx, self.committed_number());
-            self.give_up_round(cx);
-            self.pause_until = cx.now.plus(LAZY_REPEAT);
-            return;
-        }
-        match read {
-            Read::Empty => self.decide_on(cx, None),
-            Read::Unfinished(view) if self.is_known_committed(&view) => {
-                self.decide_on(cx, Some(view));
+        let undecided = self.undecided;
+        match Step::after(read, &self.knowledge(cx)) {
+            Step::Contradiction => {
+                self.contradiction(cx, self.committed_number());
+                self.give_up_round(cx);
+                self.pause_until = cx.now.plus(LAZY_REPEAT);
             }
-            Read::Unfinished(view) => self.finish(cx, view),
-            Read::Chosen(committed) => {
-                let view = *committed.view();
-                let undecided = self.undecided.filter(|undecided| undecided.view == view);
-                if let Some(undecided) = undecided {
-                    self.attempt = None;
-                    self.on_committed(cx, committed, Some(undecided.change));
-                    return;
-                }
-                if self
-                    .active
-                    .is_some_and(|active| active.view.number < number)
-                {
+            Step::Overtaken => self.give_up_round(cx),
+            Step::Resolved(committed) => {
+                self.attempt = None;
+                self.on_committed(cx, committed, undecided.map(|undecided| undecided.change));
+            }
+            Step::Finish {
+                view,
+                own,
+                superseded,
+            } => {
+                if superseded {
                     self.step_down(cx, StepDownReason::Superseded);
                 }
-                if number > self.committed_number() {
+                let change = undecided.filter(|_| own).map(|undecided| undecided.change);
+                self.accept(cx, view, change);
+            }
+            Step::Decide {
+                current,
+                superseded,
+            } => {
+                if superseded {
+                    self.step_down(cx, StepDownReason::Superseded);
+                }
+                if let Some(view) = current.filter(|view| view.number > self.committed_number()) {
                     self.note_committed(cx, view);
                     cx.engine(self.id, EngineCommand::Learned(view));
                 }
-                self.decide_on(cx, Some(view));
+                self.decide_on(cx, current);
             }
         }
     }
 
-    /// These promises alone do not prove it, but it was proved before. A view of ours that others
-    /// finished is left out: its proof under our own ballot is still wanted.
-    fn is_known_committed(&self, view: &View) -> bool {
-        let undecided = self
-            .undecided
-            .is_some_and(|undecided| undecided.view == *view);
-        self.committed() == Some(*view) && !undecided
-    }
-
-    /// Another's view may be chosen already: it goes first, as it is.
-    fn finish(&mut self, cx: &mut Context<'_>, view: View) {
-        let own = self.undecided.filter(|undecided| undecided.view == view);
-        let serves_on = view.primary == cx.me.node && !view.held && own.is_some();
-        let newer = self
-            .active
-            .is_some_and(|active| view.number > active.view.number);
-        if newer && !serves_on {
-            self.step_down(cx, StepDownReason::Superseded);
+    /// What this node knows besides the register.
+    pub(super) fn knowledge(&self, cx: &Context<'_>) -> Knowledge {
+        let proposed = self.attempt.and_then(|attempt| match attempt.stage {
+            Stage::Accepting { change } => attempt.round.proposed.filter(|_| change.is_some()),
+            Stage::Preparing | Stage::Draining { .. } => None,
+        });
+        Knowledge {
+            node: cx.me.node,
+            committed: self.committed(),
+            committed_at_begin: self
+                .attempt
+                .map_or(ViewNumber::NONE, |attempt| attempt.committed_at_begin),
+            active: self.active.map(|active| active.view),
+            undecided: proposed.or(self.undecided.map(|undecided| undecided.view)),
         }
-        self.accept(cx, view, own.map(|undecided| undecided.change));
     }
 
     /// The register holds `current`, certainly. What is wished now, with this knowledge?
@@ -483,55 +472,44 @@ impl Resource {
             view,
         });
         cx.outlet.urgent.push(self.id);
-        match (&mut self.active, change) {
-            // The view it serves under, accepted once more for a voter that had missed it.
-            (Some(active), None) if active.view == view => {}
-            (Some(active), Some(change)) if view.primary == cx.me.node && !view.held => {
-                active.view = view;
+        let newest = self
+            .record()
+            .newest()
+            .map_or(ViewNumber::NONE, |view| view.number);
+        match Outcome::of(committed, &self.knowledge(cx), change, newest) {
+            Outcome::Activate(activation) if self.can_serve() => self.activate(cx, activation),
+            Outcome::Activate(_) | Outcome::Learn => {
+                cx.engine(self.id, EngineCommand::Committed(committed));
+            }
+            Outcome::Continue => {
+                if let Some(active) = &mut self.active {
+                    active.view = view;
+                }
                 self.note_own_commit(change);
                 cx.engine(self.id, EngineCommand::Committed(committed));
             }
-            (Some(_), _) => {
+            Outcome::StepDown => {
                 self.step_down(cx, StepDownReason::Superseded);
                 cx.engine(self.id, EngineCommand::Learned(view));
             }
-            (None, change) => match self.activation(cx, committed, change) {
-                Some(activation) => self.activate(cx, activation),
-                None => cx.engine(self.id, EngineCommand::Committed(committed)),
-            },
         }
     }
 
-    /// R8, and only if this node still can and wants to.
-    fn activation(
-        &self,
-        cx: &Context<'_>,
-        committed: CommittedView,
-        change: Option<Change>,
-    ) -> Option<Activation> {
-        let asked_for = change.is_some_and(|change| {
-            matches!(
-                change,
-                Change::Found { .. }
-                    | Change::Recover { .. }
-                    | Change::Takeover { .. }
-                    | Change::Claim { .. }
-            )
-        });
-        let able = self.record().up && self.replica.is_some() && !self.wants_down();
-        Activation::of(committed, cx.me.node).filter(|_| asked_for && able)
+    /// Whether this node still can and wants to serve, now that the voters agreed.
+    fn can_serve(&self) -> bool {
+        self.record().up && self.replica.is_some() && !self.wants_down()
     }
 
-    fn note_own_commit(&mut self, change: Change) {
+    fn note_own_commit(&mut self, change: Option<Change>) {
         match change {
-            Change::Remove { .. } => {
+            Some(Change::Remove { .. }) => {
                 self.peer_lost_at = None;
                 self.peer_failed = false;
                 self.remove_unclean = false;
                 self.add = AddStage::Idle;
             }
-            Change::Add { .. } => self.add = AddStage::Idle,
-            Change::Leave { .. } => self.leave = None,
+            Some(Change::Add { .. }) => self.add = AddStage::Idle,
+            Some(Change::Leave { .. }) => self.leave = None,
             _ => {}
         }
     }
