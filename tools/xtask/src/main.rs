@@ -65,6 +65,11 @@ const VERBS: &[Verb] = &[
         run: plan::explore,
     },
     Verb {
+        name: "bench-peers",
+        summary: "twinblk beside QEMU's mirror: --passes N, --seconds S, --depth D, --dir DIR",
+        run: plan::bench_peers,
+    },
+    Verb {
         name: "packages",
         summary: "only install what the tests drive (Debian, as root)",
         run: plan::packages,

@@ -26,6 +26,17 @@ pub(crate) fn demo(arguments: &[String]) -> Outcome {
     run::passes(command.arg("demo").args(arguments))
 }
 
+/// The end-to-end comparison; the programs it starts lie beside it in the release profile.
+pub(crate) fn bench_peers(arguments: &[String]) -> Outcome {
+    if !run::passes(&mut run::cargo(
+        "build --release --locked -p twinblk -p twinblk-tools --bins",
+    ))? {
+        return Ok(false);
+    }
+    let mut command = run::cargo("bench --locked -p benches --bench peers --");
+    run::passes(command.args(arguments))
+}
+
 pub(crate) fn test(_arguments: &[String]) -> Outcome {
     let mut report = Report::new();
     report.check("packages", || {
