@@ -64,12 +64,14 @@ impl Summary {
 /// Failures after which a campaign ends: more of them teach nothing.
 pub const FAILURES_MAX: usize = 20;
 
-/// Runs seeds given by `next` on `threads` threads until it gives none.
+/// Runs seeds given by `next` on `threads` threads until it gives none; `found` hears of each
+/// violation at once.
 #[must_use]
 pub fn campaign(
     threads: usize,
     planted: Option<Planted>,
     next: impl Fn(u64) -> Option<u64> + Sync,
+    found: impl Fn(u64, &Violation) + Sync,
 ) -> Summary {
     let summary = Mutex::new(Summary::default());
     let ordinal = AtomicU64::new(0);
@@ -78,6 +80,9 @@ pub fn campaign(
             scope.spawn(|| {
                 while let Some(seed) = next(ordinal.fetch_add(1, Ordering::Relaxed)) {
                     let outcome = run_seed(seed, planted, false);
+                    if let Some(violation) = &outcome.violation {
+                        found(seed, violation);
+                    }
                     let mut summary = summary.lock().expect("runs do not panic");
                     summary.add(seed, outcome);
                     if summary.failures.len() >= FAILURES_MAX {

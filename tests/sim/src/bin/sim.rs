@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
+use sim::checkers::Violation;
 use sim::plan::Plan;
 use sim::run::{Summary, campaign, run_plan, run_seed};
 use sim::shrink::shrink;
@@ -140,9 +141,8 @@ fn corpus(path: &str, arguments: &Arguments) -> bool {
         }
     };
     let threads = arguments.threads.unwrap_or(2);
-    let summary = campaign(threads, arguments.planted, |nr| {
-        seeds.get(usize::try_from(nr).ok()?).copied()
-    });
+    let next = |nr| seeds.get(usize::try_from(nr).ok()?).copied();
+    let summary = campaign(threads, arguments.planted, next, tell);
     report(&summary, arguments)
 }
 
@@ -154,10 +154,11 @@ fn many_seeds(seeds: u64, arguments: &Arguments) -> bool {
         .map(|minutes| Duration::from_secs(minutes * 60));
     let clock = sim::run::Stopwatch::start();
     let threads = arguments.threads.unwrap_or(2);
-    let summary = campaign(threads, arguments.planted, |nr| {
+    let next = |nr| {
         let in_time = limit.is_none_or(|limit| clock.elapsed() < limit);
         (nr < seeds && in_time).then_some(base + nr)
-    });
+    };
+    let summary = campaign(threads, arguments.planted, next, tell);
     let seconds = clock.elapsed().as_secs_f64().max(0.001);
     println!("sim: {:.1} seeds/s", per_second(summary.seeds, seconds));
     report(&summary, arguments)
@@ -175,12 +176,13 @@ fn fresh_base() -> u64 {
     hasher.finish() % 1_000_000_000
 }
 
+fn tell(seed: u64, violation: &Violation) {
+    println!("seed {seed}: {violation}");
+    println!("  replay: cargo xtask sim --seed {seed} -v");
+}
+
 fn report(summary: &Summary, arguments: &Arguments) -> bool {
     let figures = &summary.figures;
-    for (seed, violation) in &summary.failures {
-        println!("seed {seed}: {violation}");
-        println!("  replay: cargo xtask sim --seed {seed} -v");
-    }
     if let Some((seed, _)) = summary.failures.first() {
         let outcome = run_seed(*seed, arguments.planted, true);
         let lines: Vec<_> = outcome.trace.lines().collect();

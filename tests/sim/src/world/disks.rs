@@ -1,7 +1,8 @@
 //! Disk operations: latency, errors, stalls, and what a crash leaves of them.
 
 use replicator::engine::{DiskCommand, DiskReply, Input as EngineInput, MetaRequest};
-use replicator::types::{BLOCK_LEN, BlockRange, DiskError, NodeId, OpId, Payload};
+use replicator::meta::layout::{ACTIVITY_LOG_OFFSET, BITMAP_OFFSET, SUPERBLOCK_OFFSETS};
+use replicator::types::{BLOCK_LEN, BlockRange, ByteOffset, DiskError, NodeId, OpId, Payload};
 
 use crate::checkers::Violation;
 use crate::disk::{Content, FlushTicket, PAGE_LEN};
@@ -193,7 +194,7 @@ impl World {
             return;
         }
         let mut rng = self.rng(Stream::Disk);
-        let skipped = self.planted == Some(Planted::BitmapNotWritten);
+        let planted = self.planted;
         let target = self.node(node);
         let failed = target
             .broken
@@ -217,8 +218,7 @@ impl World {
             }
             MetaRequest::Write(_) => {
                 for (page, content) in meta_pages(&request) {
-                    let is_bitmap = page >= replicator::meta::layout::BITMAP_OFFSET.0 / BLOCK_LEN;
-                    if !(skipped && is_bitmap) {
+                    if !is_dropped(planted, page) {
                         target.meta.write(page, content, false);
                     }
                 }
@@ -298,5 +298,16 @@ fn meta_pages(request: &MetaRequest) -> Vec<(u64, Content)> {
                 (page.offset.0 / BLOCK_LEN, Some(page.bytes.clone()))
             })
             .collect(),
+    }
+}
+
+/// Whether a planted defect keeps this metadata page from the disk.
+fn is_dropped(planted: Option<Planted>, page: u64) -> bool {
+    let first = |offset: ByteOffset| offset.0 / BLOCK_LEN;
+    let log = first(ACTIVITY_LOG_OFFSET)..first(SUPERBLOCK_OFFSETS[1]);
+    match planted {
+        Some(Planted::BitmapNotWritten) => page >= first(BITMAP_OFFSET),
+        Some(Planted::ActivityLogNotWritten) => log.contains(&page),
+        _ => false,
     }
 }

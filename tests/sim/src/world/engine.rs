@@ -53,8 +53,9 @@ impl World {
     }
 
     pub(super) fn attach_if_quiet(&mut self, node: NodeId) {
+        let hasty = self.planted == Some(Planted::LateWrites);
         let target = self.node(node);
-        let quiet = target.jobs.is_empty();
+        let quiet = target.jobs.is_empty() || hasty;
         let Some(side) = target.engine_side() else {
             return;
         };
@@ -288,9 +289,6 @@ impl World {
     fn on_serving(&mut self, node: NodeId) {
         if let Some(side) = self.node(node).engine_side() {
             side.serving = true;
-        }
-        if self.planted == Some(Planted::AckWithoutPeer) {
-            self.disturbed = false;
         }
         self.watch_serving(node);
     }

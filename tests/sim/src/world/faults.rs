@@ -7,7 +7,7 @@ use crate::checkers::{Violation, state};
 use crate::clock::{MILLIS, SECS};
 use crate::plan::FaultWhat;
 
-use super::{Event, World};
+use super::{Event, Planted, World};
 
 /// How often the healed world is looked at.
 const LOOK_EVERY: u64 = 100 * MILLIS;
@@ -102,7 +102,8 @@ impl World {
             return;
         }
         let now = self.now;
-        self.nodes[node.index()].boot(now, &self.plan);
+        let same_id = self.planted == Some(Planted::PowerCutUnnoticed);
+        self.nodes[node.index()].boot(now, &self.plan, same_id);
         self.trace.say(now, || format!("{node:?} has power"));
         self.schedule(MILLIS, Event::Start { node });
     }

@@ -9,7 +9,7 @@ use crate::net::{Connection, End, Path, Polled, Segment, Socket, Wire};
 use crate::rng::Stream;
 
 use super::node::Arrival;
-use super::{Event, World, frames};
+use super::{Event, Planted, World, frames};
 
 /// How long a dialler waits for an answer on one path.
 const CONNECT_TIMEOUT: u64 = 250 * MILLIS;
@@ -107,6 +107,13 @@ impl World {
         let bytes = frames::encode(session, view, message);
         connection.send(end, now, delay, Segment::Frame(bytes));
         self.arm(session, end);
+        if self.planted == Some(Planted::AckWithoutPeer)
+            && let Message::Data { write, .. } = message
+        {
+            let ack = Message::WriteAck { write: *write };
+            let bytes = frames::encode(session, view, &ack);
+            self.send_to(node, 0, Arrival::Frame { session, bytes });
+        }
     }
 
     /// Makes sure that somebody looks when the next segment arrives.

@@ -50,29 +50,41 @@ const EVENTS_MAX: u64 = 3_000_000;
 /// A defect planted on purpose, to show that the checkers see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Planted {
-    /// A write or flush is answered as soon as the local disk did it.
+    /// The Primary believes that the peer has a write as soon as it is sent.
     AckWithoutPeer,
-    /// The data device's flush does nothing on the Secondary.
+    /// A Secondary's flush does nothing.
     FlushIgnored,
-    /// The seal of a takeover is not durable.
-    VolatileSeal,
-    /// A takeover does not wait for the peer's lease.
-    NoGrantWait,
     /// Bitmap pages never reach the metadata.
     BitmapNotWritten,
-    /// Requests in flight survive a step-down.
-    InflightSurvives,
+    /// Activity-log pages never reach the metadata.
+    ActivityLogNotWritten,
+    /// A new process does not wait for the disk operations of the one before (R14).
+    LateWrites,
+    /// A power cut looks like a crash of the process (R16).
+    PowerCutUnnoticed,
+    /// The seal of a takeover is not durable (R6).
+    VolatileSeal,
+    /// A takeover does not wait for the peer's lease (R5).
+    NoGrantWait,
+    /// A restarted node does not assume that it granted a lease (R7).
+    NoBootWait,
+    /// Promises and acceptances are told before they are durable (R1).
+    VolatileVotes,
 }
 
 impl Planted {
     /// All of them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 10] = [
         Self::AckWithoutPeer,
         Self::FlushIgnored,
+        Self::BitmapNotWritten,
+        Self::ActivityLogNotWritten,
+        Self::LateWrites,
+        Self::PowerCutUnnoticed,
         Self::VolatileSeal,
         Self::NoGrantWait,
-        Self::BitmapNotWritten,
-        Self::InflightSurvives,
+        Self::NoBootWait,
+        Self::VolatileVotes,
     ];
 
     fn rules(self) -> Rules {
@@ -80,8 +92,9 @@ impl Planted {
         match self {
             Self::VolatileSeal => rules.durable_seal = false,
             Self::NoGrantWait => rules.grant_outlives_lease = false,
-            Self::InflightSurvives => rules.drop_inflight = false,
-            Self::AckWithoutPeer | Self::FlushIgnored | Self::BitmapNotWritten => {}
+            Self::NoBootWait => rules.boot_wait = false,
+            Self::VolatileVotes => rules.durable_votes = false,
+            _ => {}
         }
         rules
     }

@@ -206,15 +206,17 @@ impl Node {
             life: 0,
             process: None,
         };
-        node.boot(SimTime(0), plan);
+        node.boot(SimTime(0), plan, false);
         node
     }
 
     /// The machine gets power: a new boot id and a clock that starts anywhere.
-    pub(super) fn boot(&mut self, now: SimTime, plan: &Plan) {
+    /// A planted defect makes the boot id the same as before.
+    pub(super) fn boot(&mut self, now: SimTime, plan: &Plan, same_id: bool) {
         self.boots += 1;
         self.powered = true;
-        self.boot_id = random_id(plan, self.id, 16 + self.boots);
+        let boot = if same_id { 1 } else { self.boots };
+        self.boot_id = random_id(plan, self.id, 16 + boot);
         let base = Rng::keyed(plan.seed, Stream::Identity, 8 + u64::from(self.id.raw()))
             .below(1000 * SECS);
         self.clock = NodeClock::new(now, base + SECS, self.rate_ppm);
