@@ -95,21 +95,26 @@ pub(super) fn start(level: &str) -> Result<Log, String> {
 
 fn write_lines(queue: &LogQueue, stopping: &AtomicBool) {
     loop {
-        // Read before the queue is emptied: what was logged before the end is written.
-        let last = stopping.load(Ordering::Acquire);
-        let mut text: Vec<u8> = queue.lines.drain().into_iter().flatten().collect();
-        let dropped = queue.dropped.swap(0, Ordering::Relaxed);
-        if dropped > 0 {
-            text.extend_from_slice(format!("{dropped} log lines were dropped\n").as_bytes());
-        }
-        // Nobody is left to tell when stderr is gone.
-        io::stderr().write_all(&text).ok();
-        if last {
+        write_waiting(queue);
+        // Looked at after the queue took its wake-up: one that comes later ends the `poll`. The
+        // other way round the end could be announced in between, and its wake-up be taken.
+        if stopping.load(Ordering::Acquire) {
+            write_waiting(queue);
             return;
         }
         let mut fds = [PollFd::new(queue.lines.as_fd(), PollFlags::POLLIN)];
         poll(&mut fds, PollTimeout::NONE).ok();
     }
+}
+
+fn write_waiting(queue: &LogQueue) {
+    let mut text: Vec<u8> = queue.lines.drain().into_iter().flatten().collect();
+    let dropped = queue.dropped.swap(0, Ordering::Relaxed);
+    if dropped > 0 {
+        text.extend_from_slice(format!("{dropped} log lines were dropped\n").as_bytes());
+    }
+    // Nobody is left to tell when stderr is gone.
+    io::stderr().write_all(&text).ok();
 }
 
 impl Drop for Log {
@@ -119,6 +124,30 @@ impl Drop for Log {
         if let Some(thread) = self.thread.take() {
             // A panic there was printed by the default hook.
             thread.join().ok();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The end was once announced between the look at it and the wait for it, and its wake-up lost.
+    #[test]
+    fn a_log_ends_whenever_it_is_told_to() {
+        for _ in 0..2_000 {
+            let queue = LogQueue {
+                lines: Arc::new(Mailbox::new(LINES_MAX).unwrap()),
+                dropped: Arc::default(),
+            };
+            let stopping = Arc::new(AtomicBool::new(false));
+            let (writer, told) = (queue.clone(), Arc::clone(&stopping));
+            let thread = thread::spawn(move || write_lines(&writer, &told));
+            drop(Log {
+                queue,
+                stopping,
+                thread: Some(thread),
+            });
         }
     }
 }
