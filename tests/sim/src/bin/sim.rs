@@ -9,11 +9,15 @@ use sim::run::{Summary, campaign, run_plan, run_seed};
 use sim::shrink::shrink;
 use sim::world::Planted;
 
+/// Seeds within which every planted defect shows, several times over.
+const ZOO_SEEDS: u64 = 2_000;
+
 const USAGE: &str = "\
 sim --seeds N [--base B] [--minutes M] [--threads T]   N seeds from B on (B is random by default)
 sim --seed S [-v] [--shrink] [--twice]                 one seed; -v prints the last events
 sim --corpus FILE                                      every seed in FILE
-sim --planted NAME --seeds N [--base B]                shows that the checkers see a planted defect";
+sim --planted NAME --seeds N [--base B]                the same with a planted defect: must fail
+sim --zoo [--seeds N]                                  each planted defect is found within N seeds";
 
 #[derive(Debug, Default)]
 struct Arguments {
@@ -24,6 +28,7 @@ struct Arguments {
     seed: Option<u64>,
     corpus: Option<String>,
     planted: Option<Planted>,
+    zoo: bool,
     verbose: bool,
     shrink: bool,
     twice: bool,
@@ -55,6 +60,7 @@ fn parse(arguments: impl Iterator<Item = String>) -> Result<Arguments, String> {
                 let names = Planted::ALL.map(|one| format!("{one:?}")).join(" ");
                 parsed.planted = Some(known.ok_or(format!("{name} is none of: {names}"))?);
             }
+            "--zoo" => parsed.zoo = true,
             "-v" => parsed.verbose = true,
             "--shrink" => parsed.shrink = true,
             "--twice" => parsed.twice = true,
@@ -77,6 +83,7 @@ fn main() -> ExitCode {
         std::panic::set_hook(Box::new(|_| {}));
     }
     let good = match (&arguments.seed, &arguments.corpus, arguments.seeds) {
+        _ if arguments.zoo => zoo(arguments.seeds.unwrap_or(ZOO_SEEDS)),
         (Some(seed), _, _) => one_seed(*seed, &arguments),
         (None, Some(path), _) => corpus(path, &arguments),
         (None, None, Some(seeds)) => many_seeds(seeds, &arguments),
@@ -162,6 +169,28 @@ fn many_seeds(seeds: u64, arguments: &Arguments) -> bool {
     let seconds = clock.elapsed().as_secs_f64().max(0.001);
     println!("sim: {:.1} seeds/s", per_second(summary.seeds, seconds));
     report(&summary, arguments)
+}
+
+/// Every planted defect is found, each by some seed from 0 on.
+fn zoo(seeds: u64) -> bool {
+    let mut missed = 0;
+    for planted in Planted::ALL {
+        let found = (0..seeds)
+            .find_map(|seed| Some((seed, run_seed(seed, Some(planted), false).violation?)));
+        if let Some((seed, violation)) = found {
+            println!("{planted:?}: seed {seed}: {}", violation.promise);
+        } else {
+            println!("{planted:?}: not found in {seeds} seeds");
+            missed += 1;
+        }
+    }
+    let verdict = if missed == 0 { "OK" } else { "FAILED" };
+    println!(
+        "{verdict}: {} of {} defects found",
+        Planted::ALL.len() - missed,
+        Planted::ALL.len()
+    );
+    missed == 0
 }
 
 #[allow(clippy::cast_precision_loss, reason = "a rate for people")]
