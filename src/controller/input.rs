@@ -83,6 +83,9 @@ pub enum EngineReport {
     PeerDiskFailed,
     /// The local device failed.
     LocalDiskFailed,
+    /// The local device failed, and the peer's replica, the only one left, restarted without
+    /// acknowledged writes.
+    PeerLostWrites,
     /// The peer misses nothing any more: an Add may begin.
     ResyncDone,
     /// Answer to [`super::EngineCommand::BeginAdd`]: R19 is done up to the accept.
@@ -92,7 +95,7 @@ pub enum EngineReport {
         /// The replica to be named in it.
         replica: ReplicaId,
     },
-    /// Answer to [`super::EngineCommand::BeginAdd`]: not now; a new `ResyncDone` will come.
+    /// Answer to [`super::EngineCommand::BeginAdd`], or its end after `AddPrepared`: not now.
     AddAborted {
         /// For this view.
         view: ViewNumber,

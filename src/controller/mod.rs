@@ -42,6 +42,8 @@ mod resource;
 pub mod rules;
 #[cfg(test)]
 mod scenarios;
+#[cfg(test)]
+mod scenarios_loose_ends;
 mod store;
 #[cfg(test)]
 mod testing;

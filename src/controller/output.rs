@@ -57,7 +57,7 @@ pub enum EngineCommand {
     /// Serve (R8). Always followed by a `Lease` once the peer granted one.
     Activate(Activation),
     /// Stop serving; fail what is in flight for ever (R9).
-    StepDown(StepDownReason),
+    StepDown,
     /// This node's own proposal was committed.
     Committed(CommittedView),
     /// A newer committed view is known from others: for caution, never for serving.
@@ -101,6 +101,8 @@ pub enum StepDownReason {
     Refused,
     /// An operator's order.
     Ordered,
+    /// Its own disk failed, and the peer's lost acknowledged writes (R17).
+    WritesLost,
 }
 
 /// A fact worth telling people. Resource-less ones concern the node.

@@ -16,7 +16,11 @@ use std::sync::atomic::AtomicU64;
 
 use replicator::engine::{AttachError, Event, Input, ReplicaMark, Snapshot};
 use replicator::io::OpenError;
-use replicator::types::{Instant, NodeId, OpId, ReplicaId, ResourceId, StoreError, VolumeId};
+use replicator::types::{
+    Instant, NodeId, OpId, ReplicaId, ResourceId, StoreError, ViewNumber, VolumeId,
+};
+
+use crate::controller::VoterRecord;
 
 /// Commands a shard may have waiting. The controller sends a few per view change and none while
 /// nothing changes, so this many means that the shard is stuck: the sender then stops the process
@@ -71,10 +75,44 @@ pub struct AttachSetup {
     pub meta: PathBuf,
     /// Use this many bytes of the device at most (`size` of the configuration).
     pub size_max: Option<u64>,
-    /// The voter store says this replica failed earlier (R23).
-    pub marked_failed: bool,
-    /// The replica the voter store last saw attached.
-    pub expected_replica: Option<ReplicaId>,
+    /// What the voter store remembers.
+    pub stored: StoredMarks,
+}
+
+/// What the voter store remembers of a resource's replica on this node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StoredMarks {
+    /// It failed earlier (R23).
+    pub failed: bool,
+    /// Which one was last attached.
+    pub replica: Option<ReplicaId>,
+    /// The highest view this node sealed (R6).
+    pub seal: ViewNumber,
+}
+
+impl StoredMarks {
+    /// Of a resource without a record.
+    pub const NONE: Self = Self {
+        failed: false,
+        replica: None,
+        seal: ViewNumber::NONE,
+    };
+
+    /// Those of a record.
+    #[must_use]
+    pub fn of(record: &VoterRecord) -> Self {
+        Self {
+            failed: record.replica_failed,
+            replica: record.replica,
+            seal: record.seal,
+        }
+    }
+}
+
+impl Default for StoredMarks {
+    fn default() -> Self {
+        Self::NONE
+    }
 }
 
 /// What the shard is asked to do. Carried out in order per resource.

@@ -10,7 +10,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use replicator::engine::{Input as EngineInput, StepDownReason as EngineStepDown};
+use replicator::engine::Input as EngineInput;
 use replicator::io::{clock, realtime};
 use replicator::types::{Instant, ResourceId, StoreError};
 
@@ -209,13 +209,9 @@ impl Beacon {
                 self.set_lease(resource, Instant::ZERO);
                 EngineInput::Activate(activation)
             }
-            EngineCommand::StepDown(reason) => {
+            EngineCommand::StepDown => {
                 self.set_lease(resource, Instant::ZERO);
-                EngineInput::StepDown(match reason {
-                    StepDownReason::Superseded => EngineStepDown::Superseded,
-                    StepDownReason::Refused => EngineStepDown::Refused,
-                    StepDownReason::Ordered => EngineStepDown::Ordered,
-                })
+                EngineInput::StepDown
             }
             EngineCommand::Committed(view) => EngineInput::Committed(view),
             EngineCommand::Learned(view) => EngineInput::Learned(view),
@@ -298,6 +294,9 @@ fn log_event(node: &Node, event: &ControllerEvent) {
                 StepDownReason::Superseded => "a newer view says so",
                 StepDownReason::Refused => "the peer takes over",
                 StepDownReason::Ordered => "so ordered",
+                StepDownReason::WritesLost => {
+                    "its disk failed, and the peer lost power with acknowledged writes"
+                }
             };
             tracing::warn!("{}: Primary here no more: {why}", name(resource));
         }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use replicator::types::{Instant, ReplicaId, ResourceId};
 
-use super::api::{AttachFailure, ResourceSnapshot};
+use super::api::{AttachFailure, ResourceSnapshot, StoredMarks};
 use crate::controller;
 use crate::controller::{Done, NodeSnapshot, OrderId, OrderRefusal};
 
@@ -55,8 +55,8 @@ pub struct ResourceBoard {
     pub attach: Option<Result<ReplicaId, AttachFailure>>,
     /// It was up when the daemon stopped or died.
     pub was_up: bool,
-    /// What the voter store says of the replica here: it failed earlier; which it was.
-    pub marks: (bool, Option<ReplicaId>),
+    /// What the voter store says of the replica here.
+    pub marks: StoredMarks,
     /// The engine answered the newest `Quiesce`: everything acknowledged is durable.
     pub quiesced: bool,
     /// Why the shard could not add it; cleared before the next try.

@@ -238,7 +238,6 @@ impl Node {
             return Ok(Ok(()));
         };
         let paths = volume.replica(self.node);
-        let (marked_failed, expected_replica) = self.marks(id);
         self.board.update(|board| board.resource(id).attach = None);
         self.command(ShardCommand::Attach {
             resource: id,
@@ -246,8 +245,7 @@ impl Node {
                 disk: paths.disk.clone(),
                 meta: paths.meta.clone(),
                 size_max: volume.size.map(|size| size.0),
-                marked_failed,
-                expected_replica,
+                stored: self.marks(id),
             }),
         });
         let ended = self

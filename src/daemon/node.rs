@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use replicator::engine::{Event, ReplicaFacts, ReplicaMark};
 use replicator::io::clock;
-use replicator::types::{NodeId, OpId, ReplicaId, ResourceId};
+use replicator::types::{NodeId, OpId, ResourceId};
 
 use super::api::{
-    AttachFailure, ResourceSnapshot, ShardCommand, ShardEvent, ShardHandle, ShardSink,
+    AttachFailure, ResourceSnapshot, ShardCommand, ShardEvent, ShardHandle, ShardSink, StoredMarks,
 };
 use super::board::Board;
 use super::mailbox::Mailbox;
@@ -150,7 +150,7 @@ impl Node {
     }
 
     /// What the voter store says about the replica here: failed earlier, and which it was.
-    pub(super) fn marks(&self, resource: ResourceId) -> (bool, Option<ReplicaId>) {
+    pub(super) fn marks(&self, resource: ResourceId) -> StoredMarks {
         self.board
             .read(|state| state.resources.get(&resource).map(|it| it.marks))
             .unwrap_or_default()
@@ -165,6 +165,7 @@ fn report_of(event: &Event) -> Option<EngineReport> {
         Event::DiskFailed(_) => EngineReport::LocalDiskFailed,
         Event::PeerLost => EngineReport::PeerLost,
         Event::PeerDiskFailed => EngineReport::PeerDiskFailed,
+        Event::PeerLostWrites => EngineReport::PeerLostWrites,
         Event::Connected { peer_replica } => EngineReport::SessionUp { peer_replica },
         Event::Disconnected => EngineReport::SessionDown,
         Event::ResyncDone => EngineReport::ResyncDone,
@@ -283,7 +284,7 @@ impl ShardSink for NodeSink {
 impl StoreSink for NodeSink {
     fn persisted(&self, op: OpId, resource: ResourceId, record: &VoterRecord, ok: bool) {
         if ok {
-            let marks = (record.replica_failed, record.replica);
+            let marks = StoredMarks::of(record);
             self.0
                 .board
                 .update(|state| state.resource(resource).marks = marks);

@@ -20,7 +20,7 @@ use replicator::admin::{ErrorId, ErrorReport};
 use replicator::io::{clock, realtime};
 use replicator::types::{NodeId, VoterId};
 
-use super::api::{ShardCommand, ShardSetup};
+use super::api::{ShardCommand, ShardSetup, StoredMarks};
 use super::args::Flags;
 use super::beacon_io::Carrier;
 use super::control::ControlServer;
@@ -526,7 +526,7 @@ fn note_marks(node: &Node, store: &VoterStore) {
     node.board.update(|board| {
         for (resource, record) in store.records() {
             let known = board.resource(resource);
-            known.marks = (record.replica_failed, record.replica);
+            known.marks = StoredMarks::of(record);
             known.was_up = record.up;
         }
     });

@@ -61,6 +61,7 @@ impl Engine {
         }
         self.end_session(CloseReason::DiskChanged, out);
         self.forget_replica();
+        self.seal = self.seal.max(request.seal);
         let loader = Loader::new(request.meta_len);
         self.attaching = Some(Attaching { request, loader });
         self.set_local(LocalDisk::Attaching, out);

@@ -5,7 +5,7 @@
 //! mirrored verdicts, because every input travels in a hello.
 
 use crate::protocol::{Hello, Refusal, ReplicaClaim};
-use crate::types::NodeId;
+use crate::types::{NodeId, ViewNumber};
 
 /// What this side does in the session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,15 +70,21 @@ pub fn decide(local: &Hello, peer: &Hello) -> (Verdict, Rule) {
     match (local.active, peer.active) {
         (Some(_), Some(_)) => (Verdict::Refuse(Refusal::BothActive), Rule::BothActive),
         (None, None) => (Verdict::Idle, Rule::NoPrimary),
-        (Some(active), None) if active <= peer.seal => {
+        (Some(active), None) if is_superseded(active, peer) => {
             (Verdict::Refuse(Refusal::Sealed), Rule::Sealed)
         }
-        (None, Some(active)) if active <= local.seal => {
+        (None, Some(active)) if is_superseded(active, local) => {
             (Verdict::Refuse(Refusal::Sealed), Rule::Sealed)
         }
         (Some(_), None) => decide_pair(local, peer, Side::Source),
         (None, Some(_)) => decide_pair(peer, local, Side::Target),
     }
+}
+
+/// Whether a Primary active in that view must not write to the other side any more: the other side
+/// sealed it, or served or heard of a newer one. A Primary cut off since then may not know.
+fn is_superseded(active: ViewNumber, secondary: &Hello) -> bool {
+    active <= secondary.seal || active < secondary.view
 }
 
 /// Which end of the pair asks.
@@ -183,7 +189,7 @@ pub fn primary_of(local: &Hello, peer: &Hello) -> Option<NodeId> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::{DataGeneration, InSync, ReplicaId, ResourceId, ViewNumber, VolumeId};
+    use crate::types::{DataGeneration, InSync, ReplicaId, ResourceId, VolumeId};
 
     fn claim(id: u128, other: u128) -> ReplicaClaim {
         ReplicaClaim {
@@ -307,7 +313,7 @@ mod tests {
         let mut founded = blank(1);
         founded.blank = false;
         founded.data_generation = Some(DataGeneration(1));
-        let mut a = hello(NodeId::A, Some(founded), Some(1));
+        let mut a = hello(NodeId::A, Some(founded), Some(3));
         a.in_sync = InSync::only(NodeId::A);
         let b = hello(NodeId::B, Some(blank(2)), None);
         let sync = Sync {
@@ -371,6 +377,19 @@ mod tests {
         let a = hello(NodeId::A, Some(claim(1, 2)), Some(3));
         let mut b = hello(NodeId::B, Some(claim(2, 1)), None);
         b.seal = ViewNumber(3);
+        assert_eq!(
+            verdict(&a, &b),
+            (Verdict::Refuse(Refusal::Sealed), Rule::Sealed)
+        );
+    }
+
+    #[test]
+    fn a_primary_of_an_older_view_than_the_other_knows_gets_no_session() {
+        // Cut off, it did not hear of the takeover; the successor restarted and looks like any
+        // Secondary, but for the view it served in.
+        let a = hello(NodeId::A, Some(claim(1, 2)), Some(3));
+        let mut b = hello(NodeId::B, Some(claim(2, 1)), None);
+        b.view = ViewNumber(4);
         assert_eq!(
             verdict(&a, &b),
             (Verdict::Refuse(Refusal::Sealed), Rule::Sealed)

@@ -65,7 +65,7 @@ pub enum Input {
     /// This node may serve (R8).
     Activate(Activation),
     /// This node may not serve any more; every request in flight fails for ever (R9).
-    StepDown(StepDownReason),
+    StepDown,
     /// A takeover is being decided: close the session, let every submitted operation end, and say
     /// so (`Event::Drained`) (R13). `seal` is the view being sealed.
     Drain {
@@ -144,17 +144,6 @@ pub enum LinkDownReason {
     Local,
 }
 
-/// Why a Primary stops being one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StepDownReason {
-    /// A newer view names another Primary, or none.
-    Superseded,
-    /// The peer refuses this view: it sealed it (F18).
-    Refused,
-    /// An operator's order.
-    Ordered,
-}
-
 /// A request from an operator, from the start-up code or from the controller.
 #[derive(Clone, Debug)]
 pub enum AdminRequest {
@@ -186,4 +175,6 @@ pub struct AttachRequest {
     pub marked_failed: bool,
     /// The replica the voter store last saw attached, if any (a swapped disk is refused).
     pub expected_replica: Option<ReplicaId>,
+    /// The highest view that this node sealed, in whichever life (R6): nothing of it is taken.
+    pub seal: ViewNumber,
 }

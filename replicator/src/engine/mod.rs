@@ -46,7 +46,6 @@ use std::collections::VecDeque;
 
 pub use input::{
     AdminRequest, AttachRequest, DiskReply, GuestKind, GuestRequest, Input, LinkDownReason,
-    StepDownReason,
 };
 pub use output::{
     Action, AttachError, CloseReason, Counters, DiskCommand, Event, GuestError, GuestReply,
@@ -305,7 +304,7 @@ impl Engine {
             Input::Committed(committed) => self.committed(&committed, out),
             Input::Learned(view) => self.learned(view, out),
             Input::Activate(activation) => self.activate(&activation, out),
-            Input::StepDown(reason) => self.step_down(reason, out),
+            Input::StepDown => self.step_down(out),
             Input::Drain { seal } => self.drain(seal, out),
             Input::BeginAdd { view } => self.begin_add(view, out),
             Input::ProposalAborted => self.on_proposal_aborted(),

@@ -176,6 +176,10 @@ pub enum Event {
     PeerLost,
     /// The peer said its disk failed.
     PeerDiskFailed,
+    /// The local device of this Primary failed, and the peer, whose replica is the only one left,
+    /// restarted without writes that guests were told of (R16): nothing of this activation can be
+    /// served any more.
+    PeerLostWrites,
     /// The session's handshake is done.
     Connected {
         /// The peer's replica, if it has one.

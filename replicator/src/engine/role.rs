@@ -1,6 +1,5 @@
 //! Role and view: activation, step-down, Add, drain before a takeover, orderly quiescence.
 
-use super::input::StepDownReason;
 use super::output::{Action, CloseReason, Event, Outbox};
 use super::session::Phase;
 use super::{Engine, LocalDisk, MetaThen};
@@ -96,7 +95,7 @@ impl Engine {
     }
 
     /// R9: everything in flight fails for ever; its blocks are remembered as marks.
-    pub(super) fn step_down(&mut self, _reason: StepDownReason, out: &mut Outbox) {
+    pub(super) fn step_down(&mut self, out: &mut Outbox) {
         if self.active.take().is_none() {
             return;
         }
@@ -166,6 +165,7 @@ impl Engine {
         }
         self.view = Some(view);
         out.push(Action::Event(Event::Changed));
+        self.leave_superseded(&view, out);
         self.align_with_view(out);
     }
 

@@ -10,7 +10,7 @@ use super::input::LinkDownReason;
 use super::output::{Action, CloseReason, Event, Outbox};
 use super::resync::{SourceSync, TargetSync};
 use crate::protocol::{Hello, Message, Refusal};
-use crate::types::{Instant, ReplicaId, SessionId, ViewNumber};
+use crate::types::{Instant, ReplicaId, SessionId, View, ViewNumber};
 
 /// The connection to the peer and what was agreed on it.
 #[derive(Clone, Debug)]
@@ -173,6 +173,30 @@ impl Engine {
         ) && self.active.as_ref().is_none_or(|active| active.serving)
     }
 
+    /// The newest view this side knows of: it may have served in one that nobody told it of again
+    /// since it started.
+    fn known_view(&self) -> ViewNumber {
+        let told = self.view.map_or(ViewNumber::NONE, |view| view.number);
+        let recorded = self.replica.as_ref().map_or(ViewNumber::NONE, |replica| {
+            replica.superblock.current().last_view
+        });
+        told.max(recorded)
+    }
+
+    /// A newer view has another Primary than the one whose writes this side takes: it takes none
+    /// any more.
+    pub(super) fn leave_superseded(&mut self, view: &View, out: &mut Outbox) {
+        let peer = self
+            .session
+            .as_ref()
+            .and_then(|session| session.peer.as_ref());
+        let superseded = peer
+            .is_some_and(|peer| peer.active.is_some() && (view.primary != peer.node || view.held));
+        if superseded {
+            self.end_session(CloseReason::RoleChanged, out);
+        }
+    }
+
     fn hello(&self) -> Hello {
         let view = self.view.as_ref();
         Hello {
@@ -180,7 +204,7 @@ impl Engine {
             resource: self.config.resource,
             volume: self.config.volume,
             replica: self.claim(),
-            view: view.map_or(ViewNumber::NONE, |view| view.number),
+            view: self.known_view(),
             in_sync: view.map(|view| view.in_sync).unwrap_or_default(),
             active: self.active.as_ref().map(|active| active.view.number),
             seal: self.seal,
@@ -263,7 +287,10 @@ impl Engine {
         }
         match verdict {
             Verdict::Refuse(_) => unreachable!("returned above"),
-            Verdict::Idle => self.enter(Phase::Idle, out),
+            Verdict::Idle => {
+                self.report_lost_writes(rule, out);
+                self.enter(Phase::Idle, out);
+            }
             Verdict::MirrorSource => self.enter(Phase::MirrorSource, out),
             Verdict::MirrorTarget => {
                 self.enter(Phase::MirrorTarget, out);
@@ -286,6 +313,21 @@ impl Engine {
             self.resend_forwarded(out);
         } else if self.peer_is_equal() {
             self.settle_equalised();
+        }
+    }
+
+    /// A Primary without a disk met the replica that its view counts on, but not as it was left.
+    fn report_lost_writes(&mut self, rule: Rule, out: &mut Outbox) {
+        let peer = self
+            .session
+            .as_ref()
+            .and_then(|session| session.peer.as_ref());
+        let lost = peer
+            .and_then(|peer| peer.replica.as_ref())
+            .is_some_and(|claim| claim.lost_volatile && !claim.blank && !claim.inconsistent);
+        let diskless = rule == Rule::PrimaryDiskless && self.active.is_some();
+        if diskless && lost && self.peer_is_recorded() && self.peer_is_named() {
+            out.push(Action::Event(Event::PeerLostWrites));
         }
     }
 

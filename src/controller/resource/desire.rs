@@ -1,6 +1,8 @@
 //! What this node wants to propose, given what it knows. Pure questions; asked before a round
 //! begins and again with what the round read.
 
+use core::time::Duration;
+
 use replicator::types::{InSync, Instant, NodeId, ReplicaId, View, VoterSet};
 
 use super::super::input::{Order, ReplicaFacts};
@@ -8,6 +10,10 @@ use super::super::output::{Blocker, EngineCommand};
 use super::super::view::Change;
 use super::orders::Stage;
 use super::{Active, AddStage, Context, KEPT_GRACE, Me, Resource, SESSION_GRACE};
+
+/// Before a node only asks what was decided, no other node has run a round for so long: several
+/// times what a round with slow voter stores takes.
+const ASK_AFTER_QUIET: Duration = Duration::from_secs(2);
 
 /// When a replica that lost acknowledged writes stops waiting for a silent peer (R17).
 pub(super) fn kept_wait_end(me: &Me) -> Instant {
@@ -24,6 +30,31 @@ impl Resource {
             Some(active) => self.desire_active(cx, active),
             None => self.desire_inactive(cx),
         }
+    }
+
+    /// Whether a round of the register is to be run: to change it, or only to read it.
+    pub(super) fn wants_round(&self, cx: &Context<'_>) -> bool {
+        self.desire(cx).is_some() || self.wants_to_know(cx)
+    }
+
+    /// Whether to ask the voters although there is nothing to change: a view may have been decided
+    /// for this node while it was down or cut off, and whoever decided it died before telling. A
+    /// read that finds one finishes it.
+    fn wants_to_know(&self, cx: &Context<'_>) -> bool {
+        let could_serve = self.configured
+            && cx.me.node.is_data()
+            && self.active.is_none()
+            && self.record().up
+            && self.replica.is_some()
+            && self.order.is_none();
+        let peer_serves = self.fresh_claim(cx).is_some_and(|claim| claim.active);
+        // Nobody's decision is to be outrun by a question.
+        let others_decide = cx.now < self.others_round_at.plus(ASK_AFTER_QUIET);
+        self.may_be_behind
+            && could_serve
+            && !peer_serves
+            && !others_decide
+            && !self.grant.runs(cx.now)
     }
 
     fn desire_active(&self, cx: &Context<'_>, active: &Active) -> Option<Change> {
@@ -173,7 +204,10 @@ impl Resource {
     /// Begins an Add when nothing speaks against it.
     pub(super) fn begin_add(&mut self, cx: &mut Context<'_>) {
         let Some(active) = self.active else { return };
-        let free = self.attempt.is_none() && self.undecided.is_none() && self.desire(cx).is_none();
+        let free = cx.now >= self.pause_until
+            && self.attempt.is_none()
+            && self.undecided.is_none()
+            && self.desire(cx).is_none();
         let peer_there = self.session_up && !cx.peer().is_suspect(cx.now, cx.me.timing.suspicion);
         if self.add == AddStage::Resynced
             && active.view.in_sync != InSync::BOTH

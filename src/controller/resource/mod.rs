@@ -30,7 +30,7 @@ use super::random::Random;
 use super::record::VoterRecord;
 use super::rules::Rules;
 use super::store::{Dependent, Store};
-use super::view::{Abort, ProposalKind};
+use super::view::{Abort, Change, ProposalKind};
 use orders::Pending;
 use propose::{Attempt, Undecided};
 
@@ -154,6 +154,15 @@ enum AddStage {
     },
 }
 
+impl AddStage {
+    fn prepares(self, view: ViewNumber) -> bool {
+        match self {
+            Self::Idle | Self::Resynced => false,
+            Self::Preparing(number) | Self::Prepared { number, .. } => number == view,
+        }
+    }
+}
+
 /// Everything this node knows and does about one resource.
 #[derive(Debug)]
 pub(super) struct Resource {
@@ -190,6 +199,10 @@ pub(super) struct Resource {
     nacks: u32,
     highest_round: u32,
     last_abort: Option<(ProposalKind, Abort)>,
+    /// The register may hold a view that nobody told this node of.
+    may_be_behind: bool,
+    /// When another node last ran a round here.
+    others_round_at: Instant,
 
     // What people want.
     order: Option<Pending>,
@@ -232,6 +245,8 @@ impl Resource {
             pause_until: now,
             nacks: 0,
             last_abort: None,
+            may_be_behind: true,
+            others_round_at: now,
             order: None,
             ends_hold: false,
             generation: DataGeneration(random.next_u128()),
@@ -277,13 +292,14 @@ impl Resource {
             }
             EngineReport::SessionDown => {
                 self.session_up = false;
-                self.add = AddStage::Idle;
+                self.forget_add(cx, AddStage::Idle);
             }
             EngineReport::PeerLost => {
                 self.peer_lost_at.get_or_insert(cx.now);
             }
             EngineReport::PeerDiskFailed => self.peer_failed = true,
             EngineReport::LocalDiskFailed => self.local_failed = true,
+            EngineReport::PeerLostWrites => self.on_peer_lost_writes(cx),
             EngineReport::ResyncDone => {
                 if self.add == AddStage::Idle {
                     self.add = AddStage::Resynced;
@@ -297,12 +313,40 @@ impl Resource {
                     };
                 }
             }
-            // If its accept left it stays in `undecided`, and a Remove ends it.
-            EngineReport::AddAborted { .. } => self.add = AddStage::Idle,
+            // The engines are equal all the same: a mark was in the way, or the flush. Tried again
+            // after a pause; if the session ended, that is told next and ends it.
+            EngineReport::AddAborted { view } => {
+                if self.add.prepares(view) {
+                    self.pause_until = self.pause_until.max(cx.now.plus(cx.me.timing.beacon));
+                    self.forget_add(cx, AddStage::Resynced);
+                }
+            }
             EngineReport::LeavePrepared { view } => self.leave = Some(view),
             EngineReport::Drained { seal, ok } => self.on_drained(cx, seal, ok),
             EngineReport::Quiesced => self.on_quiesced(cx),
             EngineReport::Mark { op, mark } => self.on_mark(op, mark),
+        }
+    }
+
+    /// An Add came to nothing at the engines. One that they had prepared binds them until they hear
+    /// that it will never be a view; if its accept left that is not known, it stays in `undecided`,
+    /// and a Remove ends it (R4).
+    fn forget_add(&mut self, cx: &mut Context<'_>, next: AddStage) {
+        let may_be_chosen = self
+            .undecided
+            .is_some_and(|undecided| matches!(undecided.change, Change::Add { .. }));
+        if matches!(self.add, AddStage::Prepared { .. }) && !may_be_chosen {
+            cx.engine(self.id, EngineCommand::ProposalAborted);
+        }
+        self.add = next;
+    }
+
+    /// The only replica left is the peer's, and it restarted without writes that guests of this
+    /// activation were told of (R16). They cannot be served as if nothing had happened (R17): this
+    /// node makes way for the peer's lossy takeover.
+    fn on_peer_lost_writes(&mut self, cx: &mut Context<'_>) {
+        if self.local_failed {
+            self.step_down(cx, StepDownReason::WritesLost);
         }
     }
 
@@ -342,6 +386,8 @@ impl Resource {
         if !entry.active {
             return None;
         }
+        // What it decides last it may not live to tell.
+        self.may_be_behind = true;
         let committed = self.committed();
         let (now, timing) = (cx.now, &cx.me.timing);
         Some(answer_beacon(
@@ -448,7 +494,7 @@ impl Resource {
         self.leave = None;
         self.undecided = None;
         self.remove_unclean = false;
-        cx.engine(self.id, EngineCommand::StepDown(reason));
+        cx.engine(self.id, EngineCommand::StepDown);
         cx.event(ControllerEvent::SteppedDown {
             resource: self.id,
             reason,

@@ -85,7 +85,7 @@ impl Resource {
     }
 
     fn begin_round(&mut self, cx: &mut Context<'_>) {
-        if cx.now < self.pause_until || self.desire(cx).is_none() {
+        if cx.now < self.pause_until || !self.wants_round(cx) {
             return;
         }
         let promised = self.record().acceptor.promised.round;
@@ -115,7 +115,7 @@ impl Resource {
 
     fn progress_preparing(&mut self, cx: &mut Context<'_>) {
         let Some(attempt) = self.attempt else { return };
-        if self.desire(cx).is_none() {
+        if !self.wants_round(cx) {
             self.attempt = None;
             return;
         }
@@ -143,7 +143,9 @@ impl Resource {
     /// A majority told what the register holds: finish it, or change it as wished.
     fn decide(&mut self, cx: &mut Context<'_>, read: Read) {
         let undecided = self.undecided;
-        match Step::after(read, &self.knowledge(cx)) {
+        let step = Step::after(read, &self.knowledge(cx));
+        self.may_be_behind &= matches!(step, Step::Finish { .. });
+        match step {
             Step::Contradiction => {
                 self.contradiction(cx, self.committed_number());
                 self.give_up_round(cx);
@@ -466,6 +468,7 @@ impl Resource {
         self.nacks = 0;
         self.pause_until = cx.now;
         self.undecided = None;
+        self.may_be_behind = false;
         self.note_committed(cx, view);
         cx.send_others(&Part::Learned {
             resource: self.id,

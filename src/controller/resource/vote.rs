@@ -16,6 +16,7 @@ impl Resource {
         ballot: Ballot,
     ) {
         if from != cx.me.node {
+            self.others_round_at = cx.now;
             self.yield_to(cx, ballot);
         }
         let mut verdict = Verdict::Agreed;
@@ -46,6 +47,10 @@ impl Resource {
         ballot: Ballot,
         view: &View,
     ) {
+        if from != cx.me.node {
+            self.others_round_at = cx.now;
+            self.may_be_behind = true;
+        }
         let mut verdict = Verdict::Agreed;
         let version = self.store.change(|record| {
             verdict = record.acceptor.accept(ballot, view, &cx.me.rules);

@@ -27,7 +27,7 @@ impl World {
                 }
                 self.close_session();
             }
-            EngineCommand::StepDown(_) => {
+            EngineCommand::StepDown => {
                 engine.active = None;
                 engine.add_begun = false;
                 engine.quiet = false;
@@ -83,7 +83,8 @@ impl World {
                 self.later(ms(5), later(EngineReport::Quiesced));
             }
             EngineCommand::Unquiesce => engine.quiet = false,
-            EngineCommand::ProposalAborted | EngineCommand::MarkDone { .. } => {}
+            EngineCommand::ProposalAborted => engine.add_begun = false,
+            EngineCommand::MarkDone { .. } => {}
         }
     }
 

@@ -419,6 +419,11 @@ impl World {
             && (!self.strict(node, &view) || self.local_now(node) < engine.lease)
     }
 
+    /// Whether A's engine prepares an Add.
+    pub(crate) fn add_is_begun(&self) -> bool {
+        self.nodes[A].engine.add_begun
+    }
+
     pub(crate) fn who_serves(&self) -> Option<usize> {
         (0..2).find(|node| self.serves(*node))
     }

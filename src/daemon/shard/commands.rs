@@ -167,8 +167,9 @@ impl Shard {
             device_len: usable_len(disk.len(), attaching.setup.size_max),
             meta_len: meta.len(),
             boot_id: self.setup.boot_id,
-            marked_failed: attaching.setup.marked_failed,
-            expected_replica: attaching.setup.expected_replica,
+            marked_failed: attaching.setup.stored.failed,
+            expected_replica: attaching.setup.stored.replica,
+            seal: attaching.setup.stored.seal,
         };
         let (disk_tokens, meta_tokens) = (
             Owner::Disk {

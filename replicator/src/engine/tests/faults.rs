@@ -61,6 +61,7 @@ impl Pair {
             boot_id: state.boot_id,
             marked_failed: state.marked_failed,
             expected_replica: None,
+            seal: ViewNumber::NONE,
         };
         self.admin(node, AdminRequest::Attach(request));
     }

@@ -204,7 +204,7 @@ fn a_step_down_of_a_diskless_primary_leaves_no_lock_behind() {
     pair.run();
     pair.cut_link();
     pair.run();
-    pair.input(A, Input::StepDown(StepDownReason::Ordered));
+    pair.input(A, Input::StepDown);
     pair.hold_disk(B, false);
     pair.take_over(B);
     pair.step_down(A);

@@ -76,7 +76,7 @@ fn a_step_down_in_the_middle_of_a_huge_request_forgets_its_rest() {
     pair.hold_inbox(B, true);
     pair.guest(A, zeroes);
     pair.cut_link();
-    pair.input(A, Input::StepDown(StepDownReason::Ordered));
+    pair.input(A, Input::StepDown);
     pair.hold_inbox(B, false);
     pair.end_all_without_effect();
     assert!(pair.nodes[0].engine.writes.is_empty());

@@ -489,7 +489,7 @@ impl Pair {
     }
 
     pub(super) fn step_down(&mut self, node: NodeId) {
-        self.input(node, Input::StepDown(StepDownReason::Superseded));
+        self.input(node, Input::StepDown);
         self.input(node, Input::Learned(self.view.unwrap()));
     }
 

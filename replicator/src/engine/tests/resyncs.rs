@@ -251,6 +251,7 @@ fn a_device_smaller_than_the_volume_is_refused() {
             boot_id: meta,
             marked_failed: false,
             expected_replica: None,
+            seal: ViewNumber::NONE,
         }),
     );
     pair.run();

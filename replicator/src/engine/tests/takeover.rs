@@ -1,7 +1,7 @@
 //! Role changes: draining, late disk operations, step-down, refusal by a seal.
 
 use super::*;
-use crate::types::Role;
+use crate::types::{InSync, Role};
 
 #[test]
 fn a_takeover_waits_for_every_disk_operation_of_the_old_session() {
@@ -185,12 +185,41 @@ fn a_sealed_view_gets_no_session_and_the_primary_hears_of_it() {
     pair.connect();
     let refused = Event::Refused(Refusal::Sealed);
     assert!(pair.saw(A, |event| *event == refused));
-    pair.input(A, Input::StepDown(StepDownReason::Refused));
+    pair.input(A, Input::StepDown);
     pair.run();
     pair.recover(A);
     pair.connect();
     pair.written(A, 1, 1);
     pair.assert_replicas_equal();
+}
+
+#[test]
+fn a_restarted_successor_takes_nothing_from_the_primary_it_replaced() {
+    // A, cut off, still thinks that it serves. B took over, its guests wrote, its process was
+    // killed; nobody has told the new one which view counts when the link heals.
+    let mut pair = Pair::in_sync();
+    pair.written(A, 3, 1);
+    pair.cut_link();
+    pair.take_over(B);
+    pair.written(B, 3, 2);
+    pair.crash(B);
+    pair.attach(B);
+    pair.connect();
+    let refused = Event::Refused(Refusal::Sealed);
+    assert!(pair.saw(A, |event| *event == refused));
+    pair.recover(B);
+    assert_eq!(pair.read_back(B, 3)[0], 2);
+}
+
+#[test]
+fn a_session_ends_when_its_secondary_hears_of_a_newer_primary() {
+    let mut pair = Pair::in_sync();
+    let committed = pair.commit(B, |view| {
+        view.primary = B;
+        view.in_sync = InSync::only(B);
+    });
+    pair.input(B, Input::Learned(*committed.view()));
+    assert!(pair.saw(B, |event| *event == Event::Disconnected));
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use core::time::Duration;
 
 use nbd_frontend::{ClientCommand, ClientError};
-use replicator::engine::{Event, Input, StepDownReason};
+use replicator::engine::{Event, Input};
 use replicator::io::clock;
 use replicator::types::NodeId;
 
@@ -121,7 +121,7 @@ fn stepping_down_drops_the_clients_without_an_answer_and_coming_back_serves_new_
         let mut guest = node.client();
         guest.write(0, &[1; 4096]);
         node.wait_state(|state| state.nbd_clients.len() == 1);
-        node.input(Input::StepDown(StepDownReason::Ordered));
+        node.input(Input::StepDown);
         assert!(guest.next_reply().is_none(), "closed, not answered");
         node.wait_state(|state| state.nbd_clients.is_empty());
         assert!(matches!(
@@ -196,7 +196,7 @@ fn a_removed_resource_lets_go_of_its_socket_and_devices() {
     each_primary(|node, _| {
         let mut guest = node.client();
         guest.write(0, &[1; 4096]);
-        node.input(Input::StepDown(StepDownReason::Ordered));
+        node.input(Input::StepDown);
         node.remove();
         assert!(matches!(
             node.wait_shard_event(),

@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 
 use nbd_frontend::ClientCommand;
-use replicator::engine::{Event, Input, StepDownReason};
+use replicator::engine::{Event, Input};
 use replicator::protocol::{PREAMBLE_REPLY_LEN, PreambleReply, PreambleStatus};
 use replicator::types::{ConnectionState, DiskState, InSync, NodeId};
 
@@ -96,7 +96,7 @@ fn a_peer_is_resynced_mirrored_and_takes_over_with_every_acknowledged_write() {
         assert!(pair.a.image() == pair.b.image(), "both replicas are equal");
 
         // A is gone: B drains, takes over, and serves the same.
-        pair.a.input(Input::StepDown(StepDownReason::Superseded));
+        pair.a.input(Input::StepDown);
         assert!(guest.next_reply().is_none());
         let seal = pair.register.view().number;
         pair.b.input(Input::Drain { seal });

@@ -25,7 +25,7 @@ use replicator::types::{
 
 use crate::daemon::api::{
     AttachSetup, NbdClient, ResourceSetup, ResourceSnapshot, ShardCommand, ShardEvent, ShardHandle,
-    ShardSetup, ShardSink,
+    ShardSetup, ShardSink, StoredMarks,
 };
 use crate::daemon::shard::{ShardThread, engines, start_on};
 
@@ -211,8 +211,7 @@ impl Node {
             disk: self.file("img"),
             meta: self.file("md"),
             size_max: None,
-            marked_failed: false,
-            expected_replica: None,
+            stored: StoredMarks::NONE,
         };
         self.send(ShardCommand::Attach {
             resource: RESOURCE,

@@ -1,11 +1,11 @@
 //! A controller's inputs and actions, and the voter store, as the daemon carries them out.
 
-use replicator::engine::{AdminRequest, Input as EngineInput, StepDownReason as EngineStepDown};
+use replicator::engine::{AdminRequest, Input as EngineInput};
 use replicator::types::time::Duration;
 use replicator::types::{Instant, NodeId, OpId, StoreError, View};
 use twinblk::controller::{
     Action, Controller, ControllerSettings, Datagram, EngineCommand, Input, Order, OrderId, Rules,
-    StepDownReason, Timing, VoterRecord,
+    Timing, VoterRecord,
 };
 
 use crate::net::{Path, Wire};
@@ -182,11 +182,7 @@ impl World {
                 return;
             }
             EngineCommand::Activate(activation) => EngineInput::Activate(activation),
-            EngineCommand::StepDown(reason) => EngineInput::StepDown(match reason {
-                StepDownReason::Superseded => EngineStepDown::Superseded,
-                StepDownReason::Refused => EngineStepDown::Refused,
-                StepDownReason::Ordered => EngineStepDown::Ordered,
-            }),
+            EngineCommand::StepDown => EngineInput::StepDown,
             EngineCommand::Committed(committed) => EngineInput::Committed(committed),
             EngineCommand::Learned(view) => EngineInput::Learned(view),
             EngineCommand::Drain { seal } => EngineInput::Drain { seal },

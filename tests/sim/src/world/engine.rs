@@ -74,6 +74,7 @@ impl World {
             boot_id: self.node(node).boot_id,
             marked_failed: record.replica_failed,
             expected_replica: record.replica,
+            seal: record.seal,
         };
         self.step_engine(node, Input::Admin(AdminRequest::Attach(request)));
     }
@@ -110,7 +111,7 @@ impl World {
         }
         match &input {
             Input::Activate(activation) => side.activated = Some(activation.view().number),
-            Input::StepDown(_) => (side.activated, side.serving) = (None, false),
+            Input::StepDown => (side.activated, side.serving) = (None, false),
             // The view of an activation moves on with its own commits.
             Input::Committed(committed)
                 if side.activated.is_some() && committed.view().primary == node =>
@@ -229,6 +230,7 @@ impl World {
             EngineEvent::DiskFailed(_) => Some(EngineReport::LocalDiskFailed),
             EngineEvent::PeerLost => Some(EngineReport::PeerLost),
             EngineEvent::PeerDiskFailed => Some(EngineReport::PeerDiskFailed),
+            EngineEvent::PeerLostWrites => Some(EngineReport::PeerLostWrites),
             EngineEvent::Connected { peer_replica } => Some(EngineReport::SessionUp {
                 peer_replica: *peer_replica,
             }),

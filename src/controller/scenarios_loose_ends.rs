@@ -1,0 +1,136 @@
+//! Stories of things half done: somebody died before telling, an engine changed its mind. Each must
+//! end by itself.
+
+use replicator::types::{InSync, NodeId, ReplicaId};
+
+use super::view::ProposalKind;
+use super::world::{A, B, T, World, ms};
+use super::*;
+
+/// A serves alone; B just came back and is being added: the engines prepare it.
+fn being_added(seed: u64) -> World {
+    let mut world = World::pair(seed);
+    world.kill(B);
+    world.run_until(ms(1_000), |world| {
+        world.view(A).in_sync == InSync::only(NodeId::A)
+    });
+    world.restart(B);
+    world.run_until(ms(3_000), World::add_is_begun);
+    world
+}
+
+#[test]
+fn a_view_decided_for_a_node_that_nobody_told_is_found_by_it() {
+    let mut world = being_added(70);
+    // The accept of the Add reaches the arbitrator alone; then A dies for good.
+    world.run_until(ms(2_000), |world| {
+        world.snapshot(A).proposal == Some(ProposalKind::Add)
+    });
+    world.cut(A, B);
+    world.run_until(ms(1_000), |world| world.view(A).in_sync == InSync::BOTH);
+    assert_eq!(world.view(B).in_sync, InSync::only(NodeId::A));
+    world.kill(A);
+    world.heal();
+    world.run_until(ms(4_000), |world| world.serves(B));
+}
+
+#[test]
+fn a_view_that_only_the_arbitrator_can_prove_is_found_after_a_restart() {
+    let mut world = being_added(71);
+    world.run_until(ms(2_000), |world| {
+        world.snapshot(A).proposal == Some(ProposalKind::Add)
+    });
+    world.cut(A, B);
+    world.run_until(ms(1_000), |world| world.view(A).in_sync == InSync::BOTH);
+    world.kill(A);
+    world.kill(B);
+    world.heal();
+    world.restart(B);
+    world.run_until(ms(4_000), |world| world.serves(B));
+}
+
+#[test]
+fn a_node_at_rest_asks_the_voters_once() {
+    let mut world = World::pair(72);
+    world.order(5, A, Order::Secondary);
+    world.run(ms(5_000));
+    let promised = world.record(T).acceptor.promised;
+    world.run(ms(20_000));
+    assert_eq!(world.record(T).acceptor.promised, promised);
+}
+
+#[test]
+fn an_add_that_the_engines_gave_up_is_tried_again() {
+    let mut world = being_added(73);
+    let view = world.view(A).number.next();
+    world.report(A, EngineReport::AddAborted { view });
+    world.run_until(ms(2_000), |world| world.view(A).in_sync == InSync::BOTH);
+}
+
+#[test]
+fn a_prepared_add_whose_session_ends_before_its_accept_does_not_bind_the_primary() {
+    let mut world = being_added(74);
+    // Nobody promises in time, so no accept leaves.
+    world.weather.store = ms(2_000);
+    world.run(ms(20));
+    world.cut(A, B);
+    assert!(world.add_is_begun());
+    world.run(ms(1_000));
+    assert!(!world.add_is_begun());
+    assert!(world.serves(A), "guests need nobody else");
+}
+
+#[test]
+fn a_primary_goes_on_with_a_voter_that_missed_its_view() {
+    let mut world = World::pair(75);
+    world.kill(B);
+    world.run_until(ms(1_000), |world| {
+        world.view(A).in_sync == InSync::only(NodeId::A)
+    });
+    // B never accepted the view it comes back to, and is needed for a majority now.
+    world.kill(T);
+    world.events.clear();
+    world.restart(B);
+    world.run_until(ms(3_000), |world| world.view(A).in_sync == InSync::BOTH);
+    let stepped_down = |(node, event): &(usize, ControllerEvent)| {
+        *node == A && matches!(event, ControllerEvent::SteppedDown { .. })
+    };
+    assert!(!world.events.iter().any(stepped_down), "{}", world.story());
+}
+
+#[test]
+fn a_diskless_primary_makes_way_when_its_peer_lost_acknowledged_writes() {
+    let mut world = World::pair(76);
+    world.idle = true;
+    world.report(A, EngineReport::LocalDiskFailed);
+    let view = world.view(A).number.next();
+    world.report(A, EngineReport::LeavePrepared { view });
+    world.run(ms(500));
+    let failed = ReplicaFacts {
+        replica: ReplicaId(0xa0),
+        size_blocks: 100,
+        eligible: false,
+        blank: false,
+        lost_volatile: false,
+        unclean: false,
+    };
+    world.report_facts(A, failed);
+    world.kill(B);
+    world.run(ms(50));
+    world.start(B);
+    let lost = ReplicaFacts {
+        replica: ReplicaId(0xa1),
+        size_blocks: 101,
+        eligible: true,
+        blank: false,
+        lost_volatile: true,
+        unclean: true,
+    };
+    world.report_facts(B, lost);
+    world.run(ms(100));
+    assert!(world.active(A));
+    world.report(A, EngineReport::PeerLostWrites);
+    assert!(!world.active(A));
+    world.run_until(ms(3_000), |world| world.serves(B));
+    assert!(world.view(B).lossy, "what was lost is not hidden");
+}
