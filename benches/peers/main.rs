@@ -2,7 +2,8 @@
 //! run, verified on both replicas. Absolute times of a machine mean nothing; the ratios, and the
 //! counts per write, do. Run it with `cargo xtask bench-peers`.
 //!
-//! Options: `--passes N` (3), `--seconds S` (2), `--depth D` (32), `--dir DIR` (/dev/shm).
+//! Options: `--passes N` (3), `--seconds S` (2), `--depth D` (32), `--dir DIR` (/dev/shm), `--files`
+//! (the files themselves instead of loop devices over them, which need root).
 
 #![allow(
     clippy::disallowed_methods,
@@ -29,6 +30,7 @@ struct Options {
     seconds: f64,
     depth: usize,
     dir: PathBuf,
+    loops: bool,
 }
 
 struct Row {
@@ -39,7 +41,7 @@ struct Row {
     switches: Option<f64>,
 }
 
-type Start = fn(&Path, u64) -> Result<systems::System>;
+type Start = fn(&systems::Place<'_>) -> Result<systems::System>;
 const SYSTEMS: [(&str, Start); 2] = [
     ("twinblk C", systems::twinblk),
     ("QEMU mirror write-blocking", systems::qemu_mirror),
@@ -72,7 +74,11 @@ fn measure_one(start: Start, options: &Options) -> Result<Row> {
 }
 
 fn measure_in(dir: &Path, start: Start, options: &Options) -> Result<Row> {
-    let system = start(dir, SIZE)?;
+    let system = start(&systems::Place {
+        dir,
+        size: SIZE,
+        loops: options.loops,
+    })?;
     let blocks = usize::try_from(SIZE)? / load::BLOCK;
     load::run(
         &system.socket,
@@ -112,10 +118,15 @@ fn measure_in(dir: &Path, start: Start, options: &Options) -> Result<Row> {
 
 fn print_table(options: &Options, rows: &[Vec<Row>; 2]) {
     println!(
-        "4 KiB random writes, depth {}, one connection, {} passes of {} s, both replicas in {}, 0 mismatches",
+        "4 KiB random writes, depth {}, one connection, {} passes of {} s, both replicas on {} in {}, 0 mismatches",
         options.depth,
         options.passes,
         options.seconds,
+        if options.loops {
+            "loop devices"
+        } else {
+            "files"
+        },
         options.dir.display()
     );
     println!(
@@ -163,6 +174,7 @@ fn options() -> Result<Options> {
         seconds: 2.0,
         depth: 32,
         dir: PathBuf::from("/dev/shm"),
+        loops: true,
     };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
@@ -175,6 +187,7 @@ fn options() -> Result<Options> {
             "--passes" => options.passes = value()?.parse()?,
             "--seconds" => options.seconds = value()?.parse()?,
             "--depth" => options.depth = value()?.parse()?,
+            "--files" => options.loops = false,
             "--dir" => options.dir = value()?.into(),
             // What `cargo bench` adds.
             "--bench" => {}

@@ -20,6 +20,35 @@ pub(crate) struct System {
     /// Processes on the write path: primary and secondary.
     pub(crate) servers: [u32; 2],
     children: Vec<Child>,
+    /// Goes last: the processes hold the devices.
+    _replicas: Replicas,
+}
+
+/// Where and on what the replicas lie.
+pub(crate) struct Place<'a> {
+    /// Directory of everything.
+    pub(crate) dir: &'a Path,
+    /// Bytes of the volume.
+    pub(crate) size: u64,
+    /// Block devices over the files instead of the files: what a disk costs, not what a page cache
+    /// does. Needs root.
+    pub(crate) loops: bool,
+}
+
+/// Two files, or loop devices over them.
+struct Replicas {
+    files: [PathBuf; 2],
+    devices: [PathBuf; 2],
+}
+
+impl Drop for Replicas {
+    fn drop(&mut self) {
+        for (device, file) in self.devices.iter().zip(&self.files) {
+            if device != file {
+                let _status = Command::new("losetup").arg("-d").arg(device).status();
+            }
+        }
+    }
 }
 
 impl Drop for System {
@@ -32,9 +61,11 @@ impl Drop for System {
 }
 
 /// twinblk, protocol C, with arbitrator.
-pub(crate) fn twinblk(dir: &Path, size: u64) -> Result<System> {
+pub(crate) fn twinblk(place: &Place<'_>) -> Result<System> {
+    let dir = place.dir;
     let ports = free_ports(3)?;
-    let images = images(dir, size)?;
+    let replicas = Replicas::make(place)?;
+    let [disk_a, disk_b] = replicas.devices.each_ref().map(|path| path.display());
     let config = dir.join("etc");
     std::fs::create_dir_all(config.join("resources.d"))?;
     std::fs::write(
@@ -51,7 +82,7 @@ pub(crate) fn twinblk(dir: &Path, size: u64) -> Result<System> {
         config.join("resources.d/vol.toml"),
         format!(
             "[resource.vol]\n[[resource.vol.volume]]\nid = 0\n\
-             disk = {{ a = \"{0}/a.img\", b = \"{0}/b.img\" }}\n\
+             disk = {{ a = \"{disk_a}\", b = \"{disk_b}\" }}\n\
              meta = {{ a = \"{0}/a.md\", b = \"{0}/b.md\" }}\n",
             dir.display()
         ),
@@ -80,9 +111,10 @@ pub(crate) fn twinblk(dir: &Path, size: u64) -> Result<System> {
     Ok(System {
         socket,
         export: "vol",
-        images,
+        images: replicas.files.clone(),
         servers,
         children,
+        _replicas: replicas,
     })
 }
 
@@ -124,8 +156,10 @@ fn beside(program: &str) -> Result<PathBuf> {
 /// QEMU's mirror in write-blocking mode towards a second machine's qemu-nbd. The export must exist
 /// on the source node before the mirror starts: attached afterwards it sits below the mirror's
 /// filter, nothing is replicated, and it looks three times as fast.
-pub(crate) fn qemu_mirror(dir: &Path, size: u64) -> Result<System> {
-    let images = images(dir, size)?;
+pub(crate) fn qemu_mirror(place: &Place<'_>) -> Result<System> {
+    let dir = place.dir;
+    let replicas = Replicas::make(place)?;
+    let driver = if place.loops { "host_device" } else { "file" };
     let port = free_ports(1)?[0];
     let mut children = Vec::new();
     let secondary = Command::new("qemu-nbd")
@@ -140,7 +174,7 @@ pub(crate) fn qemu_mirror(dir: &Path, size: u64) -> Result<System> {
             "--aio=native",
         ])
         .args(["-b", "127.0.0.1", "-p", &port.to_string(), "-x", "dst"])
-        .arg(&images[1])
+        .arg(&replicas.devices[1])
         .stdin(Stdio::null())
         .spawn()
         .context("qemu-nbd")?;
@@ -153,8 +187,8 @@ pub(crate) fn qemu_mirror(dir: &Path, size: u64) -> Result<System> {
         .args(["--chardev", &format!("socket,id=m,path={},server=on,wait=off", monitor.display())])
         .args(["--monitor", "chardev=m"])
         .args(["--blockdev", &format!(
-            "driver=file,node-name=src,filename={},aio=native,cache.direct=on,discard=unmap",
-            images[0].display()
+            "driver={driver},node-name=src,filename={},aio=native,cache.direct=on,discard=unmap",
+            replicas.devices[0].display()
         )])
         .args(["--blockdev", &format!(
             "driver=nbd,node-name=dst,server.type=inet,server.host=127.0.0.1,server.port={port},export=dst"
@@ -177,9 +211,10 @@ pub(crate) fn qemu_mirror(dir: &Path, size: u64) -> Result<System> {
     Ok(System {
         socket,
         export: "vol",
-        images,
+        images: replicas.files.clone(),
         servers,
         children,
+        _replicas: replicas,
     })
 }
 
@@ -212,18 +247,41 @@ impl Qmp {
     }
 }
 
-/// Both images written once in full, so that no system allocates while it is measured.
-fn images(dir: &Path, size: u64) -> Result<[PathBuf; 2]> {
-    let images = [dir.join("a.img"), dir.join("b.img")];
-    for image in &images {
-        let mut file = File::create(image)?;
-        let chunk = vec![0u8; 1 << 20];
-        for _ in 0..size >> 20 {
-            file.write_all(&chunk)?;
+impl Replicas {
+    /// Both written once in full, so that no system allocates while it is measured.
+    fn make(place: &Place<'_>) -> Result<Self> {
+        let files = [place.dir.join("a.img"), place.dir.join("b.img")];
+        for path in &files {
+            let mut file = File::create(path)?;
+            let chunk = vec![0u8; 1 << 20];
+            for _ in 0..place.size >> 20 {
+                file.write_all(&chunk)?;
+            }
+            file.sync_all()?;
         }
-        file.sync_all()?;
+        let mut replicas = Self {
+            devices: files.clone(),
+            files,
+        };
+        if place.loops {
+            for (device, file) in replicas.devices.iter_mut().zip(&replicas.files) {
+                *device = loop_device(file)?;
+            }
+        }
+        Ok(replicas)
     }
-    Ok(images)
+}
+
+fn loop_device(file: &Path) -> Result<PathBuf> {
+    let output = Command::new("losetup")
+        .args(["--direct-io=on", "--show", "-f"])
+        .arg(file)
+        .output()
+        .context("losetup")?;
+    if !output.status.success() {
+        bail!("losetup: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    Ok(String::from_utf8(output.stdout)?.trim().into())
 }
 
 fn free_ports(count: usize) -> Result<Vec<u16>> {
