@@ -219,15 +219,18 @@ fn open_direct(path: &Path, kind: DiskKind) -> io::Result<(File, bool)> {
     };
     match open(exclusive | libc::O_DIRECT) {
         Ok(file) => {
-            let in_memory = is_in_memory(&file);
+            // A device's node lies in devtmpfs, which calls itself tmpfs; the device does not.
+            let in_memory = kind == DiskKind::File && is_in_memory(&file);
             Ok((file, in_memory))
         }
         // Before Linux 6.6 tmpfs has no O_DIRECT; its page cache is the disk, there is nothing that
         // could be bypassed.
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => match open(exclusive) {
-            Ok(file) if is_in_memory(&file) => Ok((file, true)),
-            Ok(_) | Err(_) => Err(error),
-        },
+        Err(error) if kind == DiskKind::File && error.raw_os_error() == Some(libc::EINVAL) => {
+            match open(exclusive) {
+                Ok(file) if is_in_memory(&file) => Ok((file, true)),
+                Ok(_) | Err(_) => Err(error),
+            }
+        }
         Err(error) => Err(error),
     }
 }
@@ -353,6 +356,16 @@ mod tests {
             "zeroes that were written are data"
         );
         assert!(!proves_zero(Path::new("/dev/null")).unwrap());
+    }
+
+    #[test]
+    fn a_block_device_is_no_file_in_memory_although_its_node_is() {
+        let scratch = Scratch::on_disk();
+        let Some(device) = loop_device(&scratch.file("a.img", 1 << 20)) else {
+            return;
+        };
+        let disk = Disk::open(device.path()).unwrap();
+        assert_ne!(disk.file().route, FileRoute::Inline);
     }
 
     #[test]
