@@ -55,6 +55,10 @@ pub enum Order {
     /// This node shall not be Primary and no node shall promote itself. Done when the hold is
     /// committed (at once on a node that is not the Primary of record).
     Secondary,
+    /// This process is about to stop: step down after a flush and let the peer take over at once.
+    /// Nothing is held and nothing recorded. Done when the peer's view is known, or at once when
+    /// this node does not serve or the peer could not follow.
+    HandOver,
     /// The resource takes part on this node from now on, across restarts too. On the Primary of
     /// record it ends a hold. Done when recorded.
     Up,

@@ -190,6 +190,14 @@ impl Grant {
         self.seal
     }
 
+    /// Refuses every view up to `view` from this very moment: its Primary said itself that it will
+    /// never serve in it again, so nothing relies on a grant any more (R12).
+    pub fn seal_handed_over(&mut self, view: ViewNumber, rules: &Rules) {
+        if rules.seal {
+            self.seal = self.seal.max(view);
+        }
+    }
+
     /// Refuses every view up to `view` from this very moment, if the grant is over. Returns
     /// whether it is.
     pub fn seal_if_over(&mut self, now: Instant, view: ViewNumber, rules: &Rules) -> bool {

@@ -161,6 +161,8 @@ pub struct BeaconEntry {
     pub kept: bool,
     /// It was never part of a view.
     pub blank: bool,
+    /// The sender was Primary in this very view and will never serve in it again.
+    pub handed_over: bool,
     /// Its size in blocks, 0 if unknown.
     pub size_blocks: u64,
 }
@@ -171,6 +173,7 @@ const ATTACHED: u8 = 4;
 const ELIGIBLE: u8 = 8;
 const KEPT: u8 = 16;
 const BLANK: u8 = 32;
+const HANDED_OVER: u8 = 64;
 
 impl Part {
     /// Bytes it takes in a datagram.
@@ -364,7 +367,8 @@ impl BeaconEntry {
                 + u8::from(self.attached) * ATTACHED
                 + u8::from(self.eligible) * ELIGIBLE
                 + u8::from(self.kept) * KEPT
-                + u8::from(self.blank) * BLANK,
+                + u8::from(self.blank) * BLANK
+                + u8::from(self.handed_over) * HANDED_OVER,
         );
         out.put_u64(self.size_blocks);
     }
@@ -374,7 +378,7 @@ impl BeaconEntry {
         let view = ViewNumber(reader.u64()?);
         let flags = reader.bits(
             "beacon flags",
-            UP | ACTIVE | ATTACHED | ELIGIBLE | KEPT | BLANK,
+            UP | ACTIVE | ATTACHED | ELIGIBLE | KEPT | BLANK | HANDED_OVER,
         )?;
         Ok(Self {
             resource,
@@ -385,6 +389,7 @@ impl BeaconEntry {
             eligible: flags & ELIGIBLE != 0,
             kept: flags & KEPT != 0,
             blank: flags & BLANK != 0,
+            handed_over: flags & HANDED_OVER != 0,
             size_blocks: reader.u64()?,
         })
     }
@@ -517,6 +522,7 @@ mod tests {
             eligible: true,
             kept: true,
             blank: false,
+            handed_over: resource % 2 == 0,
             size_blocks: 256,
         }
     }
@@ -587,7 +593,7 @@ mod tests {
     }
 
     const GOLDEN_LEN: usize = 656;
-    const GOLDEN_CRC: u32 = 3_528_686_884;
+    const GOLDEN_CRC: u32 = 1_146_428_078;
 
     #[test]
     fn any_damage_is_noticed() {

@@ -36,6 +36,9 @@ const DETACH_PATIENCE: Duration = Duration::from_secs(10);
 /// up by then, and what was acknowledged survives a kill anyway.
 const QUIESCE_PATIENCE: Duration = Duration::from_secs(5);
 
+/// How long an orderly stop waits for the peer to take over: a flush, two round trips, two fsyncs.
+const HAND_OVER_PATIENCE: Duration = Duration::from_secs(2);
+
 /// The right to bring one resource up or down; one at a time.
 pub(super) struct Claim<'a> {
     node: &'a Node,
@@ -284,6 +287,35 @@ impl Node {
                 "disk operations are still in flight",
             )
         })
+    }
+
+    /// Before an orderly stop: what has no NBD client here is handed to the peer, if it can follow.
+    /// With a client attached it stays the Primary of record: the daemon is expected back within
+    /// the client's reconnect delay.
+    pub(super) fn hand_over_all(&self) {
+        let idle = self.running().into_iter().filter(|resource| {
+            let id = resource.id();
+            self.board.read(|board| {
+                let shard = board.resources.get(&id).and_then(|it| it.shard.as_ref());
+                shard.is_some_and(|it| it.engine.role == Role::Primary && it.nbd_clients.is_empty())
+            })
+        });
+        let begun: Vec<_> = idle
+            .map(|resource| {
+                let order = self.begin_order(resource, Order::HandOver, HAND_OVER_PATIENCE);
+                (resource, order)
+            })
+            .collect();
+        for (resource, order) in begun {
+            match self.end_order(order, || {}) {
+                Some(Ok(done)) if !done.already => {
+                    let peer = self.config.node_name(self.node.peer());
+                    tracing::info!("{}: handed over to {peer}", resource.name);
+                }
+                Some(Ok(_)) => {}
+                _ => tracing::info!("{}: not handed over in time", resource.name),
+            }
+        }
     }
 
     /// The first half of an orderly stop: everything acknowledged becomes durable and new requests

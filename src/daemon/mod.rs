@@ -23,6 +23,8 @@ pub mod mailbox;
 mod node;
 pub mod notify;
 mod orders;
+mod prepare;
+mod running;
 pub mod shard;
 mod start;
 pub mod status;

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use replicator::engine::{Event, ReplicaFacts, ReplicaMark};
 use replicator::io::clock;
-use replicator::types::{NodeId, OpId, ResourceId};
+use replicator::types::{Instant, NodeId, OpId, ResourceId};
 
 use super::api::{
     AttachFailure, ResourceSnapshot, ShardCommand, ShardEvent, ShardHandle, ShardSink, StoredMarks,
@@ -51,6 +51,13 @@ pub(super) struct Node {
     /// End of each resource's lease, shared with the shard.
     pub(super) leases: BTreeMap<ResourceId, Arc<AtomicU64>>,
     pub(super) orders: AtomicU64,
+}
+
+/// An order the controller has.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct OrderUnderWay {
+    order: OrderId,
+    deadline: Instant,
 }
 
 impl Node {
@@ -125,10 +132,19 @@ impl Node {
         resource: &ResourceConfig,
         what: Order,
         timeout: Duration,
-        mut meanwhile: impl FnMut(),
+        meanwhile: impl FnMut(),
     ) -> Option<Result<controller::Done, controller::OrderRefusal>> {
-        const GRACE: Duration = Duration::from_millis(500);
-        const LOOK: Duration = Duration::from_millis(500);
+        let order = self.begin_order(resource, what, timeout);
+        self.end_order(order, meanwhile)
+    }
+
+    /// The first half of [`Self::order`].
+    pub(super) fn begin_order(
+        &self,
+        resource: &ResourceConfig,
+        what: Order,
+        timeout: Duration,
+    ) -> OrderUnderWay {
         let order = OrderId(self.orders.fetch_add(1, Ordering::Relaxed));
         let deadline = clock::now().plus(timeout);
         self.tell_controller(Input::Order {
@@ -137,6 +153,18 @@ impl Node {
             what,
             deadline,
         });
+        OrderUnderWay { order, deadline }
+    }
+
+    /// The second half: waits, and calls `meanwhile` twice a second.
+    pub(super) fn end_order(
+        &self,
+        under_way: OrderUnderWay,
+        mut meanwhile: impl FnMut(),
+    ) -> Option<Result<controller::Done, controller::OrderRefusal>> {
+        const GRACE: Duration = Duration::from_millis(500);
+        const LOOK: Duration = Duration::from_millis(500);
+        let OrderUnderWay { order, deadline } = under_way;
         loop {
             let left = deadline.plus(GRACE).since(clock::now());
             let outcome = self

@@ -30,6 +30,7 @@ fn verb_of(order: Order) -> &'static str {
         Order::Secondary => "secondary",
         Order::Up => "up",
         Order::Down => "down",
+        Order::HandOver => "hand over",
     }
 }
 

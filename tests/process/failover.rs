@@ -105,14 +105,35 @@ fn both_killed_at_once_come_back_in_either_order() {
     }
 }
 
-/// An orderly end is none: the daemon flushes, stops, and serves again when it is back.
+/// An orderly stop of an idle Primary needs no failover: the peer serves before the daemon is gone.
 #[test]
-fn a_stopped_primary_serves_again_when_it_returns() {
+fn a_stopped_primary_without_a_client_hands_over_first() {
     let mut cluster = Cluster::serving(&Setup::default());
     let mut nbd = Nbd::attach(&cluster.nbd_socket(A), RES, LIMIT).unwrap();
     nbd.write(0, &[3; 4096]).unwrap();
     drop(nbd);
+    wait_for("the client is gone", LIMIT, || {
+        let clients = cluster.status(A)?["volumes"][0]["nbd_clients"].as_u64();
+        (clients == Some(0)).then_some(())
+    });
     cluster.terminate(A, LIMIT);
+    let log = cluster.logs();
+    assert!(log.contains("handed over"), "{log}");
+    cluster.wait_status(B, "it serves", |status| status["role"] == "Primary");
+    let mut nbd = Nbd::attach(&cluster.nbd_socket(B), RES, LIMIT).unwrap();
+    assert_eq!(nbd.read(0, 4096).unwrap(), [3; 4096]);
+    cluster.start(A);
+    cluster.wait_both_up_to_date(B);
+}
+
+/// With a client attached the daemon is expected back within the client's reconnect delay.
+#[test]
+fn a_stopped_primary_with_a_client_serves_again_when_it_returns() {
+    let mut cluster = Cluster::serving(&Setup::default());
+    let mut nbd = Nbd::attach(&cluster.nbd_socket(A), RES, LIMIT).unwrap();
+    nbd.write(0, &[3; 4096]).unwrap();
+    cluster.terminate(A, LIMIT);
+    drop(nbd);
     cluster.start(A);
     let serving = wait_for("one of them serves", crate::cluster::PATIENCE, || {
         [A, B].into_iter().find(|node| {

@@ -99,10 +99,11 @@ impl Resource {
         let record = self.record();
         let me = cx.me.node;
         let newest = record.newest();
-        if self.order_stage() == Some(Stage::Holding) {
+        if self.order_stage() == Some(Stage::Holding) && self.order_what() != Some(Order::HandOver)
+        {
             return newest.map(|_| Change::Hold);
         }
-        if !record.up || self.wants_down() {
+        if !record.up || self.wants_down() || self.handed_over.is_some() {
             return None;
         }
         let replica = self.replica?;
@@ -132,8 +133,10 @@ impl Resource {
                 lossy,
             });
         }
-        let allowed = cx.me.has_arbitrator || ordered;
-        let over = !self.grant.runs(cx.now) || !cx.me.rules.grant_outlives_lease;
+        // Positive evidence needs neither the wait nor a third voter (R12).
+        let left = self.peer_left == Some(view.number);
+        let allowed = cx.me.has_arbitrator || ordered || left;
+        let over = left || !self.grant.runs(cx.now) || !cx.me.rules.grant_outlives_lease;
         (allowed && over).then_some(Change::Takeover {
             replica: replica_id,
             lossy,
@@ -268,6 +271,7 @@ impl Resource {
                         .claim
                         .map_or_else(Default::default, |(at, _)| cx.now.since(at)),
                 }),
+                None if self.peer_left == Some(view.number) => {}
                 None if self.grant.runs(cx.now) => blockers.push(Blocker::LeaseWait {
                     remaining: self.grant.until().since(cx.now),
                 }),
@@ -281,7 +285,10 @@ impl Resource {
     }
 
     pub(super) fn wants_down(&self) -> bool {
-        matches!(self.order_what(), Some(Order::Secondary | Order::Down))
+        matches!(
+            self.order_what(),
+            Some(Order::Secondary | Order::Down | Order::HandOver)
+        )
     }
 }
 

@@ -187,8 +187,13 @@ pub(super) struct Resource {
 
     // What the peer said.
     claim: Option<(Instant, BeaconEntry)>,
+    /// The newest view in which the peer was Primary and never will be active again, by its own
+    /// word. Bound to that view, it stays true whatever is late: activation needs a newer one.
+    peer_left: Option<ViewNumber>,
 
     // What this node is and does.
+    /// The view in which this node served and gave up for good, to be followed by the peer.
+    handed_over: Option<ViewNumber>,
     active: Option<Active>,
     lease: Lease,
     lease_lapsed: bool,
@@ -237,6 +242,8 @@ impl Resource {
             add: AddStage::Idle,
             leave: None,
             claim: None,
+            peer_left: None,
+            handed_over: None,
             active: None,
             lease: Lease::default(),
             lease_lapsed: false,
@@ -383,6 +390,9 @@ impl Resource {
         entry: BeaconEntry,
     ) -> Option<GrantAnswer> {
         self.claim = Some((cx.now, entry));
+        if entry.handed_over {
+            self.peer_left = self.peer_left.max(Some(entry.view));
+        }
         if !entry.active {
             return None;
         }
@@ -632,6 +642,7 @@ impl Resource {
             eligible: replica.is_some_and(|facts| facts.eligible) && !self.vetoed,
             kept: replica.is_some_and(|facts| !facts.lost_volatile),
             blank: replica.is_some_and(|facts| facts.blank),
+            handed_over: self.active.is_none() && self.handed_over == Some(self.committed_number()),
             size_blocks: replica.map_or(0, |facts| facts.size_blocks),
         }
     }

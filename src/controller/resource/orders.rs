@@ -110,6 +110,7 @@ impl Resource {
             Order::Primary => (!active).then_some(Stage::Promoting),
             Order::Up => (!up).then_some(Stage::Recording),
             Order::Secondary | Order::Down if active => Some(Stage::AwaitingQuorum),
+            Order::HandOver => self.peer_is_in_sync(cx).then_some(Stage::AwaitingQuorum),
             Order::Down => up.then_some(Stage::Recording),
             Order::Secondary => {
                 // The Primary of record would serve again by itself: that, too, must be held.
@@ -120,6 +121,19 @@ impl Resource {
                 (of_record && up).then_some(Stage::Holding)
             }
         }
+    }
+
+    fn peer_is_in_sync(&self, cx: &Context<'_>) -> bool {
+        self.active
+            .is_some_and(|active| active.view.in_sync.contains(cx.me.node.peer()))
+    }
+
+    /// Whether the peer would take over at once if this node stepped aside.
+    fn peer_could_follow(&self, cx: &Context<'_>) -> bool {
+        self.peer_is_in_sync(cx)
+            && self
+                .fresh_claim(cx)
+                .is_some_and(|claim| claim.up && claim.attached && claim.eligible)
     }
 
     fn record_up(&mut self, what: Order) {
@@ -135,7 +149,13 @@ impl Resource {
         match order.stage {
             Stage::Promoting => self.progress_promotion(cx),
             Stage::AwaitingQuorum => {
-                if self.active.is_none() {
+                let handover = order.what == Order::HandOver;
+                if handover && !self.peer_is_in_sync(cx) {
+                    // It was removed meanwhile, or this node serves no more.
+                    self.end_order(cx, true);
+                } else if handover && !self.peer_could_follow(cx) {
+                    // Its next beacon may say that it can.
+                } else if self.active.is_none() {
                     self.set_stage(Stage::Holding);
                 } else if cx.voters_seen() >= VoterSet::MAJORITY {
                     self.set_stage(Stage::Quiescing);
@@ -171,6 +191,15 @@ impl Resource {
             .record()
             .newest()
             .is_some_and(|view| Some(view.number) > self.committed().map(|view| view.number));
+        if what == Order::HandOver {
+            if self
+                .committed()
+                .is_none_or(|view| view.primary != cx.me.node)
+            {
+                self.end_order(cx, false);
+            }
+            return;
+        }
         if !held_or_not_ours || newer_accepted {
             return;
         }
@@ -184,7 +213,12 @@ impl Resource {
 
     /// The engine holds new requests and everything is durable.
     pub(super) fn on_quiesced(&mut self, cx: &mut Context<'_>) {
-        if self.order_stage() == Some(Stage::Quiescing) && self.active.is_some() {
+        if self.order_stage() == Some(Stage::Quiescing)
+            && let Some(active) = self.active
+        {
+            if self.order_what() == Some(Order::HandOver) {
+                self.handed_over = Some(active.view.number);
+            }
             self.step_down(cx, StepDownReason::Ordered);
             self.set_stage(Stage::Holding);
         }

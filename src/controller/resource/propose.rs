@@ -226,7 +226,9 @@ impl Resource {
     /// R22: grant check and seal are one step; R13: the engine drains meanwhile.
     fn begin_drain(&mut self, cx: &mut Context<'_>, view: View, change: Change) {
         let seal = ViewNumber(view.number.0 - 1);
-        if !self.grant.seal_if_over(cx.now, seal, &cx.me.rules) {
+        if self.peer_left == Some(seal) {
+            self.grant.seal_handed_over(seal, &cx.me.rules);
+        } else if !self.grant.seal_if_over(cx.now, seal, &cx.me.rules) {
             self.attempt = None;
             return;
         }

@@ -173,6 +173,30 @@ mod tests {
     }
 
     #[test]
+    fn the_document_has_the_same_numbers() {
+        let document = include_str!("../../../docs/voter-store-format.md");
+        let rows = [
+            ("magic", 0, MAGIC.len()),
+            ("entry", AT_ENTRY, 4),
+            ("len", AT_LEN, 4),
+            ("sequence", AT_SEQUENCE, 8),
+            ("record", AT_PAYLOAD, PAYLOAD_MAX),
+            ("crc", AT_CRC, 4),
+        ];
+        for (name, at, len) in rows {
+            let row = format!("| `{name}` | {at} | {len} |");
+            assert!(document.contains(&row), "{row}");
+        }
+        assert!(document.contains(&format!("entries of {ENTRY_LEN} bytes")));
+        let record = crate::controller::VoterRecord::LEN;
+        assert_eq!(
+            record,
+            1 + 1 + 9 + 9 + 116 + 116 + 8 + 16,
+            "the table of the document"
+        );
+    }
+
+    #[test]
     fn the_newest_of_two_generations_wins() {
         let bytes = entry_with(&[(4, b"old"), (5, b"new")]);
         assert_eq!(decode(3, &bytes).unwrap().unwrap().payload, b"new");

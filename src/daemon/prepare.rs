@@ -1,0 +1,193 @@
+//! What a daemon needs for itself before it starts: addresses, directories, its store. Each refusal
+//! says what, why and what next.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io;
+use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt};
+use std::path::Path;
+use std::thread;
+use std::time::Duration;
+
+use nix::fcntl::{Flock, FlockArg};
+use replicator::admin::{ErrorId, ErrorReport};
+use replicator::io::clock;
+use replicator::types::{NodeId, VoterId};
+
+use super::voter_store::{OpenStoreError, StoreIdentity, VoterStore};
+use crate::config::Config;
+
+/// How long an address may still be held by a killed predecessor: its end took up to 0.4 s on a busy
+/// machine, and `control.sock` is promised within 5 s.
+const BIND_PATIENCE: Duration = Duration::from_secs(2);
+const BIND_RETRY_AFTER: Duration = Duration::from_millis(20);
+
+/// Both sockets of each address of this node.
+#[derive(Debug)]
+pub(super) struct Sockets {
+    pub(super) listeners: Vec<TcpListener>,
+    pub(super) datagrams: Vec<UdpSocket>,
+}
+
+/// Binds TCP and UDP on each address.
+pub(super) fn bind_all(addresses: &[SocketAddr]) -> Result<Sockets, ErrorReport> {
+    let mut sockets = Sockets {
+        listeners: Vec::new(),
+        datagrams: Vec::new(),
+    };
+    for address in addresses {
+        let refuse = |protocol: &'static str| {
+            move |error: io::Error| bind_refusal(*address, protocol, &error)
+        };
+        let listener = patiently(|| TcpListener::bind(address)).map_err(refuse("TCP"))?;
+        listener.set_nonblocking(true).map_err(refuse("TCP"))?;
+        sockets.listeners.push(listener);
+        sockets
+            .datagrams
+            .push(patiently(|| UdpSocket::bind(address)).map_err(refuse("UDP"))?);
+    }
+    Ok(sockets)
+}
+
+/// Binds, giving a predecessor that was killed the time to let go: its sockets close only once the
+/// kernel has taken its ring apart.
+fn patiently<T>(mut bind: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    let deadline = clock::now().plus(BIND_PATIENCE);
+    loop {
+        match bind() {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && clock::now() < deadline => {
+                thread::park_timeout(BIND_RETRY_AFTER);
+            }
+            result => return result,
+        }
+    }
+}
+
+fn bind_refusal(address: SocketAddr, protocol: &str, error: &io::Error) -> ErrorReport {
+    let what = format!("cannot listen on {address} ({protocol})");
+    match error.kind() {
+        io::ErrorKind::AddrInUse => ErrorReport::new(
+            ErrorId::AddressTaken,
+            what,
+            "another program has that address",
+        ),
+        io::ErrorKind::PermissionDenied => {
+            let why = "ports below 1024 need a privilege this user lacks";
+            ErrorReport::new(ErrorId::Permission, what, why)
+        }
+        io::ErrorKind::AddrNotAvailable => ErrorReport::new(
+            ErrorId::AddressTaken,
+            what,
+            "this machine does not have that address",
+        )
+        .next("bring the interface up, or correct [node.*] address"),
+        _ => ErrorReport::new(ErrorId::AddressTaken, what, error.to_string()),
+    }
+}
+
+/// Makes the run directory and takes it for this process.
+pub(super) fn run_dir(dir: &Path) -> Result<Flock<File>, ErrorReport> {
+    let made = DirBuilder::new()
+        .recursive(true)
+        .mode(0o755)
+        .create(dir)
+        .and_then(|()| {
+            DirBuilder::new()
+                .recursive(true)
+                .mode(0o755)
+                .create(dir.join("nbd"))
+        });
+    made.map_err(|error| directory_refusal(dir, &error))?;
+    let lock = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(dir.join("lock"))
+        .map_err(|error| directory_refusal(dir, &error))?;
+    let locked = Flock::lock(lock, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| {
+        if errno == nix::errno::Errno::EWOULDBLOCK {
+            let what = format!("{} is in use by another daemon", dir.display());
+            let why = "each node needs a run directory of its own";
+            ErrorReport::new(ErrorId::AlreadyRunning, what, why)
+        } else {
+            directory_refusal(dir, &errno.into())
+        }
+    })?;
+    remove_left_over_exports(&dir.join("nbd")).map_err(|error| directory_refusal(dir, &error))?;
+    Ok(locked)
+}
+
+/// A killed daemon could not take its NBD sockets away; clients of what is not up again would find
+/// a socket that nobody answers on.
+fn remove_left_over_exports(dir: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_type()?.is_socket() {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// A directory that cannot be used.
+pub(super) fn directory_refusal(dir: &Path, error: &io::Error) -> ErrorReport {
+    let what = format!("cannot use {}", dir.display());
+    let id = match error.kind() {
+        io::ErrorKind::PermissionDenied => ErrorId::Permission,
+        _ => ErrorId::DirectoryUnusable,
+    };
+    ErrorReport::new(id, what, error.to_string())
+}
+
+/// Opens the voter store, and says what is odd about it.
+pub(super) fn voter_store(
+    config: &Config,
+    node: NodeId,
+    dir: &Path,
+) -> Result<VoterStore, ErrorReport> {
+    let fresh = clock::random_id().map_err(|error| system("randomness", &error))?;
+    let identity = StoreIdentity {
+        cluster: config.cluster.clone(),
+        node: config.node_name(node).to_owned(),
+        fresh_voter: VoterId(fresh),
+    };
+    let store = VoterStore::open(dir, &identity).map_err(|error| store_refusal(dir, &error))?;
+    if store.was_created() {
+        tracing::info!("{}: a new voter store, a new voter", dir.display());
+    }
+    if store.damaged_copies() > 0 {
+        tracing::warn!(
+            "{}: {} damaged sectors, their copies are good: look at this disk",
+            dir.display(),
+            store.damaged_copies()
+        );
+    }
+    Ok(store)
+}
+
+fn store_refusal(dir: &Path, error: &OpenStoreError) -> ErrorReport {
+    let what = format!("cannot use {}", dir.display());
+    let why = error.to_string();
+    match error {
+        OpenStoreError::Locked { .. } => ErrorReport::new(ErrorId::AlreadyRunning, what, why),
+        OpenStoreError::System { error, .. } => directory_refusal(dir, error),
+        OpenStoreError::Foreign { .. } => ErrorReport::new(ErrorId::DirectoryUnusable, what, why)
+            .next("name this node's own directory with --state-dir DIR"),
+        OpenStoreError::Damaged { path, .. } => {
+            ErrorReport::new(ErrorId::StoreDamaged, what, why).next(format!(
+                "keep {} aside and start again: this node then begins as a new voter, without a vote in resources founded before",
+                path.display()
+            ))
+        }
+    }
+}
+
+/// Something of the system that is always there is not.
+pub(super) fn system(what: &str, error: &io::Error) -> ErrorReport {
+    ErrorReport::new(
+        ErrorId::DirectoryUnusable,
+        format!("no {what}"),
+        error.to_string(),
+    )
+}

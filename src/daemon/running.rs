@@ -1,0 +1,262 @@
+//! All threads of a node: started in order, watched, and stopped in order.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::TcpListener;
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, OnceLock};
+use std::thread::{self, JoinHandle};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::Signal;
+use nix::sys::signalfd::SignalFd;
+use replicator::admin::{ErrorId, ErrorReport};
+use replicator::io::{clock, realtime};
+use replicator::types::NodeId;
+
+use super::api::{ShardCommand, ShardSetup, StoredMarks};
+use super::args::Flags;
+use super::beacon_io::Carrier;
+use super::control::ControlServer;
+use super::mailbox::Mailbox;
+use super::node::{CONTROLLER_INPUTS_MAX, ControllerRequest, Node, NodeSink};
+use super::prepare::{Sockets, directory_refusal, system};
+use super::start::Failure;
+use super::store_thread::{self, STORE_REQUESTS_MAX, StoreRequest};
+use super::voter_store::VoterStore;
+use super::{Program, beacon, notify, shard};
+use crate::config::{Config, TimingProfile};
+use crate::controller::{Controller, ControllerSettings, Timing};
+
+fn timing(profile: TimingProfile) -> Timing {
+    match profile {
+        TimingProfile::Fast => Timing::FAST,
+        TimingProfile::Default => Timing::DEFAULT,
+        TimingProfile::Relaxed => Timing::RELAXED,
+    }
+}
+
+/// All threads of a node.
+pub(super) struct Running {
+    program: Program,
+    node: Arc<Node>,
+    /// The arbitrator's: bound so that a clash shows, and whoever connects is sent away.
+    listeners: Vec<TcpListener>,
+    beacon: JoinHandle<()>,
+    store: JoinHandle<()>,
+    shard: Option<JoinHandle<()>>,
+}
+
+impl Running {
+    pub(super) fn start(
+        program: Program,
+        config: Config,
+        id: NodeId,
+        flags: &Flags,
+        store: VoterStore,
+        sockets: Sockets,
+    ) -> Result<Self, ErrorReport> {
+        let failed = |what: &'static str| move |error: io::Error| system(what, &error);
+        let settings = ControllerSettings {
+            node: id,
+            cluster: replicator::types::ResourceId::of_name(&config.cluster).0,
+            voter: store.node().voter,
+            boot_id: clock::boot_id().map_err(failed("boot id"))?,
+            incarnation: store.node().incarnation,
+            timing: timing(config.quorum.timing),
+            has_arbitrator: config.arbitrator().is_some(),
+            seed: clock::random_id().map_err(failed("randomness"))?,
+            configured: config.resources.iter().map(|it| it.id()).collect(),
+            stored: store
+                .records()
+                .map(|(resource, record)| (resource, *record))
+                .collect(),
+        };
+        let others = [NodeId::A, NodeId::B, NodeId::ARBITRATOR].map(|other| {
+            let addresses = config.node(other).map(|node| node.addresses.clone());
+            addresses.filter(|_| other != id).unwrap_or_default()
+        });
+        let carrier = Carrier::new(sockets.datagrams, &others).map_err(failed("UDP sockets"))?;
+        let node = Arc::new(Node {
+            program: program.name(),
+            node: id,
+            run_dir: flags.run_dir.clone(),
+            board: super::board::Board::default(),
+            ended: Mailbox::new(1).map_err(failed("eventfd"))?,
+            controller: Mailbox::new(CONTROLLER_INPUTS_MAX).map_err(failed("eventfd"))?,
+            store: Arc::new(Mailbox::new(STORE_REQUESTS_MAX).map_err(failed("eventfd"))?),
+            shard: OnceLock::new(),
+            leases: config
+                .resources
+                .iter()
+                .map(|it| (it.id(), Arc::new(AtomicU64::new(0))))
+                .collect::<BTreeMap<_, _>>(),
+            orders: AtomicU64::new(1),
+            config,
+        });
+        note_marks(&node, &store);
+        if let Err(errno) = realtime::lock_memory() {
+            tracing::info!(
+                "memory may be paged out ({}): on a busy host leases may lapse",
+                errno.desc()
+            );
+        }
+        let controller = Controller::new(settings.clone(), clock::now()).map_err(|error| {
+            ErrorReport::new(
+                ErrorId::BadValue,
+                "these deadlines are not safe",
+                error.to_string(),
+            )
+        })?;
+        let (shard, listeners) = match program {
+            Program::Arbitrator => (None, sockets.listeners),
+            Program::Daemon => {
+                let setup = ShardSetup {
+                    node: id,
+                    cluster: settings.cluster,
+                    listeners: sockets.listeners,
+                    peer_addresses: others[id.peer().index()].clone(),
+                    boot_id: settings.boot_id,
+                    incarnation: clock::random_id().map_err(failed("randomness"))?,
+                    nbd_connections_max: usize::try_from(node.config.nbd.max_connections)
+                        .unwrap_or(usize::MAX),
+                };
+                (
+                    Some(start_shard(&node, setup).map_err(failed("event loop"))?),
+                    Vec::new(),
+                )
+            }
+        };
+        let requests = Arc::clone(&node.store);
+        let store = store_thread::start(store, requests, NodeSink(Arc::clone(&node)))
+            .map_err(failed("thread for the voter store"))?;
+        let beacon = beacon::start(Arc::clone(&node), controller, carrier)
+            .map_err(failed("beacon thread"))?;
+        Ok(Self {
+            program,
+            node,
+            listeners,
+            beacon,
+            store,
+            shard,
+        })
+    }
+
+    /// Serves until a signal or a failure, then stops in order.
+    pub(super) fn serve(self, run_dir: &Path, signals: &SignalFd) -> Result<(), Failure> {
+        let ups = self.start_what_was_up();
+        let handler = Arc::clone(&self.node);
+        let control = ControlServer::start(run_dir, handler)
+            .map_err(|error| directory_refusal(run_dir, &error))?;
+        if let Some(socket) = std::env::var_os("NOTIFY_SOCKET")
+            && let Err(error) = notify::notify(&socket, "READY=1")
+        {
+            tracing::warn!(%error, "the service manager cannot be told");
+        }
+        tracing::info!(
+            "{} {} runs as {} of cluster {}",
+            self.program.name(),
+            env!("CARGO_PKG_VERSION"),
+            self.node.name(),
+            self.node.config.cluster
+        );
+        let fatal = self.wait_for_the_end(signals);
+        if let Some(why) = fatal {
+            let what = format!("{} ends", self.program.name());
+            return Err(ErrorReport::new(ErrorId::DaemonGone, what, why).into());
+        }
+        drop(control);
+        self.node.board.update(|board| board.stopping = true);
+        for up in ups {
+            up.join().ok();
+        }
+        self.stop();
+        Ok(())
+    }
+
+    /// One thread per resource: a slow disk delays only its own.
+    fn start_what_was_up(&self) -> Vec<JoinHandle<()>> {
+        let mut threads = Vec::new();
+        for index in 0..self.node.config.resources.len() {
+            let node = Arc::clone(&self.node);
+            if !node.claim_what_was_up(&node.config.resources[index]) {
+                continue;
+            }
+            let spawned = thread::Builder::new()
+                .name("up".to_owned())
+                .stack_size(256 * 1024)
+                .spawn(move || node.up_again(&node.config.resources[index]));
+            match spawned {
+                Ok(thread) => threads.push(thread),
+                Err(error) => tracing::error!(%error, "no thread to bring a resource up"),
+            }
+        }
+        threads
+    }
+
+    /// Waits for SIGTERM or SIGINT (`None`) or for what makes going on impossible.
+    fn wait_for_the_end(&self, signals: &SignalFd) -> Option<String> {
+        loop {
+            let mut fds: Vec<_> = [signals.as_fd(), self.node.ended.as_fd()]
+                .into_iter()
+                .chain(self.listeners.iter().map(AsFd::as_fd))
+                .map(|fd| PollFd::new(fd, PollFlags::POLLIN))
+                .collect();
+            poll(&mut fds, PollTimeout::NONE).ok();
+            for listener in &self.listeners {
+                // Accepted and closed: the arbitrator has no data links.
+                while listener.accept().is_ok() {}
+            }
+            if let Some(why) = self.node.board.read(|board| board.fatal.clone()) {
+                return Some(why);
+            }
+            while let Ok(Some(signal)) = signals.read_signal() {
+                if i32::try_from(signal.ssi_signo) == Ok(Signal::SIGHUP as i32) {
+                    tracing::warn!("SIGHUP: this version reads its configuration only at start");
+                } else {
+                    return None;
+                }
+            }
+        }
+    }
+
+    fn stop(self) {
+        tracing::info!("stopping");
+        self.node.hand_over_all();
+        self.node.quiesce_all();
+        // Full mailboxes would mean a stuck thread; the process ends either way.
+        if self.node.controller.push(ControllerRequest::Stop).is_ok() {
+            self.beacon.join().ok();
+        }
+        self.node.remove_all();
+        if let Some(shard) = self.shard {
+            self.node.command(ShardCommand::Stop);
+            shard.join().ok();
+        }
+        if self.node.store.push(StoreRequest::Stop).is_ok() {
+            self.store.join().ok();
+        }
+        tracing::info!("stopped");
+    }
+}
+
+fn note_marks(node: &Node, store: &VoterStore) {
+    node.board.update(|board| {
+        for (resource, record) in store.records() {
+            let known = board.resource(resource);
+            known.marks = StoredMarks::of(record);
+            known.was_up = record.up;
+        }
+    });
+}
+
+fn start_shard(node: &Arc<Node>, setup: ShardSetup) -> io::Result<JoinHandle<()>> {
+    let sink = Box::new(NodeSink(Arc::clone(node)));
+    let started = shard::start(setup, sink, shard::engines())?;
+    if node.shard.set(started.queue).is_err() {
+        return Err(io::Error::other("a second shard"));
+    }
+    Ok(started.thread)
+}
