@@ -79,6 +79,11 @@ pub enum EngineReport {
         /// The peer's replica, if it has one.
         peer_replica: Option<ReplicaId>,
     },
+    /// Answer to [`super::EngineCommand::Activate`]: there is no replica to serve from any more.
+    NotActivated {
+        /// The view it was told to serve in.
+        view: ViewNumber,
+    },
     /// The session ended.
     SessionDown,
     /// An active Primary cannot go on without its in-sync peer's answer.

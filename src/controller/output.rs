@@ -77,7 +77,8 @@ pub enum EngineCommand {
         /// The view that will be proposed.
         view: ViewNumber,
     },
-    /// The Leave or Add the engine prepared was not committed and never will be.
+    /// The Leave or Add the engine prepares or prepared was not committed and never will be. An Add
+    /// under way is answered by `AddAborted`.
     ProposalAborted,
     /// Make everything durable and hold new requests, report `Quiesced`.
     Quiesce,
@@ -101,6 +102,8 @@ pub enum StepDownReason {
     Refused,
     /// An operator's order.
     Ordered,
+    /// Its replica failed or was let go, and no other could serve for it.
+    NoReplica,
     /// Its own disk failed, and the peer's lost acknowledged writes (R17).
     WritesLost,
 }

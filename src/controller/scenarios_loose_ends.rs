@@ -134,3 +134,88 @@ fn a_diskless_primary_makes_way_when_its_peer_lost_acknowledged_writes() {
     world.run_until(ms(3_000), |world| world.serves(B));
     assert!(world.view(B).lossy, "what was lost is not hidden");
 }
+
+#[test]
+fn a_node_whose_disk_failed_is_no_reason_to_wait_for_it() {
+    // The Leave was never committed, so the view still counts on both; A's last word about its
+    // replica is of before it failed.
+    let mut world = World::pair(77);
+    world.idle = true;
+    world.report(A, EngineReport::LocalDiskFailed);
+    world.kill(B);
+    world.run(ms(50));
+    world.start(B);
+    let lost = ReplicaFacts {
+        replica: ReplicaId(0xa1),
+        size_blocks: 101,
+        eligible: true,
+        blank: false,
+        lost_volatile: true,
+        unclean: true,
+    };
+    world.report_facts(B, lost);
+    world.run(ms(100));
+    world.report(A, EngineReport::PeerLostWrites);
+    world.run_until(ms(3_000), |world| world.serves(B));
+}
+
+#[test]
+fn a_primary_whose_only_replica_is_let_go_steps_down_and_serves_again_with_it() {
+    let mut world = World::pair(78);
+    world.kill(B);
+    world.run(ms(1_000));
+    world.report(A, EngineReport::LocalDiskFailed);
+    world.run(ms(100));
+    world.report(A, EngineReport::ReplicaGone);
+    assert!(!world.active(A));
+    world.run(ms(1_000));
+    assert!(!world.active(A));
+    world.attach(A);
+    world.run_until(ms(2_000), |world| world.serves(A));
+}
+
+#[test]
+fn an_engine_that_could_not_be_activated_leaves_no_phantom_primary() {
+    let mut world = World::pair(79);
+    let view = world.view(A).number;
+    world.report(A, EngineReport::NotActivated { view });
+    assert!(!world.active(A));
+    world.run_until(ms(3_000), |world| world.serves(A) || world.serves(B));
+}
+
+#[test]
+fn guests_of_a_solo_primary_do_not_wait_for_a_peer_whose_beacons_stopped() {
+    let mut world = being_added(80);
+    world.weather.store = ms(20_000); // No round ends.
+    world.silence_beacons_between_hosts();
+    world.run(ms(1_500));
+    assert!(!world.add_is_begun());
+    assert!(world.serves(A));
+}
+
+#[test]
+fn a_host_that_lost_its_cache_waits_for_a_peer_that_only_restarts() {
+    let mut world = World::pair(81);
+    world.order(5, A, Order::Secondary);
+    world.run(ms(500));
+    world.kill(A);
+    world.start(A);
+    let lost = ReplicaFacts {
+        replica: ReplicaId(0xa0),
+        size_blocks: 100,
+        eligible: true,
+        blank: false,
+        lost_volatile: true,
+        unclean: true,
+    };
+    world.report_facts(A, lost);
+    // Long after A's own start, B's daemon is restarted; B kept everything.
+    world.run(ms(10_000));
+    world.kill(B);
+    world.order_within(6, A, Order::Primary, ms(3_000));
+    world.run(ms(1_000));
+    assert!(!world.active(A), "B may be back at any moment");
+    world.restart(B);
+    world.run(ms(3_000));
+    assert!(!world.active(A), "B kept what A lost");
+}

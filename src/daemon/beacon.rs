@@ -294,6 +294,7 @@ fn log_event(node: &Node, event: &ControllerEvent) {
                 StepDownReason::Superseded => "a newer view says so",
                 StepDownReason::Refused => "the peer takes over",
                 StepDownReason::Ordered => "so ordered",
+                StepDownReason::NoReplica => "its replica is gone",
                 StepDownReason::WritesLost => {
                     "its disk failed, and the peer lost power with acknowledged writes"
                 }

@@ -426,12 +426,20 @@ impl Engine {
         if !matches!(self.local, LocalDisk::Attached | LocalDisk::Detaching) {
             return;
         }
-        self.mark(ReplicaMark::Failed, out);
-        self.record(
-            |superblock| superblock.state = ReplicaState::Failed,
-            MetaThen::Nothing,
-            out,
-        );
+        // The only replica of the view stays what it is: nothing can be acknowledged without it, so
+        // nothing depends on the mark, and one that outlived the cause (a full filesystem) could
+        // never be promoted again. But what was not flushed may be gone, as after a power cut: of
+        // no boot, so that the next activation is a lossy one (R17).
+        if self.is_only_replica() {
+            self.record(|superblock| superblock.boot_id = 0, MetaThen::Nothing, out);
+        } else {
+            self.mark(ReplicaMark::Failed, out);
+            self.record(
+                |superblock| superblock.state = ReplicaState::Failed,
+                MetaThen::Nothing,
+                out,
+            );
+        }
         if self.local == LocalDisk::Detaching {
             // It is let go of all the same, as what it is.
             return;
@@ -440,11 +448,14 @@ impl Engine {
         out.push(Action::Event(Event::DiskFailed(error)));
         self.fail_round(error);
         // An activation this replica could not record any more goes on from the peer's.
-        if let Some(view) = self.active.as_ref().map(|active| active.view.number) {
+        if let Some(view) = self.active.as_ref().map(|active| active.began) {
             self.on_activation_recorded(view, out);
         }
-        // A Primary leaves (`pump_leave`); a Secondary says so and goes.
-        if self.active.is_none() && self.session.is_some() {
+        // A Primary leaves (`pump_leave`), and the only replica is no source any more: it can flush
+        // nothing, so no mark may be cleared for it. A Secondary says so and goes.
+        if self.active.is_some() && self.is_only_replica() {
+            self.end_session(CloseReason::DiskChanged, out);
+        } else if self.active.is_none() && self.session.is_some() {
             self.send(
                 Message::NegAck {
                     write: WriteId(0),

@@ -11,6 +11,7 @@ use super::ops::DiskOp;
 use super::output::Action;
 use super::output::{DiskCommand, Event, Outbox};
 use super::role::AddStage;
+use super::session::Session;
 use super::slab::Key;
 use super::write::Leg;
 use crate::protocol::Message;
@@ -276,6 +277,19 @@ impl Engine {
         };
         if !ready {
             out.push(Action::Event(Event::AddAborted { view }));
+            return;
+        }
+        if active.add_begun == Some(view) && active.add_stage != AddStage::Prepared {
+            return; // Asked twice; the answer counts for both.
+        }
+        let prepared = self
+            .session
+            .as_ref()
+            .filter(|session| session.prepared == Some(view));
+        if let Some(replica) = prepared.and_then(Session::peer_replica)
+            && active.add_begun == Some(view)
+        {
+            out.push(Action::Event(Event::AddPrepared { view, replica }));
             return;
         }
         active.add_begun = Some(view);

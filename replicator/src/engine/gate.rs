@@ -3,6 +3,7 @@
 
 use super::Engine;
 use super::output::HeldReason;
+use crate::types::InSync;
 
 /// Why a request is not admitted now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +30,15 @@ impl Engine {
         self.active
             .as_ref()
             .is_some_and(|active| active.view.in_sync.contains(self.config.node.peer()))
+    }
+
+    /// Whether this is the Primary (at least of record), and the view counts on no replica but this
+    /// one. Nobody but this node could have changed such a view since.
+    pub(super) fn is_only_replica(&self) -> bool {
+        let node = self.config.node;
+        self.view
+            .as_ref()
+            .is_some_and(|view| view.primary == node && view.in_sync == InSync::only(node))
     }
 
     /// Whether the lease covers this moment, as far as one is needed.

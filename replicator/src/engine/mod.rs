@@ -307,7 +307,7 @@ impl Engine {
             Input::StepDown => self.step_down(out),
             Input::Drain { seal } => self.drain(seal, out),
             Input::BeginAdd { view } => self.begin_add(view, out),
-            Input::ProposalAborted => self.on_proposal_aborted(),
+            Input::ProposalAborted => self.on_proposal_aborted(out),
             Input::Admin(request) => self.handle_admin(request, out),
             Input::Tick => {}
         }

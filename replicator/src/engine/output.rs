@@ -185,6 +185,11 @@ pub enum Event {
         /// The peer's replica, if it has one.
         peer_replica: Option<ReplicaId>,
     },
+    /// Answer to `Input::Activate`: the replica failed or was let go meanwhile.
+    NotActivated {
+        /// The view it was to serve in.
+        view: ViewNumber,
+    },
     /// The session ended.
     Disconnected,
     /// Handshake refused.

@@ -10,6 +10,8 @@ use crate::types::{Activation, CommittedView, Instant, View, ViewNumber};
 /// A Primary's state.
 #[derive(Clone, Debug)]
 pub(super) struct Active {
+    /// The view it began with.
+    pub(super) began: ViewNumber,
     /// The newest view this activation committed.
     pub(super) view: View,
     /// The replica has recorded the activation: guests are served.
@@ -49,7 +51,11 @@ pub(super) enum Quiesce {
 impl Engine {
     pub(super) fn activate(&mut self, activation: &Activation, out: &mut Outbox) {
         let view = *activation.view();
-        if activation.node() != self.config.node || self.local != LocalDisk::Attached {
+        if activation.node() != self.config.node {
+            return;
+        }
+        if self.local != LocalDisk::Attached {
+            out.push(Action::Event(Event::NotActivated { view: view.number }));
             return;
         }
         self.end_session(CloseReason::RoleChanged, out);
@@ -59,6 +65,7 @@ impl Engine {
         self.peer_lost_reported = false;
         self.view = Some(view);
         self.active = Some(Active {
+            began: view.number,
             view,
             serving: false,
             add_begun: None,
@@ -85,7 +92,7 @@ impl Engine {
 
     pub(super) fn on_activation_recorded(&mut self, view: ViewNumber, out: &mut Outbox) {
         if let Some(active) = &mut self.active
-            && active.view.number >= view
+            && active.began == view
             && !active.serving
         {
             active.serving = true;
@@ -129,11 +136,18 @@ impl Engine {
             return;
         }
         self.view = Some(view);
+        let overtaken = active
+            .add_begun
+            .filter(|add| *add != view.number || !view.in_sync.contains(node.peer()));
         let needed = active.view.in_sync.contains(node.peer()) || active.add_begun.is_some();
         let added =
             view.in_sync.contains(node.peer()) && !active.view.in_sync.contains(node.peer());
         active.view = view;
         active.add_begun = None;
+        if let Some(view) = overtaken {
+            self.next_round.add = None;
+            out.push(Action::Event(Event::AddAborted { view }));
+        }
         if needed && !view.in_sync.contains(node.peer()) {
             self.end_session(CloseReason::Removed, out);
         }
@@ -222,7 +236,9 @@ impl Engine {
 
     /// The Add's round ended: if both sides are flushed and nothing is marked, the peer records it.
     pub(super) fn on_add_round(&mut self, view: ViewNumber, durable: bool, out: &mut Outbox) {
-        let current = self.active.as_ref().and_then(|active| active.add_begun) == Some(view);
+        let current = self.active.as_ref().is_some_and(|active| {
+            active.add_begun == Some(view) && active.add_stage == AddStage::Round
+        });
         if !current {
             return;
         }
@@ -256,12 +272,13 @@ impl Engine {
 
     /// The controller's word that a Leave or Add it was told of will never be a view; or that a
     /// takeover will not.
-    pub(super) fn on_proposal_aborted(&mut self) {
+    pub(super) fn on_proposal_aborted(&mut self, out: &mut Outbox) {
         self.draining = None;
         if let Some(active) = &mut self.active
-            && active.add_stage == AddStage::Prepared
+            && let Some(view) = active.add_begun.take()
         {
-            active.add_begun = None;
+            self.next_round.add = None;
+            out.push(Action::Event(Event::AddAborted { view }));
         }
         // Another Leave is prepared (`pump_leave`).
         self.leave_asked = None;

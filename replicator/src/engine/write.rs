@@ -15,7 +15,7 @@
 
 use super::edge::{self, Content, Part};
 use super::ops::DiskOp;
-use super::output::{DiskCommand, Outbox};
+use super::output::{CloseReason, DiskCommand, Outbox};
 use super::overlap::{Access, Ticket};
 use super::slab::Key;
 use super::{Engine, LockOwner};
@@ -208,10 +208,26 @@ impl Engine {
                 Err(error) => Leg::Failed(error),
             };
         }
-        if let Err(error) = result {
-            self.fail_local_disk(error, out);
+        match result {
+            Ok(()) => {}
+            Err(_) if self.active.is_some() && self.is_only_replica() && !self.strict() => {
+                self.fail_this_write(key, out)
+            }
+            Err(error) => self.fail_local_disk(error, out),
         }
         self.settle_write(key, out);
+    }
+
+    /// The only replica there is could not take a write: its guest hears of it, as from any disk,
+    /// and everything else goes on. Failing the replica would leave nothing that could ever serve
+    /// again, for a full filesystem as little as for a bad sector. A peer being resynced may have
+    /// the write: its session ends, so that the marks say again what differs.
+    fn fail_this_write(&mut self, key: Key, out: &mut Outbox) {
+        self.counters.io_errors += 1;
+        if let Some(range) = self.writes.get(key).map(|write| write.range) {
+            self.mark_dirty(range);
+        }
+        self.end_session(CloseReason::DiskChanged, out);
     }
 
     pub(super) fn on_write_ack(&mut self, id: WriteId, out: &mut Outbox) {

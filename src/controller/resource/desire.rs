@@ -15,9 +15,14 @@ use super::{Active, AddStage, Context, KEPT_GRACE, Me, Resource, SESSION_GRACE};
 /// times what a round with slow voter stores takes.
 const ASK_AFTER_QUIET: Duration = Duration::from_secs(2);
 
-/// When a replica that lost acknowledged writes stops waiting for a silent peer (R17).
-pub(super) fn kept_wait_end(me: &Me) -> Instant {
-    me.started.plus(me.timing.grant).plus(KEPT_GRACE)
+impl Resource {
+    /// When a replica that lost acknowledged writes stops waiting for a silent peer (R17): so long
+    /// after this node's start, and after the peer was last heard to have kept them. It may only be
+    /// restarting.
+    pub(super) fn kept_wait_end(&self, me: &Me) -> Instant {
+        let since = self.peer_kept_at.unwrap_or(me.started).max(me.started);
+        since.plus(me.timing.grant).plus(KEPT_GRACE)
+    }
 }
 
 impl Resource {
@@ -61,6 +66,9 @@ impl Resource {
         // What left and was not answered goes first.
         if let Some(undecided) = &self.undecided {
             return undecided.change.retry(&cx.me.rules);
+        }
+        if self.add_at_large.is_some() && cx.me.rules.end_undecided_add {
+            return Some(Change::Remove { ends_add: true });
         }
         if let Some(number) = self.leave {
             return Some(Change::Leave { number });
@@ -194,7 +202,7 @@ impl Resource {
         if !replica.lost_volatile || !view.in_sync.contains(cx.me.node.peer()) {
             return false;
         }
-        let may_still_come = cx.now < kept_wait_end(cx.me);
+        let may_still_come = cx.now < self.kept_wait_end(cx.me);
         match self.fresh_claim(cx).filter(|claim| claim.attached) {
             None => may_still_come,
             Some(claim) if !claim.eligible => false,
@@ -216,6 +224,7 @@ impl Resource {
             && active.view.in_sync != InSync::BOTH
             && free
             && peer_there
+            && self.lease.holds(cx.now)
         {
             let view = active.view.number.next();
             self.add = AddStage::Preparing(view);

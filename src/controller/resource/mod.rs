@@ -30,7 +30,7 @@ use super::random::Random;
 use super::record::VoterRecord;
 use super::rules::Rules;
 use super::store::{Dependent, Store};
-use super::view::{Abort, Change, ProposalKind};
+use super::view::{Abort, ProposalKind};
 use orders::Pending;
 use propose::{Attempt, Undecided};
 
@@ -147,6 +147,9 @@ enum AddStage {
     Resynced,
     /// The engines prepare it as this view.
     Preparing(ViewNumber),
+    /// They were told to let it be. What they said before may still be on its way, so nothing is
+    /// prepared anew until they confirm.
+    Cancelling(ViewNumber),
     /// They did; the register must agree.
     Prepared {
         number: ViewNumber,
@@ -158,7 +161,9 @@ impl AddStage {
     fn prepares(self, view: ViewNumber) -> bool {
         match self {
             Self::Idle | Self::Resynced => false,
-            Self::Preparing(number) | Self::Prepared { number, .. } => number == view,
+            Self::Preparing(number) | Self::Cancelling(number) | Self::Prepared { number, .. } => {
+                number == view
+            }
         }
     }
 }
@@ -187,6 +192,8 @@ pub(super) struct Resource {
 
     // What the peer said.
     claim: Option<(Instant, BeaconEntry)>,
+    /// When the peer last said that it has a whole replica that kept everything.
+    peer_kept_at: Option<Instant>,
     /// The newest view in which the peer was Primary and never will be active again, by its own
     /// word. Bound to that view, it stays true whatever is late: activation needs a newer one.
     peer_left: Option<ViewNumber>,
@@ -199,6 +206,9 @@ pub(super) struct Resource {
     lease_lapsed: bool,
     attempt: Option<Attempt>,
     undecided: Option<Undecided>,
+    /// An Add as this view whose accept left: until a view with this number or a newer one is
+    /// committed it may be chosen, whatever else was proposed since (R4).
+    add_at_large: Option<ViewNumber>,
     /// No new round before this: back-off.
     pause_until: Instant,
     nacks: u32,
@@ -242,6 +252,7 @@ impl Resource {
             add: AddStage::Idle,
             leave: None,
             claim: None,
+            peer_kept_at: None,
             peer_left: None,
             handed_over: None,
             active: None,
@@ -249,6 +260,7 @@ impl Resource {
             lease_lapsed: false,
             attempt: None,
             undecided: None,
+            add_at_large: None,
             pause_until: now,
             nacks: 0,
             last_abort: None,
@@ -290,6 +302,12 @@ impl Resource {
             EngineReport::ReplicaGone => {
                 self.replica = None;
                 self.session_up = false;
+                self.leave_without_replica(cx);
+            }
+            EngineReport::NotActivated { view } => {
+                if self.active.is_some_and(|active| active.view.number == view) {
+                    self.step_down(cx, StepDownReason::NoReplica);
+                }
             }
             EngineReport::SessionUp { peer_replica } => {
                 self.session_up = true;
@@ -336,16 +354,35 @@ impl Resource {
     }
 
     /// An Add came to nothing at the engines. One that they had prepared binds them until they hear
-    /// that it will never be a view; if its accept left that is not known, it stays in `undecided`,
-    /// and a Remove ends it (R4).
+    /// that it will never be a view; if its accept left that is not known, and a Remove ends it (R4).
     fn forget_add(&mut self, cx: &mut Context<'_>, next: AddStage) {
-        let may_be_chosen = self
-            .undecided
-            .is_some_and(|undecided| matches!(undecided.change, Change::Add { .. }));
-        if matches!(self.add, AddStage::Prepared { .. }) && !may_be_chosen {
+        if matches!(self.add, AddStage::Prepared { .. }) && self.add_at_large.is_none() {
             cx.engine(self.id, EngineCommand::ProposalAborted);
         }
         self.add = next;
+    }
+
+    /// An Add under way binds the guests to a lease that a solo Primary would not need: if the peer
+    /// is not heard any more, they are let go before they notice much.
+    fn cancel_add_without_lease(&mut self, cx: &mut Context<'_>) {
+        if let AddStage::Preparing(view) | AddStage::Prepared { number: view, .. } = self.add
+            && self.add_at_large.is_none()
+            && !self.lease.holds(cx.now)
+        {
+            cx.engine(self.id, EngineCommand::ProposalAborted);
+            self.add = AddStage::Cancelling(view);
+        }
+    }
+
+    /// A Primary whose replica is gone and that no other replica serves for has nothing to serve.
+    fn leave_without_replica(&mut self, cx: &mut Context<'_>) {
+        let only_here = InSync::only(cx.me.node);
+        if self
+            .active
+            .is_some_and(|active| active.view.in_sync == only_here)
+        {
+            self.step_down(cx, StepDownReason::NoReplica);
+        }
     }
 
     /// The only replica left is the peer's, and it restarted without writes that guests of this
@@ -390,6 +427,9 @@ impl Resource {
         entry: BeaconEntry,
     ) -> Option<GrantAnswer> {
         self.claim = Some((cx.now, entry));
+        if entry.attached && entry.eligible && entry.kept {
+            self.peer_kept_at = Some(cx.now);
+        }
         if entry.handed_over {
             self.peer_left = self.peer_left.max(Some(entry.view));
         }
@@ -453,6 +493,9 @@ impl Resource {
         if view.number <= self.committed_number() {
             return;
         }
+        if self.add_at_large.is_some_and(|add| view.number >= add) {
+            self.add_at_large = None;
+        }
         // Written with whatever is written next; nothing waits for it.
         self.store.change(|record| record.committed = Some(view));
         self.last_abort = None;
@@ -503,6 +546,7 @@ impl Resource {
         self.add = AddStage::Idle;
         self.leave = None;
         self.undecided = None;
+        self.add_at_large = None;
         self.remove_unclean = false;
         cx.engine(self.id, EngineCommand::StepDown);
         cx.event(ControllerEvent::SteppedDown {
@@ -520,6 +564,7 @@ impl Resource {
         if self.configured {
             self.note_lease(cx);
             self.progress_order(cx);
+            self.cancel_add_without_lease(cx);
             self.begin_add(cx);
             self.progress_rounds(cx);
             self.release(cx);
@@ -619,7 +664,7 @@ impl Resource {
             }
             None => {
                 at(self.grant.until());
-                at(desire::kept_wait_end(me));
+                at(self.kept_wait_end(me));
                 at(me.started.plus(me.timing.suspicion));
             }
         }
@@ -639,7 +684,9 @@ impl Resource {
             up: self.record().up,
             active: self.active.is_some(),
             attached: replica.is_some(),
-            eligible: replica.is_some_and(|facts| facts.eligible) && !self.vetoed,
+            eligible: replica.is_some_and(|facts| facts.eligible)
+                && !self.vetoed
+                && !self.local_failed,
             kept: replica.is_some_and(|facts| !facts.lost_volatile),
             blank: replica.is_some_and(|facts| facts.blank),
             handed_over: self.active.is_none() && self.handed_over == Some(self.committed_number()),

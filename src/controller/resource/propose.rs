@@ -204,8 +204,7 @@ impl Resource {
     fn decide_on(&mut self, cx: &mut Context<'_>, current: Option<View>) {
         let Some(attempt) = self.attempt else { return };
         let Some(mut change) = self.desire(cx) else {
-            self.attempt = None;
-            return;
+            return self.correct_own_vote(cx, current);
         };
         if let Change::Found { voters, .. } = &mut change {
             *voters = attempt.round.met();
@@ -220,6 +219,17 @@ impl Resource {
             }
             Ok(view) => self.accept(cx, view, Some(change)),
             Err(reason) => self.abort(cx, change, reason),
+        }
+    }
+
+    /// Nothing is to be changed. But this node's own voter may hold a view that lost to a later
+    /// round, and as long as it does this node takes it for the newest: proposing again what the
+    /// register holds puts it right.
+    fn correct_own_vote(&mut self, cx: &mut Context<'_>, current: Option<View>) {
+        let misled = self.active.is_none() && self.record().newest() != current.as_ref();
+        match current.filter(|_| misled) {
+            Some(view) => self.accept(cx, view, None),
+            None => self.attempt = None,
         }
     }
 
@@ -312,6 +322,9 @@ impl Resource {
         if let Some(change) = change {
             // From here on the outcome is unknown until a majority answers.
             self.undecided = Some(Undecided { view, change });
+            if matches!(change, Change::Add { .. }) {
+                self.add_at_large = Some(view.number);
+            }
         }
         cx.send_others(&Part::Accept {
             resource: self.id,
@@ -326,14 +339,14 @@ impl Resource {
         self.attempt = None;
         self.pause_until = cx.now.plus(cx.me.timing.beacon);
         self.last_abort = Some((kind, reason));
-        let undecided = self.undecided.take();
+        self.undecided = None;
         match change {
             // Nothing of it ever left, or a newer view outranks it: the engine may prepare anew.
             Change::Leave { .. } => {
                 self.leave = None;
                 cx.engine(self.id, EngineCommand::ProposalAborted);
             }
-            Change::Add { .. } if undecided.is_none() => {
+            Change::Add { .. } if self.add_at_large.is_none() => {
                 self.add = AddStage::Resynced;
                 cx.engine(self.id, EngineCommand::ProposalAborted);
             }
@@ -502,7 +515,7 @@ impl Resource {
 
     /// Whether this node still can and wants to serve, now that the voters agreed.
     fn can_serve(&self) -> bool {
-        self.record().up && self.replica.is_some() && !self.wants_down()
+        self.record().up && self.replica.is_some() && !self.local_failed && !self.wants_down()
     }
 
     fn note_own_commit(&mut self, change: Option<Change>) {

@@ -83,7 +83,13 @@ impl World {
                 self.later(ms(5), later(EngineReport::Quiesced));
             }
             EngineCommand::Unquiesce => engine.quiet = false,
-            EngineCommand::ProposalAborted => engine.add_begun = false,
+            EngineCommand::ProposalAborted => {
+                let begun = core::mem::take(&mut engine.add_begun);
+                if let Some(active) = engine.active.filter(|_| begun) {
+                    let view = active.number.next();
+                    self.later(ms(1), later(EngineReport::AddAborted { view }));
+                }
+            }
             EngineCommand::MarkDone { .. } => {}
         }
     }

@@ -131,6 +131,7 @@ pub(crate) struct World {
     cut: BTreeSet<(usize, usize)>,
     /// The data connection alone is cut.
     pub(crate) data_cut: bool,
+    beacons_lost: bool,
     session: Option<u64>,
     session_wanted: Option<u64>,
     sessions: u64,
@@ -195,6 +196,7 @@ impl World {
             random: Random::new(u128::from(seed) << 64 | 0x5eed),
             cut: BTreeSet::new(),
             data_cut: false,
+            beacons_lost: false,
             session: None,
             session_wanted: None,
             sessions: 0,
@@ -343,6 +345,11 @@ impl World {
         self.cut_one_way(one, other);
         self.cut_one_way(other, one);
         self.tend_session();
+    }
+
+    /// Datagrams between the hosts are lost; the data session lives on.
+    pub(crate) fn silence_beacons_between_hosts(&mut self) {
+        self.beacons_lost = true;
     }
 
     pub(crate) fn heal(&mut self) {
@@ -706,7 +713,8 @@ impl World {
         } else {
             1
         };
-        if self.cut.contains(&(from, to)) {
+        let silenced = self.beacons_lost && from != T && to != T;
+        if silenced || self.cut.contains(&(from, to)) {
             return;
         }
         for _ in 0..copies {

@@ -243,3 +243,46 @@ fn a_crash_right_after_a_remove_loses_no_mark() {
     pair.assert_replicas_equal();
     assert_eq!(pair.view.unwrap().in_sync, InSync::BOTH);
 }
+
+#[test]
+fn an_add_asked_for_twice_stays_prepared_when_the_session_ends() {
+    // A controller that lags behind two sessions asks once for each. The accept may have left.
+    let mut pair = behind();
+    let view = pair.view.unwrap().number.next();
+    pair.input(A, Input::BeginAdd { view });
+    pair.run();
+    assert!(pair.saw(A, |event| matches!(event, Event::AddPrepared { .. })));
+    pair.input(A, Input::BeginAdd { view });
+    pair.run();
+    pair.cut_link();
+    let write = pair.write(A, 5, 5);
+    pair.run();
+    assert_eq!(pair.answer(write), None, "the Add may be chosen (R4)");
+}
+
+#[test]
+fn another_view_tells_that_an_add_under_way_is_void() {
+    let mut pair = behind();
+    let view = pair.view.unwrap().number.next();
+    pair.hold_inbox(B, true);
+    pair.input(A, Input::BeginAdd { view });
+    let committed = pair.commit(A, |_| {});
+    pair.input(A, Input::Committed(committed));
+    assert!(pair.saw(A, |event| *event == Event::AddAborted { view }));
+}
+
+#[test]
+fn an_activation_without_a_replica_is_refused_aloud() {
+    let mut pair = Pair::in_sync();
+    pair.fail_disk(B);
+    pair.write(A, 1, 1);
+    pair.run();
+    let committed = pair.commit(B, |view| {
+        view.primary = B;
+        view.in_sync = InSync::only(B);
+    });
+    let view = committed.view().number;
+    let activation = crate::types::Activation::of(committed, B).unwrap();
+    pair.input(B, Input::Activate(activation));
+    assert!(pair.saw(B, |event| *event == Event::NotActivated { view }));
+}

@@ -232,4 +232,8 @@ impl Pair {
     pub(super) fn fail_disk(&mut self, node: NodeId) {
         self.nodes[node.index()].disk.failing = true;
     }
+
+    pub(super) fn heal_disk(&mut self, node: NodeId) {
+        self.nodes[node.index()].disk.failing = false;
+    }
 }

@@ -263,7 +263,37 @@ fn the_only_good_replica_says_so_when_it_fails() {
     for request in [first, second] {
         assert!(matches!(pair.answer(request), Some(Err(GuestError::Io(_)))));
     }
+    // As from any disk: the next write may be taken, and nothing is written off for good.
+    assert_eq!(pair.snapshot(A).held, None);
+    assert!(!pair.nodes[0].marked_failed);
+    pair.heal_disk(A);
+    pair.written(A, 2, 4);
+    pair.connect();
+    pair.add_peer(A);
+    pair.assert_replicas_equal();
+}
+
+#[test]
+fn the_only_good_replica_holds_after_a_failed_flush_until_it_is_attached_again() {
+    let mut pair = Pair::in_sync();
+    pair.disconnect();
+    pair.remove_peer(A);
+    pair.written(A, 1, 1);
+    pair.state(A).disk.fail_next_flush = true;
+    let flush = pair.flush(A);
+    pair.run();
+    assert!(matches!(pair.answer(flush), Some(Err(GuestError::Io(_)))));
     assert_eq!(pair.snapshot(A).held, Some(HeldReason::NoData));
+    assert!(!pair.nodes[0].marked_failed);
+    pair.admin(A, AdminRequest::Detach);
+    pair.run();
+    pair.step_down(A);
+    pair.attach(A);
+    let lost = |event: &Event| matches!(event, Event::Replica(facts) if facts.lost_volatile);
+    assert!(pair.saw(A, lost), "the failed flush may have lost writes");
+    pair.recover(A);
+    pair.written(A, 1, 5);
+    assert_eq!(pair.read_back(A, 1)[0], 5);
 }
 
 #[test]

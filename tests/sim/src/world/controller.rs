@@ -2,7 +2,7 @@
 
 use replicator::engine::{AdminRequest, Input as EngineInput};
 use replicator::types::time::Duration;
-use replicator::types::{Instant, NodeId, OpId, StoreError, View};
+use replicator::types::{DiskState, InSync, Instant, NodeId, OpId, StoreError, View};
 use twinblk::controller::{
     Action, Controller, ControllerSettings, Datagram, EngineCommand, Input, Order, OrderId, Rules,
     Timing, VoterRecord,
@@ -258,12 +258,36 @@ impl World {
     /// Ends a hold, and moves a Primary that serves from its peer's disk to that peer. Where the
     /// Primary of record is refused, the other replica in sync is tried the next time.
     fn put_right(&mut self, view: View) {
+        for node in [NodeId::A, NodeId::B] {
+            if view.in_sync == InSync::only(node) && view.primary == node {
+                self.attach_again(node);
+            }
+        }
         let turn = usize::try_from(self.figures.events % 2).unwrap_or_default();
         let good = [NodeId::A, NodeId::B][turn];
         if view.held && view.in_sync.contains(good) {
             self.order(good, Order::Primary);
         } else if !view.held && !view.in_sync.contains(view.primary) {
             self.order(view.primary, Order::Secondary);
+        }
+    }
+
+    /// The only replica failed and its disk is well again: it is let go of and attached anew.
+    fn attach_again(&mut self, node: NodeId) {
+        let disk = self.nodes[node.index()]
+            .engine()
+            .map(|engine| engine.snapshot().disk);
+        match disk {
+            Some(DiskState::Failed) => {
+                self.step_engine(node, EngineInput::Admin(AdminRequest::Detach));
+            }
+            Some(DiskState::Diskless) => {
+                if let Some(side) = self.node(node).engine_side() {
+                    side.attach_wanted = true;
+                }
+                self.attach_if_quiet(node);
+            }
+            _ => {}
         }
     }
 
