@@ -374,6 +374,7 @@ impl Engine {
     /// Everything that the input may have made possible, cheap when nothing is. Two passes: what
     /// the first lets go may open the gate for what it held.
     fn pump(&mut self, out: &mut Outbox) {
+        self.pump_serving(out);
         for _ in 0..2 {
             for key in core::mem::take(&mut self.lost_legs) {
                 self.settle_write(key, out);

@@ -14,7 +14,9 @@ pub(super) struct Active {
     pub(super) began: ViewNumber,
     /// The newest view this activation committed.
     pub(super) view: View,
-    /// The replica has recorded the activation: guests are served.
+    /// The replica has recorded the activation.
+    recorded: bool,
+    /// It has, and nothing of before can land any more: guests are served.
     pub(super) serving: bool,
     /// An Add was started and not followed by a view that says how it ended (R4).
     pub(super) add_begun: Option<ViewNumber>,
@@ -59,6 +61,8 @@ impl Engine {
             return;
         }
         self.end_session(CloseReason::RoleChanged, out);
+        self.era += 1;
+        self.old_ops = self.disk_ops + self.meta_ops;
         self.lease_until = Instant::ZERO;
         self.draining = None;
         self.quiesce = None;
@@ -67,6 +71,7 @@ impl Engine {
         self.active = Some(Active {
             began: view.number,
             view,
+            recorded: false,
             serving: false,
             add_begun: None,
             add_stage: AddStage::default(),
@@ -93,6 +98,20 @@ impl Engine {
     pub(super) fn on_activation_recorded(&mut self, view: ViewNumber, out: &mut Outbox) {
         if let Some(active) = &mut self.active
             && active.began == view
+        {
+            active.recorded = true;
+        }
+        self.pump_serving(out);
+    }
+
+    /// Serves once the activation is recorded and no operation of an earlier session or activation
+    /// can land any more (R14): a write of the old Primary that this disk was slow to take would
+    /// show up after a flush that did not cover it. A takeover drained before; a claim did not.
+    pub(super) fn pump_serving(&mut self, out: &mut Outbox) {
+        let drained = self.old_ops == 0 || !self.local_usable();
+        if let Some(active) = &mut self.active
+            && active.recorded
+            && drained
             && !active.serving
         {
             active.serving = true;

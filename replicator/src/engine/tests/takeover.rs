@@ -342,3 +342,35 @@ fn an_orderly_demotion_ends_though_the_session_does_in_its_middle() {
     assert!(pair.recovered(A).replayed.is_empty());
     pair.assert_dirty_superset();
 }
+
+#[test]
+fn a_claim_serves_nobody_before_the_old_primarys_writes_have_landed() {
+    // A held view is claimed without a drain; B's slow disk still has a write of A's guests.
+    let mut pair = Pair::in_sync();
+    pair.hold_disk(B, true);
+    pair.write(A, 7, 7);
+    pair.run();
+    pair.cut_link();
+    pair.step_down(A);
+    let committed = pair.commit(B, |view| {
+        view.primary = B;
+        view.in_sync = InSync::only(B);
+    });
+    pair.input(
+        B,
+        Input::Activate(crate::types::Activation::of(committed, B).unwrap()),
+    );
+    pair.run();
+    let flush = pair.flush(B);
+    let read = pair.read(B, 7);
+    pair.run();
+    assert_eq!((pair.answer(flush), pair.answer(read)), (None, None));
+    pair.hold_disk(B, false);
+    pair.run();
+    assert_eq!(pair.answer(flush), Some(Ok(GuestReply::Done)));
+    assert_eq!(
+        pair.durable(B, 7),
+        block(7),
+        "what was read is what was flushed"
+    );
+}
