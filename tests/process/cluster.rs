@@ -95,18 +95,23 @@ impl Cluster {
     /// The same, all three running, the resource up on both and Primary on `kvm-a`, both UpToDate.
     pub(crate) fn serving(setup: &Setup) -> Self {
         let mut cluster = Self::new(setup);
+        cluster.bring_up();
+        cluster
+    }
+
+    /// From disks without metadata to a pair of which `kvm-a` serves.
+    pub(crate) fn bring_up(&mut self) {
         for node in [A, B] {
-            cluster.adm(node, &["create-md", RES]).ok();
+            self.adm(node, &["create-md", RES]).ok();
         }
         for node in [A, B, ARBITRATOR] {
-            cluster.start(node);
+            self.start(node);
         }
         for node in [A, B] {
-            cluster.adm(node, &["up", RES]).ok();
+            self.adm(node, &["up", RES]).ok();
         }
-        cluster.adm(A, &["primary", RES]).ok();
-        cluster.wait_both_up_to_date(A);
-        cluster
+        self.adm(A, &["primary", RES]).ok();
+        self.wait_both_up_to_date(A);
     }
 
     fn configure(&self, setup: &Setup) {

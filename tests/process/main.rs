@@ -12,6 +12,7 @@
 mod bad_input;
 mod cluster;
 mod demo;
+mod devices;
 mod failover;
 mod guest;
 mod idle;

@@ -1,0 +1,164 @@
+//! What a replica lies on: block devices of either sector size, and a filesystem that is full.
+
+use std::fs::{self, File};
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::cluster::{A, ARBITRATOR, B, Cluster, RES, Setup};
+use crate::nbd::Nbd;
+use crate::tools::{am_root, have, program};
+
+const LIMIT: Duration = Duration::from_secs(5);
+
+/// Loop devices over files, detached when dropped. Declared before the cluster that uses them, so
+/// that they go after it.
+#[derive(Default)]
+struct Loops(Vec<String>);
+
+impl Loops {
+    fn attach(&mut self, file: &Path, sector: &str) -> PathBuf {
+        let file = file.to_str().unwrap();
+        let flags = ["--find", "--show", "--sector-size", sector, file];
+        let device = program("losetup", &flags).ok().trim().to_owned();
+        self.0.push(device.clone());
+        device.into()
+    }
+}
+
+impl Drop for Loops {
+    fn drop(&mut self) {
+        for device in &self.0 {
+            program("losetup", &["--detach", device]).ok();
+        }
+    }
+}
+
+/// As an LV is configured: by a link in /dev that names a block device.
+#[test]
+fn block_devices_of_either_sector_size_fail_over_with_any_alignment() {
+    if !(am_root() && have(&["losetup"])) {
+        return;
+    }
+    for sector in ["512", "4096"] {
+        let mut loops = Loops::default();
+        let mut cluster = Cluster::new(&Setup::default());
+        for node in [A, B] {
+            let backing = cluster.disk(node).with_extension("backing");
+            fs::rename(cluster.disk(node), &backing).unwrap();
+            symlink(loops.attach(&backing, sector), cluster.disk(node)).unwrap();
+        }
+        cluster.bring_up();
+        let mut nbd = Nbd::attach(&cluster.nbd_socket(A), RES, LIMIT).unwrap();
+        nbd.write(1, &[1; 511]).unwrap();
+        nbd.write(4095, &[2; 2]).unwrap();
+        nbd.write(1 << 20, &[3; 1 << 16]).unwrap();
+        drop(nbd);
+        cluster.kill(A);
+        cluster.wait_status(B, "it serves", |status| status["role"] == "Primary");
+        let mut nbd = Nbd::attach(&cluster.nbd_socket(B), RES, LIMIT).unwrap();
+        assert_eq!(nbd.read(0, 2).unwrap(), [0, 1], "{sector}");
+        assert_eq!(nbd.read(4094, 4).unwrap(), [0, 2, 2, 0], "{sector}");
+        assert_eq!(nbd.read((1 << 20) + 65_535, 2).unwrap(), [3, 0], "{sector}");
+        drop(nbd);
+        cluster.start(A);
+        cluster.wait_both_up_to_date(B);
+        cluster.kill(A);
+        cluster.kill(B);
+        let bytes = [A, B].map(|node| fs::read(cluster.disk(node)).unwrap());
+        assert!(
+            bytes[0] == bytes[1],
+            "both devices hold the same ({sector})"
+        );
+    }
+}
+
+/// A small filesystem in memory, unmounted when dropped.
+struct Small(PathBuf);
+
+impl Small {
+    fn mount(path: PathBuf) -> Self {
+        fs::create_dir_all(&path).unwrap();
+        let at = path.to_str().unwrap();
+        program("mount", &["-t", "tmpfs", "-o", "size=4m", "small", at]).ok();
+        Self(path)
+    }
+
+    fn grow(&self) {
+        let at = self.0.to_str().unwrap();
+        program("mount", &["-o", "remount,size=64m", at]).ok();
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        program("umount", &["--lazy", self.0.to_str().unwrap()]).ok();
+    }
+}
+
+fn on_small_disk(cluster: &Cluster, node: usize) -> Small {
+    let small = Small::mount(cluster.dir.join("small"));
+    let image = small.0.join("image");
+    File::create(&image).unwrap().set_len(32 << 20).unwrap();
+    fs::remove_file(cluster.disk(node)).unwrap();
+    symlink(image, cluster.disk(node)).unwrap();
+    small
+}
+
+fn fill(nbd: &mut Nbd, bytes: u64) -> Result<(), crate::nbd::NbdFailure> {
+    (0..bytes >> 16).try_for_each(|nr| nbd.write(nr << 16, &[7; 1 << 16]))
+}
+
+/// The guest hears what any full disk says; nothing else stops, and nothing has to be repaired.
+#[test]
+fn a_full_filesystem_under_the_only_replica_fails_writes_until_there_is_room() {
+    if !(am_root() && have(&["mount", "umount"])) {
+        return;
+    }
+    let mut cluster = Cluster::new(&Setup {
+        disk_len: 32 << 20,
+        ..Setup::default()
+    });
+    let small = on_small_disk(&cluster, A);
+    for node in [A, B] {
+        cluster.adm(node, &["create-md", RES]).ok();
+    }
+    cluster.start(A);
+    cluster.start(ARBITRATOR);
+    cluster.adm(A, &["up", RES]).ok();
+    cluster.adm(A, &["primary", RES]).ok();
+    let mut nbd = Nbd::attach(&cluster.nbd_socket(A), RES, LIMIT).unwrap();
+    fill(&mut nbd, 16 << 20).expect_err("the filesystem has 4 MiB");
+    drop(nbd);
+    let mut nbd = Nbd::attach(&cluster.nbd_socket(A), RES, LIMIT).unwrap();
+    assert_eq!(nbd.read(0, 3).unwrap(), [7; 3], "reads go on");
+    small.grow();
+    fill(&mut nbd, 16 << 20).unwrap();
+    drop(nbd);
+    cluster.start(B);
+    cluster.adm(B, &["up", RES]).ok();
+    cluster.wait_both_up_to_date(A);
+    drop(cluster);
+}
+
+/// With a peer in sync the guest hears nothing: this replica leaves, the peer has everything.
+#[test]
+fn a_full_filesystem_under_one_of_two_replicas_costs_the_guest_nothing() {
+    if !(am_root() && have(&["mount", "umount"])) {
+        return;
+    }
+    let mut cluster = Cluster::new(&Setup {
+        disk_len: 32 << 20,
+        ..Setup::default()
+    });
+    let _small = on_small_disk(&cluster, A);
+    cluster.bring_up();
+    let mut nbd = Nbd::attach(&cluster.nbd_socket(A), RES, LIMIT).unwrap();
+    fill(&mut nbd, 16 << 20).unwrap();
+    assert_eq!(nbd.read(15 << 20, 3).unwrap(), [7; 3]);
+    cluster.wait_status(A, "its replica failed", |status| {
+        status["role"] == "Primary" && status["volumes"][0]["disk"] == "Failed"
+    });
+    drop(nbd);
+    drop(cluster);
+}
