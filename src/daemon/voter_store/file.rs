@@ -99,6 +99,19 @@ struct Slot {
     record: VoterRecord,
 }
 
+/// Whether what is in memory may be rested on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Trust {
+    /// Read, perhaps out of pages that the disk refused from the process before: a failed sync
+    /// leaves them readable and clean on many filesystems.
+    Read,
+    /// All of it is on the disk.
+    Durable,
+    /// A write or a sync failed: what the disk holds is unknown, so nothing is written any more
+    /// and nothing acknowledged (a second fsync would report success for lost pages).
+    Failed,
+}
+
 /// What this voter promised, accepted and knows, durably.
 #[derive(Debug)]
 pub(super) struct Entries<F> {
@@ -106,9 +119,7 @@ pub(super) struct Entries<F> {
     node: NodeRecord,
     node_sequence: u64,
     slots: BTreeMap<ResourceId, Slot>,
-    /// A write or a sync failed: what the disk holds is unknown, so nothing is written any more
-    /// and nothing acknowledged (a second fsync would report success for lost pages).
-    failed: bool,
+    trust: Trust,
     /// Copies that did not check when the store was read.
     damaged_copies: usize,
 }
@@ -193,7 +204,7 @@ impl<F: StoreFile> Entries<F> {
             node,
             node_sequence,
             slots,
-            failed: false,
+            trust: Trust::Read,
             damaged_copies,
         })
     }
@@ -249,29 +260,55 @@ impl<F: StoreFile> Entries<F> {
         Ok(())
     }
 
+    /// Writes every generation that was read to the very sectors it was read from, and syncs.
+    ///
+    /// The generation before lies in the other sectors and stays: should the one that was read
+    /// never have reached the disk, a power cut meanwhile still finds that one. Reading with
+    /// `O_DIRECT` instead would tell what the disk holds, but not every filesystem has it (tmpfs,
+    /// overlays), some read the same pages anyway, and pages still dirty it would have to flush.
+    fn rewrite(&self) -> io::Result<()> {
+        self.write_entry(0, self.node_sequence, &self.node.encode())?;
+        for (resource, slot) in &self.slots {
+            let payload = encode_resource(*resource, &slot.record);
+            self.write_entry(slot.entry, slot.sequence, &payload)?;
+        }
+        self.file.sync()
+    }
+
+    fn count_life(&mut self) -> io::Result<()> {
+        let incarnation = self.node.incarnation.checked_add(1);
+        let incarnation =
+            incarnation.ok_or_else(|| io::Error::other("the incarnation counter is exhausted"))?;
+        self.rewrite()?;
+        self.write_node(NodeRecord {
+            incarnation,
+            ..self.node.clone()
+        })
+    }
+
+    /// Makes what was read durable again and counts a new life of this node's process, durably.
+    /// Before that nothing is written and nothing may be answered.
+    pub(super) fn begin_life(&mut self) -> io::Result<()> {
+        let begun = self.count_life();
+        self.trust = match begun {
+            Ok(()) => Trust::Durable,
+            Err(_) => Trust::Failed,
+        };
+        begun
+    }
+
     /// Records durably; after the first failure nothing is ever written again. Each resource once:
     /// a second generation in one batch would destroy the last durable one before the sync.
     pub(super) fn write(&mut self, records: BTreeMap<ResourceId, VoterRecord>) -> io::Result<()> {
-        if self.failed {
-            return Err(io::Error::other("an earlier write failed"));
+        match self.trust {
+            Trust::Durable => {}
+            Trust::Read => return Err(io::Error::other("no life was begun")),
+            Trust::Failed => return Err(io::Error::other("an earlier write failed")),
         }
         let written = self.write_records(records);
-        self.failed = written.is_err();
-        written
-    }
-
-    /// Counts a new life of this node's process, durably.
-    pub(super) fn begin_life(&mut self) -> io::Result<()> {
-        let incarnation = self
-            .node
-            .incarnation
-            .checked_add(1)
-            .ok_or_else(|| io::Error::other("the incarnation counter is exhausted"))?;
-        let written = self.write_node(NodeRecord {
-            incarnation,
-            ..self.node.clone()
-        });
-        self.failed = written.is_err();
+        if written.is_err() {
+            self.trust = Trust::Failed;
+        }
         written
     }
 
@@ -300,7 +337,8 @@ pub struct VoterStore {
 }
 
 impl VoterStore {
-    /// Opens the store in `dir`, makes both if missing, and counts a new incarnation.
+    /// Opens the store in `dir`, makes both if missing, and counts a new incarnation. What was
+    /// read is durable when this returns, whatever became of the writes of an earlier process.
     ///
     /// # Errors
     /// If it is in use, foreign, damaged, or the system refuses; see [`OpenStoreError`].
@@ -339,6 +377,8 @@ impl VoterStore {
                 found_cluster: node.cluster.clone(),
             });
         }
+        // As with the file's pages: a name that is seen need not be on the disk yet.
+        sync_names(dir).map_err(system(dir))?;
         entries.begin_life().map_err(system(&path))?;
         Ok(Self {
             entries,
@@ -419,9 +459,12 @@ fn create(dir: &Path, bytes: &[u8]) -> io::Result<()> {
         .open(&new)?;
     file.write_all_at(bytes, 0)?;
     file.sync_all()?;
-    fs::rename(&new, dir.join(STORE_FILE))?;
+    fs::rename(&new, dir.join(STORE_FILE))
+}
+
+/// Makes the store's name durable, and the directory's, which may be new too.
+fn sync_names(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()?;
-    // The directory itself may be new too.
     match dir.canonicalize()?.parent() {
         Some(parent) => File::open(parent)?.sync_all(),
         None => Ok(()),

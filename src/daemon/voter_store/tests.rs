@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
@@ -15,6 +16,9 @@ use crate::controller::VoterRecord;
 /// A file whose writes are durable only after a sync, and which dies after a number of steps.
 struct CrashingFile {
     durable: RefCell<Vec<u8>>,
+    /// What reads see: everything written, whatever became of it.
+    pages: RefCell<Vec<u8>>,
+    /// Written and still to be brought to the disk.
     pending: RefCell<Vec<(usize, Vec<u8>)>>,
     steps_left: Cell<usize>,
 }
@@ -22,9 +26,19 @@ struct CrashingFile {
 impl CrashingFile {
     fn new(durable: Vec<u8>, steps_left: usize) -> Self {
         Self {
+            pages: RefCell::new(durable.clone()),
             durable: RefCell::new(durable),
             pending: RefCell::default(),
             steps_left: Cell::new(steps_left),
+        }
+    }
+
+    /// The file after a failed sync as the next process finds it: the disk holds `durable`, the
+    /// pages stay readable, and nothing is left to be written.
+    fn with_lost_writes(&self, durable: Vec<u8>, steps_left: usize) -> Self {
+        Self {
+            pages: self.pages.clone(),
+            ..Self::new(durable, steps_left)
         }
     }
 
@@ -41,16 +55,26 @@ impl CrashingFile {
     /// Every image the disk may hold now: each pending sector write absent, whole, or torn either
     /// way in the middle.
     fn images(&self) -> Vec<Vec<u8>> {
+        self.images_with(|len| vec![0..len, 0..len / 2, len / 2..len])
+    }
+
+    /// The same without torn sectors.
+    fn untorn_images(&self) -> Vec<Vec<u8>> {
+        self.images_with(|len| core::iter::once(0..len).collect())
+    }
+
+    fn images_with(&self, parts: impl Fn(usize) -> Vec<Range<usize>>) -> Vec<Vec<u8>> {
         let mut images = vec![self.durable.borrow().clone()];
         for (at, bytes) in self.pending.borrow().iter() {
-            let half = bytes.len() / 2;
-            let variants = [0..bytes.len(), 0..half, half..bytes.len()];
+            let parts = parts(bytes.len());
             let written: Vec<_> = images
                 .iter()
+                // The same bytes once more make no other image, however much of them arrives.
+                .filter(|image| image.get(*at..at + bytes.len()) != Some(bytes))
                 .flat_map(|image| {
-                    variants
-                        .clone()
-                        .map(|part| overlay(image, at + part.start, &bytes[part]))
+                    parts
+                        .iter()
+                        .map(|part| overlay(image, at + part.start, &bytes[part.clone()]))
                 })
                 .collect();
             images.extend(written);
@@ -68,14 +92,15 @@ fn overlay(image: &[u8], at: usize, bytes: &[u8]) -> Vec<u8> {
 
 impl StoreFile for &CrashingFile {
     fn read_all(&self) -> io::Result<Vec<u8>> {
-        Ok(self.durable.borrow().clone())
+        Ok(self.pages.borrow().clone())
     }
 
     fn write_at(&self, bytes: &[u8], at: u64) -> io::Result<()> {
         self.step()?;
-        self.pending
-            .borrow_mut()
-            .push((usize::try_from(at).unwrap(), bytes.to_vec()));
+        let at = usize::try_from(at).unwrap();
+        let pages = overlay(&self.pages.borrow(), at, bytes);
+        self.pages.replace(pages);
+        self.pending.borrow_mut().push((at, bytes.to_vec()));
         Ok(())
     }
 
@@ -202,10 +227,98 @@ fn check_image(image: Vec<u8>, acknowledged: &Records, attempted: &Records, live
     assert_eq!(again.get(&ResourceId(TWO)), found.get(&ResourceId(TWO)));
 }
 
+/// Runs the script until a step fails. What was acknowledged by then; `None` if none failed.
+fn run_script(file: &CrashingFile) -> Option<Records> {
+    let mut acknowledged = Records::new();
+    let mut entries = Entries::load(file).unwrap();
+    entries.begin_life().ok()?;
+    for batch in script() {
+        if entries.write(batch.clone()).is_err() {
+            return Some(acknowledged);
+        }
+        acknowledged.extend(batch);
+    }
+    None
+}
+
+/// Story: a sync fails. The disk has any part of what was written, but the pages can still be
+/// read, and nothing will ever write them again. The process is started again on the same machine
+/// and answers for what it reads ("that very view was accepted already"). Then power is cut: what
+/// was answered must be there, and so must be what was acknowledged in the life before, even if
+/// the power goes while the start is under way.
+#[test]
+fn what_a_start_read_after_a_failed_sync_survives_a_power_cut() {
+    let (mut starts, mut recovered) = (0, 0);
+    for failing in 0.. {
+        let file = CrashingFile::new(fresh_bytes(&identity()), failing);
+        let failed = run_script(&file);
+        let Some(acknowledged) = failed else {
+            // Failed before the first record, or not at all.
+            match starts {
+                0 => continue,
+                _ => break,
+            }
+        };
+        for durable in file.untorn_images() {
+            for steps in 0.. {
+                let file = file.with_lost_writes(durable.clone(), steps);
+                let mut entries = Entries::load(&file).unwrap();
+                let begun = entries.begin_life().is_ok();
+                starts += 1;
+                let answered = match begun {
+                    true => records(&entries),
+                    false => acknowledged.clone(),
+                };
+                recovered += usize::from(begun && answered != acknowledged);
+                for image in file.images() {
+                    let file = CrashingFile::new(image, 0);
+                    let entries = Entries::load(&file).expect("readable after the power cut");
+                    let found = records(&entries);
+                    for (id, record) in &answered {
+                        let newer = |it: &VoterRecord| !begun && it.seal > record.seal;
+                        let kept = found.get(id).is_some_and(|it| it == record || newer(it));
+                        assert!(
+                            kept,
+                            "step {failing}, {steps}: {id:?} is {:?}",
+                            found.get(id)
+                        );
+                    }
+                }
+                if begun {
+                    break;
+                }
+            }
+        }
+    }
+    assert!(starts > 500, "only {starts} starts");
+    assert!(
+        recovered > 10,
+        "only {recovered} read what was not acknowledged"
+    );
+}
+
+#[test]
+fn a_start_whose_records_cannot_be_made_durable_fails() {
+    let file = CrashingFile::new(fresh_bytes(&identity()), usize::MAX);
+    let mut entries = Entries::load(&file).unwrap();
+    entries.write(batch(&[(ONE, 1)])).unwrap_err();
+    entries.begin_life().unwrap();
+    entries.write(batch(&[(ONE, 1)])).unwrap();
+    for steps in 0..7 {
+        file.steps_left.set(steps);
+        let mut entries = Entries::load(&file).unwrap();
+        entries.begin_life().unwrap_err();
+        file.steps_left.set(usize::MAX);
+        entries.write(batch(&[(ONE, 1)])).unwrap_err();
+    }
+}
+
 #[test]
 fn after_a_failed_write_nothing_is_acknowledged_any_more() {
-    let file = CrashingFile::new(fresh_bytes(&identity()), 1);
+    let file = CrashingFile::new(fresh_bytes(&identity()), usize::MAX);
     let mut entries = Entries::load(&file).unwrap();
+    entries.begin_life().unwrap();
+    file.steps_left.set(1);
     entries.write(batch(&[(ONE, 1)])).unwrap_err();
     file.steps_left.set(usize::MAX);
     entries.write(batch(&[(ONE, 1)])).unwrap_err();
@@ -216,7 +329,9 @@ fn after_a_failed_write_nothing_is_acknowledged_any_more() {
 fn a_counted_record_that_vanished_is_damage_and_not_a_blank_voter() {
     let file = CrashingFile::new(fresh_bytes(&identity()), usize::MAX);
     let mut entries = Entries::load(&file).unwrap();
+    entries.begin_life().unwrap();
     entries.write(batch(&[(ONE, 1)])).unwrap();
+    Entries::load(&file).unwrap().begin_life().unwrap();
     let whole = file.durable.borrow().clone();
     let read = |len: usize| {
         let shortened = CrashingFile::new(whole[..len].to_vec(), 0);
