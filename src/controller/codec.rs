@@ -164,16 +164,34 @@ impl<'a> Reader<'a> {
         NodeId::from_raw(raw).ok_or(unknown(field, raw))
     }
 
+    /// At most [`ViewNumber::MAX`].
+    pub(crate) fn view_number(&mut self, field: &'static str) -> Result<ViewNumber, CodecError> {
+        let value = self.u64()?;
+        ViewNumber::from_raw(value).ok_or(CodecError::Value { field, value })
+    }
+
+    fn round(&mut self) -> Result<u32, CodecError> {
+        let round = self.u32()?;
+        if round > Ballot::ROUND_MAX {
+            let (field, value) = ("round", u64::from(round));
+            return Err(CodecError::Value { field, value });
+        }
+        Ok(round)
+    }
+
     pub(crate) fn ballot(&mut self) -> Result<Ballot, CodecError> {
         Ok(Ballot {
-            round: self.u32()?,
+            round: self.round()?,
             node: self.u8()?,
             incarnation: self.u32()?,
         })
     }
 
     pub(crate) fn view(&mut self) -> Result<View, CodecError> {
-        let number = ViewNumber(self.u64()?);
+        let number = self.view_number("view number")?;
+        if number == ViewNumber::NONE {
+            return Err(unknown("view number", 0));
+        }
         let primary = self.node("primary")?;
         if !primary.is_data() {
             return Err(unknown("primary", primary.raw()));

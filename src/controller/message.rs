@@ -353,7 +353,7 @@ fn resource_views(
     count: u8,
 ) -> Result<Vec<(ResourceId, ViewNumber)>, CodecError> {
     (0..count)
-        .map(|_| Ok((ResourceId(reader.u64()?), ViewNumber(reader.u64()?))))
+        .map(|_| Ok((ResourceId(reader.u64()?), reader.view_number("view")?)))
         .collect()
 }
 
@@ -375,7 +375,7 @@ impl BeaconEntry {
 
     fn decode(reader: &mut Reader<'_>) -> Result<Self, CodecError> {
         let resource = ResourceId(reader.u64()?);
-        let view = ViewNumber(reader.u64()?);
+        let view = reader.view_number("view")?;
         let flags = reader.bits(
             "beacon flags",
             UP | ACTIVE | ATTACHED | ELIGIBLE | KEPT | BLANK | HANDED_OVER,
@@ -608,6 +608,111 @@ mod tests {
             assert!(Datagram::decode(&damaged).is_err(), "byte {index}");
             assert!(Datagram::decode(&bytes[..index]).is_err(), "length {index}");
         }
+    }
+
+    #[test]
+    fn numbers_whose_successors_could_overflow_are_refused() {
+        let refusal = |part: Part| {
+            let datagram = Datagram {
+                header: header(),
+                parts: vec![part],
+            };
+            match Datagram::decode(&datagram.encode()) {
+                Err(CodecError::Value { field, .. }) => Some(field),
+                Ok(_) => None,
+                other => panic!("{other:?}"),
+            }
+        };
+        let resource = ResourceId(77);
+        let parts = |number: ViewNumber, round: u32| {
+            let view = View {
+                number,
+                ..founded()
+            };
+            let ballot = ballot(round, 1);
+            let low = super::super::testing::ballot(1, 1);
+            let of_views = vec![
+                Part::Beacon {
+                    sent: Instant(1),
+                    entries: vec![BeaconEntry {
+                        view: number,
+                        ..entry(77)
+                    }],
+                },
+                Part::BeaconAck {
+                    sent: Instant(1),
+                    incarnation: 4,
+                    granted: vec![(resource, number)],
+                    refused: vec![],
+                },
+                Part::BeaconAck {
+                    sent: Instant(1),
+                    incarnation: 4,
+                    granted: vec![],
+                    refused: vec![(resource, number)],
+                },
+                Part::Promise {
+                    resource,
+                    ballot: low,
+                    accepted: Some((low, view)),
+                },
+                Part::Accept {
+                    resource,
+                    ballot: low,
+                    view,
+                },
+                Part::Learned { resource, view },
+            ];
+            let of_rounds = vec![
+                Part::Prepare { resource, ballot },
+                Part::Promise {
+                    resource,
+                    ballot: low,
+                    accepted: Some((ballot, founded())),
+                },
+                Part::Nack {
+                    resource,
+                    ballot: low,
+                    promised: ballot,
+                },
+                Part::Accept {
+                    resource,
+                    ballot,
+                    view: founded(),
+                },
+                Part::Accepted { resource, ballot },
+            ];
+            (of_views, of_rounds)
+        };
+        let (views, rounds) = parts(ViewNumber::MAX, Ballot::ROUND_MAX);
+        assert!(
+            views
+                .into_iter()
+                .chain(rounds)
+                .all(|part| refusal(part).is_none())
+        );
+        for (number, round) in [
+            (ViewNumber::MAX.0 + 1, Ballot::ROUND_MAX + 1),
+            (u64::MAX, u32::MAX),
+        ] {
+            let (views, rounds) = parts(ViewNumber(number), round);
+            for part in views {
+                let field = refusal(part.clone());
+                assert!(matches!(field, Some("view" | "view number")), "{part:?}");
+            }
+            for part in rounds {
+                assert_eq!(refusal(part.clone()), Some("round"), "{part:?}");
+            }
+        }
+        let none = View {
+            number: ViewNumber::NONE,
+            ..founded()
+        };
+        let learned = Part::Learned {
+            resource,
+            view: none,
+        };
+        assert_eq!(refusal(learned), Some("view number"));
     }
 
     #[test]

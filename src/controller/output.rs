@@ -187,6 +187,12 @@ pub enum ControllerEvent {
         /// The view number concerned.
         view: ViewNumber,
     },
+    /// There is no round above the last one heard of: this node decides nothing any more. Only a
+    /// forged or damaged ballot explains it; a human must look.
+    RoundsExhausted {
+        /// Which resource.
+        resource: ResourceId,
+    },
 }
 
 /// State of one resource as the controller sees it.

@@ -85,7 +85,7 @@ impl VoterRecord {
         let ballot = reader.ballot()?;
         let accepted = optional_view(&mut reader, flags & HAS_ACCEPTED != 0)?;
         let committed = optional_view(&mut reader, flags & HAS_COMMITTED != 0)?;
-        let seal = ViewNumber(reader.u64()?);
+        let seal = reader.view_number("seal")?;
         let replica = Some(ReplicaId(reader.u128()?)).filter(|id| id.0 != 0);
         reader.end()?;
         Ok(Self {
@@ -128,6 +128,8 @@ fn optional_view(reader: &mut Reader<'_>, present: bool) -> Result<Option<View>,
 
 #[cfg(test)]
 mod tests {
+    use replicator::types::Ballot;
+
     use super::*;
     use crate::controller::testing::{ballot, founded};
 
@@ -162,6 +164,44 @@ mod tests {
         }
         let longer = [bytes.as_slice(), &[0]].concat();
         assert_eq!(VoterRecord::decode(&longer), Err(CodecError::Trailing(1)));
+    }
+
+    /// Story: a record with a number near its maximum is loaded, the next view is counted from it,
+    /// and the daemon dies of the overflow at this and every later start.
+    #[test]
+    fn a_number_whose_successor_could_overflow_is_refused() {
+        let mut last = full();
+        last.seal = ViewNumber::MAX;
+        last.acceptor.promised.round = Ballot::ROUND_MAX;
+        last.committed.as_mut().unwrap().number = ViewNumber::MAX;
+        assert_eq!(VoterRecord::decode(&last.encode()), Ok(last));
+        let beyond = ViewNumber(ViewNumber::MAX.0 + 1);
+        let refused = |change: fn(&mut VoterRecord, ViewNumber), number: ViewNumber| {
+            let mut forged = full();
+            change(&mut forged, number);
+            match VoterRecord::decode(&forged.encode()) {
+                Err(CodecError::Value { field, value }) if value == number.0 => field,
+                other => panic!("{other:?}"),
+            }
+        };
+        for number in [beyond, ViewNumber(u64::MAX)] {
+            assert_eq!(refused(|it, number| it.seal = number, number), "seal");
+            let accepted = |it: &mut VoterRecord, number| {
+                it.acceptor.accepted.as_mut().unwrap().1.number = number;
+            };
+            assert_eq!(refused(accepted, number), "view number");
+            let committed = |it: &mut VoterRecord, number| {
+                it.committed.as_mut().unwrap().number = number;
+            };
+            assert_eq!(refused(committed, number), "view number");
+        }
+        for round in [Ballot::ROUND_MAX + 1, u32::MAX] {
+            let mut forged = full();
+            forged.acceptor.promised.round = round;
+            let (field, value) = ("round", u64::from(round));
+            let refusal = Err(CodecError::Value { field, value });
+            assert_eq!(VoterRecord::decode(&forged.encode()), refusal);
+        }
     }
 
     #[test]

@@ -430,6 +430,22 @@ fn nothing_is_promised_while_the_voter_store_does_not_write() {
     world.run_until(ms(3_000), |world| world.serves(A));
 }
 
+/// A forged ballot used the last round: nothing can be decided, no number overflows, and people
+/// are told, once.
+#[test]
+fn a_node_without_rounds_says_so_once() {
+    let mut world = World::pair(44);
+    world.kill(A);
+    world.use_up_rounds(A);
+    world.events.clear();
+    world.restart(A);
+    world.run(ms(5_000));
+    let said = world.events.iter().filter(|(node, event)| {
+        *node == A && matches!(event, ControllerEvent::RoundsExhausted { .. })
+    });
+    assert_eq!(said.count(), 1, "{}", world.story());
+}
+
 #[test]
 fn a_slow_arbitrator_delays_a_failover_but_does_not_break_it() {
     let mut world = World::pair(43);

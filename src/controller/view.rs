@@ -187,6 +187,12 @@ pub enum Abort {
         /// The view the register holds.
         view: ViewNumber,
     },
+    /// There are no numbers left, which only a forged view explains.
+    #[error("view {view} is the last there can be")]
+    Exhausted {
+        /// Which view.
+        view: ViewNumber,
+    },
     /// The voter is recorded, with this or another identity.
     #[error("view {view} records that voter already")]
     VoterRecorded {
@@ -234,6 +240,9 @@ impl Proposal {
             };
         }
         let view = read.ok_or(Abort::NotFounded)?;
+        if view.number >= ViewNumber::MAX {
+            return Err(Abort::Exhausted { view: view.number });
+        }
         match self.change {
             Change::Found { .. } => Err(Abort::AlreadyFounded),
             Change::Recover {
@@ -603,6 +612,18 @@ mod tests {
         assert_eq!((claimed.primary, claimed.in_sync), (B, InSync::only(B)));
         assert!(!claimed.held);
         assert!(propose(B, CLAIM, &both()).is_err());
+    }
+
+    #[test]
+    fn the_last_view_has_no_successor() {
+        let last = View {
+            number: ViewNumber::MAX,
+            ..both()
+        };
+        let exhausted = Err(Abort::Exhausted { view: last.number });
+        for (node, change) in [(A, REMOVE), (A, RECOVER), (B, TAKEOVER), (A, Change::Hold)] {
+            assert_eq!(propose(node, change, &last), exhausted);
+        }
     }
 
     #[test]

@@ -352,6 +352,12 @@ fn log_event(node: &Node, event: &ControllerEvent) {
                 name(resource)
             );
         }
+        ControllerEvent::RoundsExhausted { resource } => {
+            tracing::error!(
+                "{}: no round is left: a forged or damaged ballot used the last one",
+                name(resource)
+            );
+        }
     }
 }
 

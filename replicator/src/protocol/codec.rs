@@ -199,7 +199,7 @@ impl Message {
         let id = WriteId(fields.id);
         let range = fields.range();
         let epoch = WriteEpoch(fields.id);
-        let view = ViewNumber(fields.id);
+        let view = || ViewNumber::from_raw(fields.id).ok_or(bad("view"));
         Ok(match kind {
             MessageKind::Hello => {
                 let hello = control::decode_hello(&payload).ok_or(bad("hello"))?;
@@ -249,10 +249,10 @@ impl Message {
                 last: fields.has(flag::LAST),
             },
             MessageKind::ResyncAck => Self::ResyncAck { id, range },
-            MessageKind::PrepareAdd => Self::PrepareAdd { view },
-            MessageKind::AddReady => Self::AddReady { view },
-            MessageKind::LeaveMarks => Self::LeaveMarks { view },
-            MessageKind::LeaveReady => Self::LeaveReady { view },
+            MessageKind::PrepareAdd => Self::PrepareAdd { view: view()? },
+            MessageKind::AddReady => Self::AddReady { view: view()? },
+            MessageKind::LeaveMarks => Self::LeaveMarks { view: view()? },
+            MessageKind::LeaveReady => Self::LeaveReady { view: view()? },
             MessageKind::Ping => Self::Ping,
             MessageKind::Pong => Self::Pong,
             MessageKind::Goodbye => Self::Goodbye,

@@ -98,13 +98,16 @@ pub(super) fn decode_hello(payload: &[u8]) -> Option<Hello> {
             inconsistent: claim.inconsistent,
             lost_volatile: claim.lost_volatile,
         }),
-        view: ViewNumber(wire.view),
+        view: ViewNumber::from_raw(wire.view)?,
         in_sync: InSync {
             a: wire.in_sync_a,
             b: wire.in_sync_b,
         },
-        active: wire.active.map(ViewNumber),
-        seal: ViewNumber(wire.seal),
+        active: match wire.active {
+            Some(raw) => Some(ViewNumber::from_raw(raw)?),
+            None => None,
+        },
+        seal: ViewNumber::from_raw(wire.seal)?,
         boot_id: wire.boot_id,
         incarnation: wire.incarnation,
     })

@@ -253,6 +253,10 @@ impl Header {
     fn check(&self) -> Result<(), FrameError> {
         let kind = self.kind;
         let rules = Rules::of(kind, &self.fields);
+        if self.view > ViewNumber::MAX {
+            let field = "view";
+            return Err(FrameError::Value { kind, field });
+        }
         if self.fields.flags & !rules.flags != 0 {
             let field = "flag";
             return Err(FrameError::Value { kind, field });

@@ -33,7 +33,7 @@ fn ids() -> impl Strategy<Value = WriteId> {
 }
 
 fn views() -> impl Strategy<Value = ViewNumber> {
-    any::<u64>().prop_map(ViewNumber)
+    (0..=ViewNumber::MAX.0).prop_map(ViewNumber)
 }
 
 fn errors() -> impl Strategy<Value = DiskErrorCode> {
@@ -70,17 +70,17 @@ prop_compose! {
         replica in prop::option::of(claims()),
         ids in any::<(bool, u64, u16, u128, u128)>(),
         in_sync in any::<(bool, bool)>(),
-        known in any::<(u64, Option<u64>, u64)>(),
+        known in (views(), prop::option::of(views()), views()),
     ) -> Hello {
         Hello {
             node: if ids.0 { NodeId::A } else { NodeId::B },
             resource: ResourceId(ids.1),
             volume: VolumeId(ids.2),
             replica,
-            view: ViewNumber(known.0),
+            view: known.0,
             in_sync: InSync { a: in_sync.0, b: in_sync.1 },
-            active: known.1.map(ViewNumber),
-            seal: ViewNumber(known.2),
+            active: known.1,
+            seal: known.2,
             boot_id: ids.3,
             incarnation: ids.4,
         }
@@ -303,6 +303,67 @@ fn a_range_past_the_end_of_everything_is_refused() {
         Header::parse(&forged(header, &[(40, 0)])),
         Err(value("range"))
     );
+}
+
+#[test]
+fn a_view_whose_successor_could_overflow_is_refused() {
+    let beyond = ViewNumber(ViewNumber::MAX.0 + 1);
+    let refused = |message: &Message, view| {
+        let frame = encode(SessionId(1), view, message);
+        let payload = frame.payload.as_deref().unwrap_or_default();
+        match decode(&[&frame.header, payload].concat()) {
+            Err(FrameError::Value { field, .. }) => Some(field),
+            _ => None,
+        }
+    };
+    let good = ViewNumber::MAX;
+    assert_eq!(refused(&Message::Ping, good), None);
+    assert_eq!(refused(&Message::Ping, beyond), Some("view"));
+    let of_view = |view| {
+        [
+            Message::PrepareAdd { view },
+            Message::AddReady { view },
+            Message::LeaveMarks { view },
+            Message::LeaveReady { view },
+        ]
+    };
+    for message in of_view(good) {
+        assert_eq!(refused(&message, good), None);
+    }
+    for message in of_view(beyond) {
+        assert_eq!(refused(&message, good), Some("view"));
+    }
+    let hello = Hello {
+        node: NodeId::A,
+        resource: ResourceId(1),
+        volume: VolumeId(0),
+        replica: None,
+        view: good,
+        in_sync: InSync { a: true, b: true },
+        active: Some(good),
+        seal: good,
+        boot_id: 1,
+        incarnation: 1,
+    };
+    let say = |hello: &Hello| refused(&Message::Hello(Box::new(hello.clone())), good);
+    assert_eq!(say(&hello), None);
+    let forged = [
+        Hello {
+            view: beyond,
+            ..hello.clone()
+        },
+        Hello {
+            active: Some(beyond),
+            ..hello.clone()
+        },
+        Hello {
+            seal: ViewNumber(u64::MAX),
+            ..hello.clone()
+        },
+    ];
+    for forged in forged {
+        assert_eq!(say(&forged), Some("hello"));
+    }
 }
 
 #[test]

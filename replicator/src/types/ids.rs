@@ -124,6 +124,17 @@ impl ViewNumber {
     /// No view is committed or known.
     pub const NONE: Self = Self(0);
 
+    /// The largest number a view may have. A change of view a nanosecond does not come this far in
+    /// a century: whatever brings a larger one is damaged or forged, and its successor would not
+    /// be far from an overflow.
+    pub const MAX: Self = Self(1 << 63);
+
+    /// The number off a wire or a disk, `None` beyond [`Self::MAX`].
+    #[must_use]
+    pub fn from_raw(raw: u64) -> Option<Self> {
+        Some(Self(raw)).filter(|number| *number <= Self::MAX)
+    }
+
     /// The number of the next view in the chain.
     #[must_use]
     pub fn next(self) -> Self {

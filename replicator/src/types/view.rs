@@ -131,6 +131,12 @@ pub struct Ballot {
     pub incarnation: u32,
 }
 
+impl Ballot {
+    /// The last round: twenty a second last for three years of nothing but failed rounds. Larger
+    /// ones off a wire or a disk are damaged or forged, and would leave no round above them.
+    pub const ROUND_MAX: u32 = 1 << 31;
+}
+
 /// Who accepted a view under one ballot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct QuorumEvidence {

@@ -213,6 +213,8 @@ pub(super) struct Resource {
     pause_until: Instant,
     nacks: u32,
     highest_round: u32,
+    /// It was said that no round is left above `highest_round`.
+    exhausted: bool,
     last_abort: Option<(ProposalKind, Abort)>,
     /// The register may hold a view that nobody told this node of.
     may_be_behind: bool,
@@ -263,6 +265,7 @@ impl Resource {
             add_at_large: None,
             pause_until: now,
             nacks: 0,
+            exhausted: false,
             last_abort: None,
             may_be_behind: true,
             others_round_at: now,

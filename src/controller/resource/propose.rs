@@ -89,9 +89,11 @@ impl Resource {
             return;
         }
         let promised = self.record().acceptor.promised.round;
-        let Some(number) = self.highest_round.max(promised).checked_add(1) else {
-            return; // Four billion rounds: only a forged ballot gets here; it stays refused.
-        };
+        let highest = self.highest_round.max(promised);
+        if highest >= Ballot::ROUND_MAX {
+            return self.end_of_rounds(cx);
+        }
+        let number = highest + 1;
         self.highest_round = number;
         let ballot = Ballot {
             round: number,
@@ -111,6 +113,13 @@ impl Resource {
             ballot,
         });
         self.on_prepare(cx, cx.me.node, ballot);
+    }
+
+    /// Two billion rounds: only a forged ballot gets here. Others would refuse a higher one.
+    fn end_of_rounds(&mut self, cx: &mut Context<'_>) {
+        if !core::mem::replace(&mut self.exhausted, true) {
+            cx.event(ControllerEvent::RoundsExhausted { resource: self.id });
+        }
     }
 
     fn progress_preparing(&mut self, cx: &mut Context<'_>) {
@@ -337,7 +346,12 @@ impl Resource {
     fn abort(&mut self, cx: &mut Context<'_>, change: Change, reason: Abort) {
         let kind = change.kind();
         self.attempt = None;
-        self.pause_until = cx.now.plus(cx.me.timing.beacon);
+        // No successor will ever do: that is not tried as if something could change.
+        let pause = match reason {
+            Abort::Exhausted { .. } => LAZY_REPEAT,
+            _ => cx.me.timing.beacon,
+        };
+        self.pause_until = cx.now.plus(pause);
         self.last_abort = Some((kind, reason));
         self.undecided = None;
         match change {

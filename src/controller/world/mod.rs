@@ -11,7 +11,7 @@ use core::time::Duration;
 use std::collections::{BTreeMap, BTreeSet};
 
 use replicator::types::{
-    InSync, Instant, NodeId, ReplicaId, ResourceId, View, ViewNumber, VoterId,
+    Ballot, InSync, Instant, NodeId, ReplicaId, ResourceId, View, ViewNumber, VoterId,
 };
 
 use super::random::Random;
@@ -335,6 +335,13 @@ impl World {
         self.nodes[index].durable.clear();
         self.nodes[index].voter = VoterId(900 + index as u128);
         self.nodes[index].incarnation = 0;
+    }
+
+    /// The voter's record says that the last round there can be was promised.
+    pub(crate) fn use_up_rounds(&mut self, index: usize) {
+        for record in self.nodes[index].durable.values_mut() {
+            record.acceptor.promised.round = Ballot::ROUND_MAX;
+        }
     }
 
     pub(crate) fn cut_one_way(&mut self, from: usize, to: usize) {

@@ -58,6 +58,11 @@ fn check(opened: &Recovered) {
         assert_eq!(run, Some(blocks), "a listed extent is not marked");
     }
     assert!(opened.bitmap.count() <= size);
+    let last_view = opened.superblock.current().last_view;
+    assert!(
+        last_view <= ViewNumber::MAX,
+        "its successor is near an overflow"
+    );
 }
 
 /// What an engine writes when it attaches, in order.

@@ -10,6 +10,7 @@ use replicator::protocol::{
     Decoded, FRAME_LEN_MAX, HEADER_LEN, PREAMBLE_LEN, PREAMBLE_REPLY_LEN, Preamble, PreambleReply,
     decode, encode,
 };
+use replicator::types::ViewNumber;
 
 /// Place of the header's payload length and checksum, and of its own checksum.
 const PAYLOAD_LEN_AT: usize = 52;
@@ -53,7 +54,8 @@ fn frames(mut stream: &[u8]) {
             Ok(Decoded::Frame { frame, len }) => {
                 let cut = decode(&stream[..len - 1]);
                 assert!(matches!(cut, Ok(Decoded::Incomplete { .. })), "{cut:?}");
-                let again = encode(frame.session, frame.view, &frame.message);
+                let view = frame.view;
+                let again = encode(frame.session, view, &frame.message);
                 let mut bytes = again.header.to_vec();
                 bytes.extend_from_slice(again.payload.as_deref().unwrap_or_default());
                 let len_again = bytes.len();
@@ -62,6 +64,7 @@ fn frames(mut stream: &[u8]) {
                     len: len_again,
                 };
                 assert_eq!(decode(&bytes), Ok(expected));
+                assert!(view <= ViewNumber::MAX, "its successor is near an overflow");
                 stream = &stream[len..];
             }
         }

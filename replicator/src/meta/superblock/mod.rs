@@ -295,11 +295,11 @@ impl Superblock {
             data_generation: some_unless_zero(raw.data_generation.get()).map(DataGeneration),
             size: BlockCount(raw.size_blocks.get()),
             al_slots: raw.al_slots.get(),
-            state: decode_state(raw.state, ViewNumber(raw.in_sync_since.get()))?,
+            state: decode_state(raw.state, ViewNumber::from_raw(raw.in_sync_since.get())?)?,
             zero_proven: flags & FLAG_ZERO_PROVEN != 0,
             bitmap_base: some_unless_zero(raw.bitmap_base.get()).map(ReplicaId),
-            last_view: ViewNumber(raw.last_view.get()),
-            in_sync_from: Some(ViewNumber(raw.in_sync_from.get()))
+            last_view: ViewNumber::from_raw(raw.last_view.get())?,
+            in_sync_from: Some(ViewNumber::from_raw(raw.in_sync_from.get())?)
                 .filter(|view| *view != ViewNumber::NONE),
             open: flags & FLAG_OPEN != 0,
             boot_id: raw.boot_id.get(),

@@ -36,7 +36,7 @@ fn resealed(mut page: PageBytes) -> PageBytes {
 fn states() -> impl Strategy<Value = ReplicaState> {
     prop_oneof![
         Just(ReplicaState::Blank),
-        any::<u64>().prop_map(|view| ReplicaState::InSync {
+        (0..=ViewNumber::MAX.0).prop_map(|view| ReplicaState::InSync {
             since: ViewNumber(view)
         }),
         Just(ReplicaState::Outdated),
@@ -49,7 +49,7 @@ prop_compose! {
     fn superblocks()(
         state in states(),
         ids in any::<(u64, u16, u128, u128, u128, u128)>(),
-        views in any::<(u64, u64, u64)>(),
+        views in (any::<u64>(), 0..=ViewNumber::MAX.0, 0..=ViewNumber::MAX.0),
         bits in any::<[bool; 5]>(),
         size in 1..=1_u64 << 38,
         al_slots in 0..=65_534_u16,
@@ -116,6 +116,29 @@ fn a_sequence_that_could_overflow_is_damage() {
     };
     let verdict = Superblock::decode(&forged.encode());
     assert_eq!(verdict, Err(SuperblockError::Damaged));
+}
+
+#[test]
+fn a_view_whose_successor_could_overflow_is_damage() {
+    let beyond = ViewNumber(ViewNumber::MAX.0 + 1);
+    let forged = [
+        Superblock {
+            last_view: beyond,
+            ..superblock()
+        },
+        Superblock {
+            in_sync_from: Some(ViewNumber(u64::MAX)),
+            ..superblock()
+        },
+        Superblock {
+            state: ReplicaState::InSync { since: beyond },
+            ..superblock()
+        },
+    ];
+    for forged in forged {
+        let verdict = Superblock::decode(&forged.encode());
+        assert_eq!(verdict, Err(SuperblockError::Damaged));
+    }
 }
 
 #[test]
