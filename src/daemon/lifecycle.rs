@@ -5,9 +5,9 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use replicator::admin::{ErrorId, ErrorReport};
-use replicator::engine::AdminRequest;
+use replicator::engine::{AdminRequest, Input};
 use replicator::io::clock;
-use replicator::types::{DiskState, ResourceId, Role, VolumeId};
+use replicator::types::{DiskState, Instant, ResourceId, Role, VolumeId};
 
 use super::api::{AttachFailure, AttachSetup, ResourceSetup, ShardCommand};
 use super::node::Node;
@@ -28,8 +28,8 @@ const BUSY_PATIENCE: Duration = Duration::from_secs(5);
 /// Pause between two tries.
 const BUSY_PAUSE: Duration = Duration::from_millis(100);
 
-/// How long the replica may take to flush on its way down before it is taken away unflushed: what
-/// it holds is marked in its metadata.
+/// How long the replicas may take to flush on their way down, all together, before they are taken
+/// away unflushed: what they hold is marked in their metadata.
 const DETACH_PATIENCE: Duration = Duration::from_secs(10);
 
 /// How long an orderly stop waits for the last flush on both replicas: a peer that hangs is given
@@ -261,19 +261,30 @@ impl Node {
         })
     }
 
-    /// Takes the resource off the shard, its replica flushed.
+    /// Takes the resource off the shard, its replica flushed and closed.
     fn remove(&self, resource: &ResourceConfig) -> Result<(), ErrorReport> {
-        let id = resource.id();
+        self.begin_to_leave(resource);
+        self.end_leaving(resource, clock::now().plus(DETACH_PATIENCE))
+    }
+
+    /// The engine steps down, if it is Primary still, and lets go of its replica: one that is left
+    /// open would count as one that lost writes when the host boots next. It does so in this order,
+    /// whatever its newest snapshot says.
+    fn begin_to_leave(&self, resource: &ResourceConfig) {
         self.admin(resource, AdminRequest::Disconnect);
-        if self.engine(resource, |it| {
-            it.role != Role::Primary && it.disk != DiskState::Diskless
-        }) {
-            self.admin(resource, AdminRequest::Detach);
-            if !self.wait_engine(resource, DETACH_PATIENCE, |it| {
-                it.disk == DiskState::Diskless
-            }) {
-                tracing::warn!("{}: the disk was not let go in time", resource.name);
-            }
+        self.command(ShardCommand::Engine {
+            resource: resource.id(),
+            input: Box::new(Input::StepDown),
+        });
+        self.admin(resource, AdminRequest::Detach);
+    }
+
+    /// Waits until `deadline` for the replica to be closed, then takes the resource away.
+    fn end_leaving(&self, resource: &ResourceConfig, deadline: Instant) -> Result<(), ErrorReport> {
+        let id = resource.id();
+        let patience = deadline.since(clock::now());
+        if !self.wait_engine(resource, patience, |it| it.disk == DiskState::Diskless) {
+            tracing::warn!("{}: the disk was not let go in time", resource.name);
         }
         self.command(ShardCommand::Remove { resource: id });
         let removed = self.board.wait(DOWN_TIMEOUT, |board| {
@@ -343,10 +354,15 @@ impl Node {
 
     /// The second half, after the controller's end: it must not take the closing sessions for a
     /// lost peer and remove it, since that peer is to take over. Nothing is recorded as `down`, so
-    /// all of it comes up again with the next start.
+    /// all of it comes up again with the next start, a Primary of record as what it was.
     pub(super) fn remove_all(&self) {
-        for resource in self.running() {
-            if let Err(report) = self.remove(resource) {
+        let running = self.running();
+        for resource in &running {
+            self.begin_to_leave(resource);
+        }
+        let deadline = clock::now().plus(DETACH_PATIENCE);
+        for resource in running {
+            if let Err(report) = self.end_leaving(resource, deadline) {
                 tracing::warn!("{}: {} ({})", resource.name, report.what, report.why);
             }
         }

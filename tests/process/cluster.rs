@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use replicator::meta::{PAGE_LEN, Superblock, layout::SUPERBLOCK_OFFSETS};
 use serde_json::Value;
 
 use crate::tools::{Ran, program, run, twinadm, wait_for};
@@ -233,6 +234,33 @@ impl Cluster {
     pub(crate) fn signal(&self, node: usize, signal: Signal) {
         let pid = i32::try_from(self.pid(node)).unwrap();
         kill(Pid::from_raw(pid), signal).unwrap();
+    }
+
+    /// What `node` looks like after its host booted: the metadata is of another boot. Only between
+    /// its daemon's end and its next start. Whether the replica had been closed in order.
+    pub(crate) fn reboot(&self, node: usize) -> bool {
+        assert!(self.children[node].is_none(), "{} runs", NAMES[node]);
+        let path = self.dir.join(format!("{}.md", NAMES[node]));
+        let mut bytes = fs::read(&path).unwrap();
+        let mut newest: Option<Superblock> = None;
+        for offset in SUPERBLOCK_OFFSETS {
+            let at = usize::try_from(offset.0).unwrap();
+            let page = &mut bytes[at..at + PAGE_LEN];
+            let before: &[u8; PAGE_LEN] = (&*page).try_into().unwrap();
+            let Ok(mut superblock) = Superblock::decode(before) else {
+                continue;
+            };
+            superblock.boot_id ^= 1;
+            page.copy_from_slice(&superblock.encode());
+            if newest
+                .as_ref()
+                .is_none_or(|it| it.sequence < superblock.sequence)
+            {
+                newest = Some(superblock);
+            }
+        }
+        fs::write(&path, bytes).unwrap();
+        !newest.expect("a superblock").open
     }
 
     /// Drops every packet to and from `node`, or none. Needs [`Setup::namespace`].

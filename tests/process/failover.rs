@@ -147,6 +147,35 @@ fn a_stopped_primary_with_a_client_serves_again_when_it_returns() {
     cluster.wait_both_up_to_date(serving);
 }
 
+/// Story: both hosts are shut down for a night, the Primary with its guest still attached. Nothing
+/// was lost, so nothing may be said to be: no replica waits for the other's data, no view is lossy.
+#[test]
+fn a_planned_stop_and_reboot_of_both_loses_nothing() {
+    for order in [[A, B], [B, A]] {
+        let mut cluster = Cluster::serving(&Setup::default());
+        let mut nbd = Nbd::attach(&cluster.nbd_socket(A), RES, LIMIT).unwrap();
+        nbd.write(0, &[7; 4096]).unwrap();
+        for node in order {
+            cluster.terminate(node, LIMIT);
+        }
+        drop(nbd);
+        cluster.terminate(ARBITRATOR, LIMIT);
+        for node in [A, B] {
+            assert!(cluster.reboot(node), "left open\n{}", cluster.logs());
+        }
+        // Alone it would have to wait for the peer, had its replica lost writes.
+        cluster.start(ARBITRATOR);
+        cluster.start(A);
+        let status = cluster.wait_status(A, "it serves", |status| status["role"] == "Primary");
+        assert_eq!(status["lossy"], false, "{}", cluster.logs());
+        let mut nbd = Nbd::attach(&cluster.nbd_socket(A), RES, LIMIT).unwrap();
+        assert_eq!(nbd.read(0, 4096).unwrap(), [7; 4096]);
+        cluster.start(B);
+        let status = cluster.wait_both_up_to_date(A);
+        assert_eq!(status["lossy"], false, "{}", cluster.logs());
+    }
+}
+
 /// A new resource whose peer never came is promoted alone, by its node and the arbitrator, and the
 /// peer joins when it comes.
 #[test]

@@ -116,7 +116,7 @@ fn local_disk_away(node: &str, resource: &ResourceStatus) -> Option<Advice> {
     let volume = resource.volumes.iter().find(|volume| {
         matches!(
             volume.disk,
-            None | Some(DiskState::Diskless | DiskState::Failed)
+            None | Some(DiskState::Diskless | DiskState::Detaching | DiskState::Failed)
         )
     })?;
     let disk = volume.disk.unwrap_or(DiskState::Diskless);

@@ -528,9 +528,11 @@ impl Engine {
     pub(super) fn on_detach_flush(&mut self, result: Result<(), DiskError>, out: &mut Outbox) {
         self.persist_bitmap(MetaThen::Nothing, out);
         let clean = result.is_ok();
+        // Writes that an earlier boot lost are not there because this one flushed.
+        let whole = self.replica.as_ref().is_some_and(|it| !it.lost_volatile);
         self.record(
             |superblock| {
-                superblock.open &= !clean;
+                superblock.open &= !(clean && whole);
                 if !clean {
                     superblock.state = ReplicaState::Failed;
                 }

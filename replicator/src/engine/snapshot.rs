@@ -101,7 +101,8 @@ impl Engine {
 
     fn disk_state(&self) -> DiskState {
         match self.local {
-            LocalDisk::Diskless | LocalDisk::Detaching => DiskState::Diskless,
+            LocalDisk::Diskless => DiskState::Diskless,
+            LocalDisk::Detaching => DiskState::Detaching,
             LocalDisk::Attaching => DiskState::Attaching,
             LocalDisk::Failed => DiskState::Failed,
             LocalDisk::Attached => self.attached_state(),

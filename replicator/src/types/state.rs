@@ -45,6 +45,8 @@ state!(
         Diskless,
         /// Metadata is being read, or an earlier process's operations may still land (R14).
         Attaching,
+        /// Being flushed and closed, so that the next start finds it whole.
+        Detaching,
         /// The device failed; it is on its way to Diskless.
         Failed,
         /// Part old, part new: a resync target, or blank.

@@ -151,6 +151,42 @@ fn a_replica_that_was_made_whole_again_says_so() {
     assert!(!pair.facts(B).unwrap().lost_volatile, "and it is recorded");
 }
 
+/// Story: a host lost power, came back and is shut down in order before its replica was made whole.
+/// The next start must not take it for complete.
+#[test]
+fn an_orderly_detach_does_not_bring_back_what_power_loss_took() {
+    let mut pair = Pair::in_sync();
+    pair.written(A, 1, 0x11);
+    pair.lose_power(B);
+    pair.restart(B);
+    assert!(pair.facts(B).unwrap().lost_volatile);
+    pair.admin(B, AdminRequest::Detach);
+    pair.run();
+    assert!(pair.saw(B, |event| *event == Event::Detached));
+    pair.crash(B);
+    pair.restart(B);
+    assert!(pair.facts(B).unwrap().lost_volatile);
+}
+
+/// Story: a Primary is stopped in order and its host reboots: everything was flushed, nothing is
+/// missing.
+#[test]
+fn a_primary_that_left_in_order_lost_nothing_with_the_power() {
+    let mut pair = Pair::in_sync();
+    pair.written(A, 1, 0x11);
+    pair.admin(A, AdminRequest::Quiesce);
+    pair.run();
+    pair.input(A, Input::StepDown);
+    pair.admin(A, AdminRequest::Detach);
+    pair.run();
+    assert!(pair.saw(A, |event| *event == Event::Detached));
+    pair.lose_power(A);
+    pair.restart(A);
+    assert!(!pair.facts(A).unwrap().lost_volatile);
+    assert!(!pair.facts(A).unwrap().unclean);
+    assert_eq!(pair.disk(A, 1), block(0x11));
+}
+
 #[test]
 fn a_replica_that_lost_nothing_anybody_needs_says_so() {
     // Everything was flushed before: the pair mirrors at once, without a resync.

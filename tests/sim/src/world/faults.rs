@@ -182,7 +182,10 @@ impl World {
                 continue;
             };
             let snapshot = engine.snapshot();
-            let gone = matches!(snapshot.disk, DiskState::Diskless | DiskState::Failed);
+            let gone = matches!(
+                snapshot.disk,
+                DiskState::Diskless | DiskState::Detaching | DiskState::Failed
+            );
             if gone && snapshot.role != Role::Primary {
                 self.want_attach(node);
             }
