@@ -164,8 +164,14 @@ pub enum ControllerEvent {
         /// Why not.
         reason: Abort,
     },
-    /// The voter store could not record something; this voter is silent about the resource.
+    /// The voter store could not record something; this voter is silent about the resource. Tried
+    /// again, and said again only after [`Self::StoreReturned`].
     StoreFailed {
+        /// Which resource.
+        resource: ResourceId,
+    },
+    /// The voter store recorded something again.
+    StoreReturned {
         /// Which resource.
         resource: ResourceId,
     },

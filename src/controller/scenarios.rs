@@ -419,6 +419,28 @@ fn a_failed_drain_vetoes_the_takeover_and_the_primary_recovers() {
     assert!(world.events.iter().any(refused));
 }
 
+/// Each change of state is said once, however often the write is tried again.
+#[test]
+fn a_voter_store_that_fails_for_long_is_said_once() {
+    let mut world = World::pair(45);
+    world.break_store(T, true);
+    world.kill(B);
+    world.events.clear();
+    world.run(ms(10_000));
+    let told = |world: &World| {
+        let events = world.events.iter().filter(|(node, _)| *node == T);
+        let failed = |event: &ControllerEvent| matches!(event, ControllerEvent::StoreFailed { .. });
+        let back = |event: &ControllerEvent| matches!(event, ControllerEvent::StoreReturned { .. });
+        let counts =
+            events.map(|(_, event)| (usize::from(failed(event)), usize::from(back(event))));
+        counts.fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1))
+    };
+    assert_eq!(told(&world), (1, 0), "{}", world.story());
+    world.break_store(T, false);
+    world.run_until(ms(3_000), |world| world.serves(A));
+    assert_eq!(told(&world), (1, 1), "{}", world.story());
+}
+
 #[test]
 fn nothing_is_promised_while_the_voter_store_does_not_write() {
     let mut world = World::pair(42);

@@ -41,6 +41,8 @@ pub(super) struct Store {
     durable: u64,
     writing: Option<(OpId, u64)>,
     retry_at: Option<Instant>,
+    /// The newest write that ended failed.
+    failing: bool,
     dependents: Vec<(u64, Dependent)>,
 }
 
@@ -53,6 +55,7 @@ impl Store {
             durable: 0,
             writing: None,
             retry_at: None,
+            failing: false,
             dependents: Vec::new(),
         }
     }
@@ -116,16 +119,18 @@ impl Store {
         Some(self.record)
     }
 
-    /// A write ended; nothing happens if `op` is not the outstanding one.
-    pub(super) fn note_written(&mut self, now: Instant, op: OpId, ok: bool) {
+    /// A write ended; nothing happens if `op` is not the outstanding one. Whether the disk turned
+    /// by that: from taking writes to failing them, or back.
+    pub(super) fn note_written(&mut self, now: Instant, op: OpId, ok: bool) -> bool {
         let Some((_, version)) = self.writing.take_if(|(writing, _)| *writing == op) else {
-            return;
+            return false;
         };
         if ok {
             self.durable = version;
         } else {
             self.retry_at = Some(now.plus(RETRY));
         }
+        core::mem::replace(&mut self.failing, !ok) == ok
     }
 
     pub(super) fn next_deadline(&self) -> Option<Instant> {

@@ -340,6 +340,9 @@ fn log_event(node: &Node, event: &ControllerEvent) {
                 name(resource)
             );
         }
+        ControllerEvent::StoreReturned { resource } => {
+            tracing::info!("{}: the voter store writes again", name(resource));
+        }
         ControllerEvent::NodeSeen { node: other } => {
             tracing::info!("{} answers", node.config.node_name(*other));
         }

@@ -32,6 +32,8 @@ pub struct BoardState {
     pub node: Option<NodeSnapshot>,
     /// By resource; those that are configured or running.
     pub resources: BTreeMap<ResourceId, ResourceBoard>,
+    /// Why the voter store takes no records any more, if it does not.
+    pub store_error: Option<String>,
     /// The process is about to end in order.
     pub stopping: bool,
     /// Why the process must end, if it must.

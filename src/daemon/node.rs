@@ -2,6 +2,7 @@
 //! shard and the store.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -319,5 +320,15 @@ impl StoreSink for NodeSink {
                 .update(|state| state.resource(resource).marks = marks);
         }
         self.0.tell_controller(Input::Persisted { op, ok });
+    }
+
+    fn failed(&self, error: &io::Error) {
+        tracing::error!(
+            %error,
+            "the voter store cannot be written: no vote from here until it is mended and the \
+             daemon restarted"
+        );
+        let why = format!("writing the voter store failed: {error}");
+        self.0.board.update(|state| state.store_error = Some(why));
     }
 }

@@ -104,6 +104,7 @@ fn cluster_status(place: Place<'_>, board: &BoardState) -> ClusterStatus {
             node: node.name.clone(),
             seen: arbitrator_seen,
         }),
+        store_error: board.store_error.clone(),
         insecure: config.net.insecure && !config.is_loopback(),
     }
 }
@@ -252,6 +253,9 @@ fn peer_status(
             .and_then(|voter| voter.last_seen)
             .filter(|_| connection != ConnectionState::Connected)
             .map(|ago| ago.as_secs_f64()),
+        disconnected_seconds: engine
+            .and_then(|it| it.disconnected_at)
+            .map(|at| moment.now.since(at).as_secs_f64()),
         refused: engine.and_then(|it| it.refused).map(refusal_words),
         volumes: resource
             .volumes

@@ -43,6 +43,9 @@ pub enum StoreRequest {
 pub trait StoreSink: Send + 'static {
     /// Answer to [`StoreRequest::Persist`]: the record is durable, or is not.
     fn persisted(&self, op: OpId, resource: ResourceId, record: &VoterRecord, ok: bool);
+
+    /// The store takes no records any more. Said once, before the answers that follow from it.
+    fn failed(&self, error: &io::Error);
 }
 
 /// Starts the thread; it ends with [`StoreRequest::Stop`].
@@ -58,7 +61,7 @@ pub fn start(
         .name("store".to_owned())
         .stack_size(STACK_LEN)
         .spawn(move || {
-            let mut store = store;
+            let mut store = Watched { store, ok: true };
             loop {
                 let mut fds = [PollFd::new(requests.as_fd(), PollFlags::POLLIN)];
                 // EINTR and the like: look again.
@@ -70,9 +73,15 @@ pub fn start(
         })
 }
 
+/// The store, and whether it was said that it failed: it never comes back in this life.
+struct Watched {
+    store: VoterStore,
+    ok: bool,
+}
+
 /// Writes all of it with one sync and answers; `false` once the end was asked for.
 fn carry_out(
-    store: &mut VoterStore,
+    watched: &mut Watched,
     sink: &impl StoreSink,
     requests: VecDeque<StoreRequest>,
 ) -> bool {
@@ -89,10 +98,12 @@ fn carry_out(
     let written = if records.is_empty() {
         Ok(())
     } else {
-        store.write(records)
+        watched.store.write(records)
     };
-    if let Err(error) = &written {
-        tracing::error!(%error, "the voter store cannot be written: this voter is silent from now");
+    if let Err(error) = &written
+        && core::mem::replace(&mut watched.ok, false)
+    {
+        sink.failed(error);
     }
     let mut going_on = true;
     for request in requests {
@@ -117,7 +128,7 @@ mod tests {
     use replicator::types::{ViewNumber, VoterId};
 
     use super::*;
-    use crate::daemon::voter_store::StoreIdentity;
+    use crate::daemon::voter_store::{RESOURCES_MAX, StoreIdentity};
 
     /// What was answered: which, whose seal, how.
     type Answers = Arc<Mutex<Vec<(OpId, ViewNumber, bool)>>>;
@@ -127,6 +138,11 @@ mod tests {
     impl StoreSink for Sink {
         fn persisted(&self, op: OpId, _resource: ResourceId, record: &VoterRecord, ok: bool) {
             self.0.lock().unwrap().push((op, record.seal, ok));
+        }
+
+        fn failed(&self, _error: &io::Error) {
+            let failed = (OpId(0), ViewNumber::NONE, false);
+            self.0.lock().unwrap().push(failed);
         }
     }
 
@@ -139,6 +155,35 @@ mod tests {
                 ..VoterRecord::default()
             }),
         }
+    }
+
+    /// Story: the root disk is full. Every write that follows is refused, and people are told once.
+    #[test]
+    fn a_store_that_failed_is_said_once_and_answers_no_for_ever() {
+        let dir = std::env::temp_dir().join(format!("twinblk-store-full-{}", std::process::id()));
+        let identity = StoreIdentity {
+            cluster: "lab".to_owned(),
+            node: "kvm-a".to_owned(),
+            fresh_voter: VoterId(1),
+        };
+        let store = VoterStore::open(&dir, &identity).unwrap();
+        let mut watched = Watched { store, ok: true };
+        let answers = Answers::default();
+        let sink = Sink(Arc::clone(&answers));
+        let full = (0..=RESOURCES_MAX as u64).map(|nr| StoreRequest::Persist {
+            op: OpId(1 + nr),
+            resource: ResourceId(nr),
+            record: Box::default(),
+        });
+        assert!(carry_out(&mut watched, &sink, full.collect()));
+        assert!(carry_out(&mut watched, &sink, [sealed(9, 3)].into()));
+        let answers = answers.lock().unwrap();
+        assert_eq!(answers.len(), 1 + RESOURCES_MAX + 1 + 1);
+        assert!(answers.iter().all(|(_, _, ok)| !ok));
+        let said = |(nr, answer): (usize, &(OpId, _, _))| (answer.0 == OpId(0)).then_some(nr);
+        let said: Vec<_> = answers.iter().enumerate().filter_map(said).collect();
+        assert_eq!(said, [0], "before the first answer, and never again");
+        std::fs::remove_dir_all(&dir).unwrap();
     }
 
     #[test]

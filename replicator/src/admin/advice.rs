@@ -4,6 +4,10 @@ use super::catalogue::ErrorId;
 use super::status::{ClusterStatus, PeerStatus, PeerVolumeStatus, ResourceStatus, Status};
 use crate::types::{ConnectionState, DiskState, Role};
 
+/// How long a session may be away before that is a problem: each change of roles makes a new one,
+/// within a few round trips and at worst after one refused dial.
+const RECONNECT_SECONDS: f64 = 1.0;
+
 /// What to say about a resource that is not as it should be.
 #[derive(Debug, PartialEq, Eq)]
 struct Advice {
@@ -28,6 +32,7 @@ impl Status {
                 advice.map_or((None, None), |advice| (Some(advice.status), advice.action));
         }
         problems += u32::from(self.cluster.arbitrator_lost());
+        problems += u32::from(self.cluster.store_error.is_some());
         self.cluster.problems = problems;
         self
     }
@@ -144,7 +149,18 @@ fn resyncing(resource: &ResourceStatus) -> Option<Advice> {
         })
 }
 
+/// It was connected a moment ago and is expected back: worth no word yet.
+fn reconnects(peer: &PeerStatus) -> bool {
+    let for_a_moment = |seconds| seconds < RECONNECT_SECONDS;
+    peer.connection == ConnectionState::Connecting
+        && peer.refused.is_none()
+        && peer.disconnected_seconds.is_some_and(for_a_moment)
+}
+
 fn peer_away(resource: &ResourceStatus, peer: &PeerStatus) -> Option<Advice> {
+    if reconnects(peer) {
+        return None;
+    }
     let name = &peer.node;
     let (status, action) = match (&peer.refused, peer.connection) {
         (_, ConnectionState::Connected) => return None,
@@ -180,6 +196,10 @@ fn never_founded(resource: &ResourceStatus) -> Option<Advice> {
 }
 
 fn peer_disk_away(resource: &ResourceStatus, peer: &PeerStatus) -> Option<Advice> {
+    // What cannot be known for a moment is not away.
+    if reconnects(peer) {
+        return None;
+    }
     let volume = peer
         .volumes
         .iter()

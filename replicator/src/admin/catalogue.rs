@@ -110,6 +110,10 @@ catalogue! {
     PeerDiskAway = "W0136", exit::DEGRADED, ["look at the other node: twinadm status RES there"];
     /// The third voter is not heard of.
     ArbitratorLost = "W0137", exit::DEGRADED, ["bring the arbitrator or the link to it back"];
+    /// The node's votes cannot be recorded, so it has none.
+    StoreUnwritable = "W0138", exit::DEGRADED, [
+        "free space on the disk of the state directory, or mend it, then restart the daemon",
+    ];
 
     /// Metadata of ours is there already.
     MetadataExists = "E0401", exit::REFUSED, [

@@ -22,6 +22,7 @@ pub(super) fn healthy() -> Status {
                 node: "arb".to_owned(),
                 seen: true,
             }),
+            store_error: None,
             insecure: false,
         },
         resources: vec![ResourceStatus {
@@ -55,6 +56,7 @@ pub(super) fn healthy() -> Status {
                 role: Role::Secondary,
                 rtt_seconds: Some(0.000_041),
                 last_seen_seconds: None,
+                disconnected_seconds: None,
                 refused: None,
                 volumes: vec![PeerVolumeStatus {
                     volume: 0,

@@ -41,6 +41,10 @@ pub struct ClusterStatus {
     /// The arbitrator, if one is configured.
     #[serde(default)]
     pub arbitrator: Option<ArbitratorStatus>,
+    /// Why this node cannot record its votes any more, so that it has none until it is started
+    /// again; `None` while it can.
+    #[serde(default)]
+    pub store_error: Option<String>,
     /// The nodes talk in clear text beyond loopback (`insecure = true`).
     #[serde(default)]
     pub insecure: bool,
@@ -164,6 +168,9 @@ pub struct PeerStatus {
     /// Since when nothing was heard of it; `None` while connected or never seen.
     #[serde(default)]
     pub last_seen_seconds: Option<f64>,
+    /// Since when there is no session any more; `None` while connected and if there never was one.
+    #[serde(default)]
+    pub disconnected_seconds: Option<f64>,
     /// Why it is StandAlone, if it is by a refusal.
     #[serde(default)]
     pub refused: Option<String>,

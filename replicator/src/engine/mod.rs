@@ -140,6 +140,8 @@ pub struct Engine {
     facts_reported: Option<ReplicaFacts>,
 
     session: Option<Session>,
+    /// When a session whose handshake was done ended last.
+    disconnected_at: Option<Instant>,
     connect_wanted: bool,
     refused: Option<Refusal>,
     /// The record that lets the session go on is being made durable; messages wait.
@@ -247,6 +249,7 @@ impl Engine {
             peer_lost_reported: false,
             facts_reported: None,
             session: None,
+            disconnected_at: None,
             connect_wanted: true,
             refused: None,
             recording: false,

@@ -309,6 +309,9 @@ pub struct Snapshot {
     pub disk: DiskState,
     /// The session.
     pub connection: ConnectionState,
+    /// When the last session that got through its handshake ended; `None` while one is up and
+    /// before the first.
+    pub disconnected_at: Option<Instant>,
     /// Why it is StandAlone, if it was refused.
     pub refused: Option<Refusal>,
     /// What the pair does.

@@ -440,6 +440,10 @@ impl Engine {
         let Some(session) = self.session.take() else {
             return;
         };
+        // Not after a handshake that failed: a peer that never gets further is away all the time.
+        if !matches!(session.phase, Phase::Greeting) {
+            self.disconnected_at = Some(self.now);
+        }
         self.recording = false;
         self.lose_legs();
         self.mark_unretired();

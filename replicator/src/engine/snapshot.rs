@@ -26,6 +26,9 @@ impl Engine {
             },
             disk: self.disk_state(),
             connection: self.connection_state(),
+            disconnected_at: self
+                .disconnected_at
+                .filter(|_| self.connection_state() != ConnectionState::Connected),
             refused: self.refused,
             replication: self.replication_state(),
             peer_role: match peer {

@@ -584,10 +584,14 @@ impl Resource {
 
     /// A write of the record ended.
     pub(super) fn on_persisted(&mut self, cx: &mut Context<'_>, op: OpId, ok: bool) {
-        self.store.note_written(cx.now, op, ok);
-        if !ok {
-            cx.event(ControllerEvent::StoreFailed { resource: self.id });
+        if !self.store.note_written(cx.now, op, ok) {
+            return;
         }
+        let resource = self.id;
+        cx.event(match ok {
+            true => ControllerEvent::StoreReturned { resource },
+            false => ControllerEvent::StoreFailed { resource },
+        });
     }
 
     /// Does what waited for the disk.

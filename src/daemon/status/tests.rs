@@ -93,6 +93,7 @@ fn serving() -> ResourceSnapshot {
             role: Role::Primary,
             disk: DiskState::UpToDate,
             connection: ConnectionState::Connected,
+            disconnected_at: None,
             refused: None,
             replication: ReplicationState::SyncSource,
             peer_role: Role::Secondary,
@@ -182,6 +183,43 @@ fn a_serving_primary_tells_its_export_its_clients_and_the_resync() {
     assert_eq!(peer.last_resync.copied_bytes, 3 * BLOCK_LEN);
     assert_eq!(peer.last_resync.ended, None);
     assert_eq!(vm.problem.as_deref(), Some("W0107"));
+}
+
+/// Story: `secondary` was ordered, and the session is being made anew.
+#[test]
+fn a_session_that_just_ended_is_no_problem_until_a_second_is_over() {
+    let after = |millis: u64| {
+        let mut snapshot = serving();
+        snapshot.engine.role = Role::Secondary;
+        snapshot.engine.connection = ConnectionState::Connecting;
+        snapshot.engine.replication = ReplicationState::Off;
+        snapshot.engine.peer_disk = DiskState::DUnknown;
+        snapshot.engine.resync = None;
+        snapshot.engine.disconnected_at = Some(Instant(NOW.now.0 - millis * 1_000_000));
+        let mut board = BoardState::default();
+        let known = board.resource(vm());
+        known.running = true;
+        known.controller = Some(known_to_the_controller(true));
+        known.note_shard(Some(snapshot));
+        status_of(NodeId::A, &board).resources[0].problem.clone()
+    };
+    assert_eq!(after(500), None);
+    assert_eq!(after(1_500).as_deref(), Some("W0108"));
+}
+
+#[test]
+fn a_voter_store_that_takes_nothing_is_a_problem_on_every_node() {
+    for node in [NodeId::A, NodeId::ARBITRATOR] {
+        let mut board = BoardState::default();
+        let before = status_of(node, &board).cluster.problems;
+        board.store_error = Some("no space left on device".to_owned());
+        let cluster = status_of(node, &board).cluster;
+        assert_eq!(cluster.problems, before + 1);
+        assert_eq!(
+            cluster.store_error.as_deref(),
+            Some("no space left on device")
+        );
+    }
 }
 
 #[test]

@@ -16,7 +16,7 @@ pub enum Health {
 /// The worst of all resources.
 #[must_use]
 pub fn health(status: &Status) -> Health {
-    let cluster = if status.cluster.arbitrator_lost() {
+    let cluster = if status.cluster.arbitrator_lost() || status.cluster.store_error.is_some() {
         Health::Degraded
     } else {
         Health::Fine
@@ -79,6 +79,9 @@ pub fn nagios(status: &Status) -> (String, u8) {
             )
         })
         .collect();
+    if status.cluster.store_error.is_some() {
+        sentences.push(format!("{} cannot record its votes", status.node));
+    }
     if status.cluster.arbitrator_lost() {
         sentences.push("the arbitrator does not answer".to_owned());
     }
@@ -121,6 +124,16 @@ mod tests {
             "{line}"
         );
         assert_eq!(nagios(&quorum_lost()).1, 2);
+    }
+
+    #[test]
+    fn a_node_without_a_vote_is_a_degradation() {
+        let mut status = healthy();
+        status.cluster.store_error = Some("no space left".to_owned());
+        assert_eq!(health(&status), Health::Degraded);
+        let (line, exit) = nagios(&status.concluded());
+        assert!(line.contains("kvm-a cannot record its votes|"), "{line}");
+        assert_eq!(exit, 1);
     }
 
     #[test]

@@ -23,6 +23,7 @@ pub(crate) fn healthy() -> Status {
                 node: "arb".to_owned(),
                 seen: true,
             }),
+            store_error: None,
             insecure: false,
         },
         resources: vec![db, resource("vm-web", Role::Primary, "kvm-a")],
@@ -115,6 +116,7 @@ fn resource(name: &str, role: Role, prefer: &str) -> ResourceStatus {
             role: Role::Secondary,
             rtt_seconds: Some(0.000_041),
             last_seen_seconds: None,
+            disconnected_seconds: None,
             refused: None,
             volumes: vec![PeerVolumeStatus {
                 volume: 0,

@@ -29,6 +29,18 @@ pub fn status_text(status: &Status, detail: Detail) -> String {
             push_resource(resource, detail, &mut lines);
         }
     }
+    if let Some(why) = &status.cluster.store_error {
+        let node = &status.node;
+        lines.extend(wrapped(
+            "status:",
+            &format!("{node} cannot record its votes, so it has none: {why}."),
+        ));
+        lines.extend(wrapped(
+            "action:",
+            "free space on the disk of its state directory, or mend it, then restart the daemon; \
+             until then the loss of another node holds I/O.",
+        ));
+    }
     if status.cluster.arbitrator_lost() {
         let name = status
             .cluster

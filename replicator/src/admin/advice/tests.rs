@@ -29,6 +29,37 @@ fn a_resource_that_is_not_up_is_no_problem() {
 }
 
 #[test]
+fn a_node_that_cannot_record_its_votes_is_a_problem_of_its_own() {
+    let (problem, _, problems) =
+        conclude(|status| status.cluster.store_error = Some("no space left".to_owned()));
+    assert_eq!((problem, problems), (None, 1));
+}
+
+/// Story: `twinadm status` right after `secondary`: the role changed, the session is made anew.
+#[test]
+fn a_session_that_is_made_anew_is_no_problem_for_a_second() {
+    let away = |seconds: Option<f64>, change: fn(&mut PeerStatus)| {
+        let (problem, ..) = conclude(|status| {
+            let peer = &mut status.resources[0].peers[0];
+            peer.connection = ConnectionState::Connecting;
+            peer.role = Role::Unknown;
+            peer.volumes[0].disk = DiskState::DUnknown;
+            peer.disconnected_seconds = seconds;
+            change(peer);
+        });
+        problem
+    };
+    let lost = Some("W0108".to_owned());
+    assert_eq!(away(Some(0.9), |_| {}), None);
+    assert_eq!(away(Some(1.0), |_| {}), lost);
+    assert_eq!(away(None, |_| {}), lost, "it never was here");
+    let refused = |peer: &mut PeerStatus| peer.refused = Some("different histories".to_owned());
+    assert_eq!(away(Some(0.1), refused), lost);
+    let alone = |peer: &mut PeerStatus| peer.connection = ConnectionState::StandAlone;
+    assert_eq!(away(Some(0.1), alone), lost);
+}
+
+#[test]
 fn held_guests_come_before_the_missing_peer() {
     let (problem, sentence, problems) = conclude(|status| {
         status.cluster.voters_seen = 1;

@@ -1,6 +1,7 @@
 //! Role changes: draining, late disk operations, step-down, refusal by a seal.
 
 use super::*;
+use crate::types::ConnectionState;
 use crate::types::{InSync, Role};
 
 #[test]
@@ -120,6 +121,19 @@ fn a_late_write_of_an_earlier_activation_keeps_sessions_away() {
     pair.add_peer(B);
     pair.assert_replicas_equal();
     assert_eq!(pair.disk(A, 5), block(0x22));
+}
+
+#[test]
+fn the_end_of_a_session_is_known_until_the_next_is_up() {
+    let mut pair = Pair::in_sync();
+    assert_eq!(pair.snapshot(A).disconnected_at, None);
+    pair.input(A, Input::StepDown);
+    let snapshot = pair.snapshot(A);
+    assert_eq!(snapshot.connection, ConnectionState::Connecting);
+    assert!(snapshot.disconnected_at.is_some());
+    pair.run();
+    pair.connect();
+    assert_eq!(pair.snapshot(A).disconnected_at, None);
 }
 
 #[test]

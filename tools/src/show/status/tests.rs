@@ -73,6 +73,21 @@ fn a_held_resource_and_one_that_is_down_say_so() {
 }
 
 #[test]
+fn a_node_without_a_vote_says_why_and_what_to_do() {
+    let mut status = healthy();
+    status.cluster.store_error = Some("writing /s/voter-store: no space left on device".to_owned());
+    let shown = text(&status.concluded());
+    assert!(shown.contains("problems:1"), "{shown}");
+    let said = "\
+status: kvm-a cannot record its votes, so it has none: writing /s/voter-store:
+        no space left on device.
+action: free space on the disk of its state directory, or mend it, then restart
+        the daemon; until then the loss of another node holds I/O.
+";
+    assert!(shown.ends_with(said), "{shown}");
+}
+
+#[test]
 fn clear_text_beyond_loopback_is_loud() {
     let mut status = healthy();
     status.cluster.insecure = true;
