@@ -98,8 +98,7 @@ impl Node {
         self.shard.get()
     }
 
-    /// Sends to the shard. The arbitrator has none and nothing to command: what its controller
-    /// says to engines is for nobody.
+    /// Sends to the shard. The arbitrator has none, and its controller commands no engines.
     pub(super) fn command(&self, command: ShardCommand) {
         if let Some(shard) = self.shard() {
             shard.send(command);

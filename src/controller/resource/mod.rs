@@ -87,10 +87,12 @@ impl Context<'_> {
         self.outlet.actions.push(Action::Event(event));
     }
 
+    /// The arbitrator has no engine: what follows for one from a view is for nobody there.
     fn engine(&mut self, resource: ResourceId, command: EngineCommand) {
-        self.outlet
-            .actions
-            .push(Action::Engine { resource, command });
+        if self.me.node.is_data() {
+            let action = Action::Engine { resource, command };
+            self.outlet.actions.push(action);
+        }
     }
 
     fn next_op(&mut self) -> OpId {

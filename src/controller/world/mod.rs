@@ -668,7 +668,10 @@ impl World {
                 };
                 self.later(self.weather.store, happening);
             }
-            Action::Engine { command, .. } => self.command(index, command),
+            Action::Engine { command, .. } => {
+                assert_ne!(index, T, "the arbitrator has no engine for {command:?}");
+                self.command(index, command);
+            }
             Action::OrderDone { order, result } => {
                 self.orders.insert(order.0, result);
             }
