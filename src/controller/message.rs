@@ -522,7 +522,7 @@ mod tests {
             eligible: true,
             kept: true,
             blank: false,
-            handed_over: resource % 2 == 0,
+            handed_over: resource.is_multiple_of(2),
             size_blocks: 256,
         }
     }
