@@ -43,6 +43,8 @@ pub mod rules;
 #[cfg(test)]
 mod scenarios;
 #[cfg(test)]
+mod scenarios_exhausted;
+#[cfg(test)]
 mod scenarios_loose_ends;
 mod store;
 #[cfg(test)]
