@@ -50,7 +50,10 @@ impl Engine {
     pub(super) fn attach(&mut self, request: AttachRequest, out: &mut Outbox) {
         if matches!(
             self.local,
-            LocalDisk::Attached | LocalDisk::Attaching | LocalDisk::Detaching
+            LocalDisk::Attached
+                | LocalDisk::Attaching
+                | LocalDisk::Detaching
+                | LocalDisk::LettingGo
         ) {
             return;
         }
@@ -501,28 +504,42 @@ impl Engine {
 
     /// Lets go of the device: flushed and marked closed, so that the next attach is a clean one.
     pub(super) fn detach(&mut self, out: &mut Outbox) {
-        if self.active.is_some() || self.local != LocalDisk::Attached {
-            if matches!(self.local, LocalDisk::Failed | LocalDisk::Diskless) {
-                self.forget_replica();
+        match self.local {
+            LocalDisk::Attached if self.active.is_none() => {
+                self.end_session(CloseReason::DiskChanged, out);
+                self.set_local(LocalDisk::Detaching, out);
+            }
+            // There is nothing to flush for; what it still does may land all the same.
+            LocalDisk::Failed => self.let_go(out),
+            LocalDisk::Diskless => out.push(Action::Event(Event::Detached)),
+            LocalDisk::Attached
+            | LocalDisk::Attaching
+            | LocalDisk::Detaching
+            | LocalDisk::LettingGo => {}
+        }
+    }
+
+    /// Flushes, or says that the device is let go, once nothing else is under way.
+    pub(super) fn pump_detach(&mut self, out: &mut Outbox) {
+        if self.disk_ops > 0 || self.meta_ops > 0 {
+            return;
+        }
+        match self.local {
+            LocalDisk::Detaching if !self.detach_flushing => {
+                self.detach_flushing = true;
+                self.disk(DiskOp::DetachFlush, DiskCommand::Flush, out);
+            }
+            LocalDisk::LettingGo => {
                 self.set_local(LocalDisk::Diskless, out);
                 out.push(Action::Event(Event::Detached));
             }
-            return;
+            _ => {}
         }
-        self.end_session(CloseReason::DiskChanged, out);
-        self.set_local(LocalDisk::Detaching, out);
     }
 
-    /// Flushes once nothing else is under way.
-    pub(super) fn pump_detach(&mut self, out: &mut Outbox) {
-        if self.local == LocalDisk::Detaching
-            && !self.detach_flushing
-            && self.disk_ops == 0
-            && self.meta_ops == 0
-        {
-            self.detach_flushing = true;
-            self.disk(DiskOp::DetachFlush, DiskCommand::Flush, out);
-        }
+    fn let_go(&mut self, out: &mut Outbox) {
+        self.forget_replica();
+        self.set_local(LocalDisk::LettingGo, out);
     }
 
     pub(super) fn on_detach_flush(&mut self, result: Result<(), DiskError>, out: &mut Outbox) {
@@ -544,9 +561,8 @@ impl Engine {
 
     fn on_closed(&mut self, out: &mut Outbox) {
         self.detach_flushing = false;
-        self.forget_replica();
-        self.set_local(LocalDisk::Diskless, out);
-        out.push(Action::Event(Event::Detached));
+        // The record of a failure while it was closed may still be under way.
+        self.let_go(out);
     }
 }
 

@@ -93,7 +93,11 @@ enum LocalDisk {
     Attaching,
     Attached,
     Failed,
+    /// Flushed and closed in order.
     Detaching,
+    /// Done with; said once no operation of it is under way any more (R14): the executor forgets
+    /// the device then, and with it whatever would have completed.
+    LettingGo,
 }
 
 /// Who waits for or holds a range of blocks.

@@ -105,9 +105,10 @@ impl Engine {
     fn disk_state(&self) -> DiskState {
         match self.local {
             LocalDisk::Diskless => DiskState::Diskless,
-            LocalDisk::Detaching => DiskState::Detaching,
             LocalDisk::Attaching => DiskState::Attaching,
             LocalDisk::Failed => DiskState::Failed,
+            // Whoever waits for Diskless waits for the last write.
+            LocalDisk::Detaching | LocalDisk::LettingGo => DiskState::Detaching,
             LocalDisk::Attached => self.attached_state(),
         }
     }

@@ -300,7 +300,10 @@ impl Engine {
     /// Empties the log when nothing pins it: the orderly end of an activation.
     pub(super) fn reset_activity_log(&mut self, out: &mut Outbox) -> bool {
         // What a failed replica lists no longer matters: it gets everything when it comes back.
-        let failed = self.local == super::LocalDisk::Failed;
+        let failed = matches!(
+            self.local,
+            super::LocalDisk::Failed | super::LocalDisk::LettingGo
+        );
         let Some(replica) = self.replica.as_mut().filter(|_| !failed) else {
             return true;
         };

@@ -180,6 +180,23 @@ impl Pair {
         self.carry_out(index);
     }
 
+    /// Metadata operations under way at `node`.
+    pub(super) fn meta_ops(&self, node: NodeId) -> usize {
+        let of_node = |(at, pending): &&(usize, Pending)| {
+            *at == node.index() && matches!(pending, Pending::Meta(..))
+        };
+        self.queue.iter().filter(of_node).count()
+    }
+
+    /// Lets the oldest metadata operation under way at `node` end, whatever is held.
+    pub(super) fn end_meta_op(&mut self, node: NodeId) {
+        let index = self
+            .queue
+            .iter()
+            .position(|(at, pending)| *at == node.index() && matches!(pending, Pending::Meta(..)));
+        self.carry_out(index.expect("one is under way"));
+    }
+
     /// What a start of `node` would find marked: its metadata area as it is on the disk now.
     pub(super) fn recovered(&self, node: NodeId) -> crate::meta::Recovered {
         let area = &self.nodes[node.index()].meta;

@@ -6,6 +6,7 @@ mod broken_peer;
 mod faults;
 mod flushing;
 mod leaving;
+mod letting_go;
 mod limits;
 mod pair;
 mod random;
