@@ -51,10 +51,10 @@ pub enum Input {
         /// Why.
         reason: LinkDownReason,
     },
-    /// The peer's promise not to take over now holds until `until` on this node's clock (R5). May
-    /// only grow while activated.
+    /// The peer's promise not to take over now holds until `until` on this node's clock (R5).
+    /// The latest counts; [`Instant::ZERO`] takes all of them back (the machine slept).
     Lease {
-        /// End of the lease.
+        /// End of the lease, or [`Instant::ZERO`].
         until: Instant,
     },
     /// A majority holds this view and this node knows it by its own commit.

@@ -307,6 +307,8 @@ impl Engine {
             Input::LinkUp { session } => self.handle_link_up(session, out),
             Input::Received { session, message } => self.handle_received(session, message, out),
             Input::LinkDown { session, reason } => self.handle_link_down(session, reason, out),
+            // None: what was granted is void (R2). Any other is a grant, and a later one counts.
+            Input::Lease { until } if until == Instant::ZERO => self.lease_until = until,
             Input::Lease { until } => self.lease_until = self.lease_until.max(until),
             Input::Committed(committed) => self.committed(&committed, out),
             Input::Learned(view) => self.learned(view, out),

@@ -70,3 +70,21 @@ fn a_detaching_disk_is_not_called_gone_before_its_closing_record() {
     assert_eq!(pair.snapshot(B).disk, DiskState::Diskless);
     assert!(!pair.recovered(B).superblock.current().open);
 }
+
+#[test]
+fn a_lease_of_zero_takes_back_the_one_that_held() {
+    // The clock did not count while the machine slept: what was granted before is void, though its
+    // end has not come by this clock (R2).
+    let mut pair = Pair::in_sync();
+    let before = pair.now.plus(Duration::from_secs(1000));
+    let void = Instant::ZERO;
+    pair.input(A, Input::Lease { until: void });
+    let read = pair.read(A, 1);
+    pair.run();
+    assert_eq!(pair.answer(read), None);
+    assert_eq!(pair.snapshot(A).held, Some(HeldReason::Lease));
+    let until = before.plus(Duration::from_secs(1));
+    pair.input(A, Input::Lease { until });
+    pair.run();
+    assert!(pair.answer(read).is_some());
+}
