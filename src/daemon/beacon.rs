@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use replicator::engine::Input as EngineInput;
+use replicator::io::clock::SuspendWatch;
 use replicator::io::{clock, realtime};
 use replicator::types::{Instant, ResourceId, StoreError};
 
@@ -45,14 +46,13 @@ pub(super) fn start(
             );
         }
         let _essential = NodeSink(Arc::clone(&node));
-        let suspended = clock::suspended();
         let mut beacon = Beacon {
             node,
             controller,
             carrier,
             actions: Vec::new(),
             published: None,
-            suspended,
+            suspend: SuspendWatch::new(clock::suspended),
         };
         beacon.run();
     })
@@ -66,8 +66,7 @@ struct Beacon {
     actions: Vec<Action>,
     /// When the board last got snapshots.
     published: Option<Instant>,
-    /// Time this machine had slept when last looked.
-    suspended: Duration,
+    suspend: SuspendWatch,
 }
 
 impl Beacon {
@@ -127,12 +126,9 @@ impl Beacon {
     /// of this life is worth keeping: gates are shut and the process ends, the next one starts
     /// with a boot wait like any other.
     fn has_slept(&mut self) -> bool {
-        let suspended = clock::suspended();
-        let slept = suspended.saturating_sub(self.suspended);
-        self.suspended = suspended;
-        if slept < clock::SUSPENSION_MIN {
+        let Some(slept) = self.suspend.look(clock::suspended()) else {
             return false;
-        }
+        };
         for lease in self.node.leases.values() {
             lease.store(0, Ordering::Release);
         }

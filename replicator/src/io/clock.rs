@@ -26,14 +26,42 @@ pub fn unix_millis() -> u64 {
 
 /// Time this machine has spent suspended since it booted. When it has grown between two looks,
 /// the machine slept in between, `now()` did not count that, and every lease and grant is void.
+/// Too low by the time between reading two clocks, never too high.
 #[must_use]
 pub fn suspended() -> Duration {
-    let monotonic = read(ClockId::CLOCK_MONOTONIC);
-    read(ClockId::CLOCK_BOOTTIME).saturating_sub(monotonic)
+    let since_boot = read(ClockId::CLOCK_BOOTTIME);
+    since_boot.saturating_sub(read(ClockId::CLOCK_MONOTONIC))
 }
 
 /// A growth of [`suspended`] that is a suspension and not the time between reading two clocks.
 pub const SUSPENSION_MIN: Duration = Duration::from_millis(20);
+
+/// Notices that the machine slept. A look that was interrupted between its two clocks shows too
+/// little and is made good by the next, so the most that was ever seen is what counts.
+#[derive(Clone, Copy, Debug)]
+pub struct SuspendWatch {
+    seen: Duration,
+}
+
+impl SuspendWatch {
+    /// Looks that the first figure is the best of: all of them interrupted is no coincidence.
+    const FIRST_LOOKS: usize = 8;
+
+    /// Watches from now on; `suspended` is [`suspended`] or a test's.
+    pub fn new(suspended: impl Fn() -> Duration) -> Self {
+        let looks = (0..Self::FIRST_LOOKS).map(|_| suspended());
+        Self {
+            seen: looks.max().unwrap_or_default(),
+        }
+    }
+
+    /// How long it slept since the last look, if it did.
+    pub fn look(&mut self, suspended: Duration) -> Option<Duration> {
+        let slept = suspended.saturating_sub(self.seen);
+        self.seen = self.seen.max(suspended);
+        (slept >= SUSPENSION_MIN).then_some(slept)
+    }
+}
 
 fn read(clock: ClockId) -> Duration {
     Duration::from(clock_gettime(clock).expect("the clock exists on every supported kernel"))
@@ -89,8 +117,18 @@ mod tests {
 
     #[test]
     fn two_looks_in_a_row_are_no_suspension() {
-        let before = suspended();
-        assert!(suspended().saturating_sub(before) < SUSPENSION_MIN);
+        let mut watch = SuspendWatch::new(suspended);
+        assert_eq!(watch.look(suspended()), None);
+    }
+
+    #[test]
+    fn a_look_that_was_interrupted_makes_no_suspension_of_the_next() {
+        let second = Duration::from_secs(1);
+        let mut watch = SuspendWatch::new(|| 5 * second);
+        assert_eq!(watch.look(4 * second), None, "a second between two clocks");
+        assert_eq!(watch.look(5 * second), None);
+        assert_eq!(watch.look(6 * second), Some(second));
+        assert_eq!(watch.look(6 * second), None, "once");
     }
 
     #[test]
