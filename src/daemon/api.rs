@@ -126,7 +126,8 @@ pub enum ShardCommand {
         /// Which.
         resource: ResourceId,
     },
-    /// Open the devices and attach. Answered by `Event::Attached` or [`ShardEvent::OpenFailed`].
+    /// Open the devices and attach. Answered by `Event::Attached` or [`ShardEvent::OpenFailed`],
+    /// unless a detach comes while it waits for a device in use.
     Attach {
         /// Which.
         resource: ResourceId,

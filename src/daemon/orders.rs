@@ -361,7 +361,12 @@ impl Node {
         self.check_running(resource)?;
         let timeout = timeout.unwrap_or(ORDER_TIMEOUT);
         let _claim = Claim::take(self, resource, timeout)?;
-        let attached = |disk| !matches!(disk, DiskState::Diskless | DiskState::Detaching);
+        let attached = |disk| {
+            !matches!(
+                disk,
+                DiskState::Diskless | DiskState::Detaching | DiskState::Attaching
+            )
+        };
         if self.engine(resource, |it| attached(it.disk)) {
             return done(false, format!("{} is attached already", resource.name));
         }

@@ -60,7 +60,13 @@ struct Zeroing {
 }
 
 impl DiskQueue {
-    /// A queue whose operations carry tokens `base.0 + n`, n below 2^32.
+    /// Commands in flight at most: their numbers fit in the low [`Self::TOKEN_BITS`] of a token.
+    /// Ten times what the engine's own bounds add up to.
+    pub const COMMANDS_MAX: usize = 1 << Self::TOKEN_BITS;
+    /// Bits of a token that are this queue's.
+    pub const TOKEN_BITS: u32 = 16;
+
+    /// A queue whose operations carry tokens `base.0 + n`, n below [`Self::COMMANDS_MAX`].
     #[must_use]
     pub fn new(disk: Disk, pool: BufferPool, base: Token) -> Self {
         Self {
@@ -229,6 +235,11 @@ impl DiskQueue {
 
     fn submit(&mut self, backend: &mut dyn Backend, op: OpId, stage: Stage, operation: Op) {
         let index = self.free.pop().unwrap_or_else(|| {
+            assert!(
+                self.commands.len() < Self::COMMANDS_MAX,
+                "{} commands on one disk",
+                self.commands.len()
+            );
             self.commands.push(None);
             u32::try_from(self.commands.len() - 1).expect("the engine bounds its operations")
         });

@@ -6,6 +6,7 @@ use replicator::types::DiskError;
 
 use super::Shard;
 use super::slots::Key;
+use super::token::Place;
 use crate::daemon::api::{AttachFailure, ShardEvent};
 
 impl Shard {
@@ -14,14 +15,14 @@ impl Shard {
             return;
         };
         match action {
-            Action::Disk { op, command } => match &mut resource.disk {
+            Action::Disk { op, command } => match resource.disk_in_use() {
                 Some(queue) => queue.begin(self.backend.as_mut(), op, command),
                 None => {
                     let result = Err(DiskError::Gone);
                     self.inputs.push_back((key, Input::DiskDone { op, result }));
                 }
             },
-            Action::Meta { op, request } => match &mut resource.meta {
+            Action::Meta { op, request } => match resource.meta_in_use() {
                 Some(queue) => queue.begin(self.backend.as_mut(), op, request),
                 None => {
                     let result = Err(DiskError::Gone);
@@ -49,22 +50,29 @@ impl Shard {
             Event::Attached(Ok(_)) => resource.attach_error = None,
             Event::Attached(Err(error)) => {
                 resource.attach_error = Some(AttachFailure::Engine(*error));
-                // Lets go of the lock; what is still in flight keeps it until it ends (R14).
-                resource.disk = None;
-                resource.meta = None;
+                resource.let_go();
             }
-            Event::Detached => {
-                resource.disk = None;
-                resource.meta = None;
-            }
+            Event::Detached => resource.let_go(),
             _ => {}
         }
         let resource = resource.setup.resource;
         self.sink.tell(ShardEvent::Engine { resource, event });
     }
 
-    pub(super) fn on_disk(&mut self, index: u32, completion: Completion) {
-        let Some(key) = self.resources.key_at(index) else {
+    /// Who is in the place now, unless the completion is of somebody before.
+    fn resource_in(&self, place: Place) -> Option<Key> {
+        let key = self
+            .resources
+            .key_at(place.index)
+            .filter(|key| Place::of(*key) == place);
+        if key.is_none() {
+            tracing::error!(?place, "completion on a device of a resource that is gone");
+        }
+        key
+    }
+
+    pub(super) fn on_disk(&mut self, place: Place, completion: Completion) {
+        let Some(key) = self.resource_in(place) else {
             return;
         };
         let Some(resource) = self.resources.get_mut(key) else {
@@ -76,11 +84,12 @@ impl Shard {
         if let Some((op, result)) = queue.on_completion(self.backend.as_mut(), completion) {
             self.inputs.push_back((key, Input::DiskDone { op, result }));
         }
+        resource.close_when_idle();
         self.end_removal(key);
     }
 
-    pub(super) fn on_meta(&mut self, index: u32, completion: Completion) {
-        let Some(key) = self.resources.key_at(index) else {
+    pub(super) fn on_meta(&mut self, place: Place, completion: Completion) {
+        let Some(key) = self.resource_in(place) else {
             return;
         };
         let Some(resource) = self.resources.get_mut(key) else {
@@ -92,6 +101,7 @@ impl Shard {
         for (op, result) in queue.on_completion(self.backend.as_mut(), completion) {
             self.inputs.push_back((key, Input::MetaDone { op, result }));
         }
+        resource.close_when_idle();
         self.end_removal(key);
     }
 }

@@ -3,12 +3,12 @@
 use core::time::Duration;
 
 use replicator::engine::{AdminRequest, AttachRequest, Input};
-use replicator::io::{Disk, DiskQueue, MetaQueue};
-use replicator::types::{BLOCK_LEN, ByteLen, ByteOffset, NodeId, ResourceId};
+use replicator::io::{Disk, DiskQueue, MetaQueue, OpenError};
+use replicator::types::{BLOCK_LEN, ByteLen, ByteOffset, DiskState, NodeId, ResourceId};
 
 use super::resource::{Accept, Attaching, Dial, Resource};
 use super::slots::Key;
-use super::token::Owner;
+use super::token::{Owner, Place};
 use super::{Shard, nbd};
 use crate::daemon::api::{AttachFailure, AttachSetup, ResourceSetup, ShardCommand, ShardEvent};
 
@@ -40,8 +40,12 @@ impl Shard {
     /// For a resource that was just removed the command is late, and void.
     fn input_for(&mut self, resource: ResourceId, input: Input) {
         if let Some(&key) = self.by_id.get(&resource) {
+            let detach = matches!(input, Input::Admin(AdminRequest::Detach));
             self.inputs.push_back((key, input));
             if let Some(resource) = self.resources.get_mut(key) {
+                // The engine knows nothing of an attach that waits for its device, and would say
+                // that it is detached.
+                resource.attaching.take_if(|_| detach);
                 resource.note_change();
             }
         }
@@ -137,14 +141,21 @@ impl Shard {
         let Some(mut attaching) = resource.attaching.take() else {
             return;
         };
-        if resource.disk.is_some() {
+        let closing = resource.is_letting_go() || resource.snapshot().disk == DiskState::Detaching;
+        if resource.disk.is_some() && !closing {
             // Opening it a second time would wait for our own lock; the engine knows what it has.
             tracing::error!(name = resource.setup.name, "attach of an attached resource");
             return;
         }
         resource.note_change();
-        let devices = Disk::open(&attaching.setup.disk)
-            .and_then(|disk| Disk::open(&attaching.setup.meta).map(|meta| (disk, meta)));
+        let devices = if closing {
+            // Its own last operations hold the lock.
+            let path = attaching.setup.disk.clone();
+            Err(OpenError::InUse { path })
+        } else {
+            Disk::open(&attaching.setup.disk)
+                .and_then(|disk| Disk::open(&attaching.setup.meta).map(|meta| (disk, meta)))
+        };
         let (disk, meta) = match devices {
             Ok(devices) => devices,
             Err(error) if error.is_transient() && self.now < attaching.give_up_at => {
@@ -171,16 +182,8 @@ impl Shard {
             expected_replica: attaching.setup.stored.replica,
             seal: attaching.setup.stored.seal,
         };
-        let (disk_tokens, meta_tokens) = (
-            Owner::Disk {
-                resource: key.index,
-            }
-            .token(),
-            Owner::Meta {
-                resource: key.index,
-            }
-            .token(),
-        );
+        let place = Place::of(key);
+        let (disk_tokens, meta_tokens) = (Owner::Disk(place).token(), Owner::Meta(place).token());
         resource.disk = Some(DiskQueue::new(disk, self.pool.clone(), disk_tokens));
         resource.meta = Some(MetaQueue::new(
             meta,

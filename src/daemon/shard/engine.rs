@@ -36,15 +36,17 @@ impl ReplicationEngine for Engine {
 /// Makes the engines that replicate.
 #[must_use]
 pub fn engines() -> EngineFactory {
-    Box::new(|shard, resource| {
-        Box::new(Engine::new(EngineConfig {
-            node: shard.node,
-            resource: resource.resource,
-            volume: resource.volume,
-            timeout: resource.peer_timeout,
-            checksum_first: false,
-            boot_id: shard.boot_id,
-            incarnation: shard.incarnation,
-        }))
-    })
+    Box::new(|shard, resource| Box::new(Engine::new(config(shard, resource))))
+}
+
+pub(super) fn config(shard: &ShardSetup, resource: &ResourceSetup) -> EngineConfig {
+    EngineConfig {
+        node: shard.node,
+        resource: resource.resource,
+        volume: resource.volume,
+        timeout: resource.peer_timeout,
+        checksum_first: false,
+        boot_id: shard.boot_id,
+        incarnation: shard.incarnation,
+    }
 }

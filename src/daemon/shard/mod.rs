@@ -41,6 +41,7 @@ use core::time::Duration;
 
 use nix::errno::Errno;
 use replicator::engine::{HeldReason, Input, Outbox};
+use replicator::io::clock::SuspendWatch;
 use replicator::io::{Backend, BufferPool, Completion, Wait, clock, open_backend};
 use replicator::types::{Instant, Payload, ResourceId, Role, time::earliest};
 
@@ -79,27 +80,47 @@ pub fn start(
     sink: Box<dyn ShardSink>,
     engines: EngineFactory,
 ) -> io::Result<ShardThread> {
-    start_on(setup, sink, engines, open_backend)
+    start_in(Surroundings::real(), setup, sink, engines)
 }
 
-/// [`start`] on a backend of the caller's choice.
+/// What the shard's thread finds around it; tests put other things there.
+pub struct Surroundings {
+    /// Makes the backend, on the thread that uses it.
+    pub backend: Box<dyn FnOnce() -> Result<Box<dyn Backend>, Errno> + Send>,
+    /// Time the machine has been suspended since it booted.
+    pub suspended: Box<dyn Fn() -> Duration + Send>,
+}
+
+impl Surroundings {
+    /// This host's.
+    #[must_use]
+    pub fn real() -> Self {
+        Self {
+            backend: Box::new(open_backend),
+            suspended: Box::new(clock::suspended),
+        }
+    }
+}
+
+/// [`start`] in surroundings of the caller's choice.
 ///
 /// # Errors
 /// When no thread, backend or socket is to be had.
-pub fn start_on(
+pub fn start_in(
+    surroundings: Surroundings,
     setup: ShardSetup,
     sink: Box<dyn ShardSink>,
     engines: EngineFactory,
-    backend: fn() -> Result<Box<dyn Backend>, Errno>,
 ) -> io::Result<ShardThread> {
     let (ready, is_ready) = mpsc::channel();
     let thread = std::thread::Builder::new()
         .name("shard".to_owned())
         .spawn(move || {
             // The ring is made by the thread that uses it: the kernel insists on one issuer.
+            let Surroundings { backend, suspended } = surroundings;
             let shard = backend()
                 .map_err(io::Error::from)
-                .and_then(|backend| Shard::new(setup, sink, engines, backend));
+                .and_then(|backend| Shard::new(setup, sink, engines, backend, suspended));
             match shard {
                 Ok(shard) => {
                     if ready.send(Ok(Arc::clone(&shard.queue))).is_ok() {
@@ -130,6 +151,8 @@ struct Shard {
     sink: Box<dyn ShardSink>,
     engines: EngineFactory,
     backend: Box<dyn Backend>,
+    suspended: Box<dyn Fn() -> Duration>,
+    suspend: SuspendWatch,
     queue: Arc<ShardQueue>,
     pool: BufferPool,
     guest_buffers: GuestBuffers,
@@ -171,6 +194,7 @@ impl Shard {
         sink: Box<dyn ShardSink>,
         engines: EngineFactory,
         backend: Box<dyn Backend>,
+        suspended: Box<dyn Fn() -> Duration + Send>,
     ) -> io::Result<Self> {
         let pool = BufferPool::new();
         let listeners = std::mem::take(&mut setup.listeners);
@@ -182,6 +206,8 @@ impl Shard {
             sink,
             engines,
             backend,
+            suspend: SuspendWatch::new(&suspended),
+            suspended,
             now: clock::now(),
             stopping: false,
             resources: Slots::new(),
@@ -228,6 +254,7 @@ impl Shard {
             self.fresh_mirrored_writes = 0;
             self.backend.turn(Wait { timeout, for_two }, &mut done)?;
             self.now = clock::now();
+            self.look_at_suspension();
             self.look_at_leases();
             self.take_commands();
             for completion in done.drain(..) {
@@ -245,8 +272,8 @@ impl Shard {
 
     fn on_completion(&mut self, completion: Completion) {
         match Owner::of(completion.token) {
-            Some(Owner::Disk { resource }) => self.on_disk(resource, completion),
-            Some(Owner::Meta { resource }) => self.on_meta(resource, completion),
+            Some(Owner::Disk(place)) => self.on_disk(place, completion),
+            Some(Owner::Meta(place)) => self.on_meta(place, completion),
             Some(Owner::NbdAccept(key)) => self.on_client_accepted(key, completion),
             Some(Owner::ClientRecv(key)) => self.on_client_received(key, completion),
             Some(Owner::ClientSend(key)) => self.on_client_sent(key, completion),
@@ -288,6 +315,25 @@ impl Shard {
             }
         }
         self.work();
+    }
+
+    /// The clock of the leases did not count while the machine slept: all of them are void, and
+    /// what was to be answered under them is not (R2). Two readings of clocks without a system
+    /// call, so that it can be asked before anybody is answered, each turn.
+    fn look_at_suspension(&mut self) {
+        let Some(slept) = self.suspend.look((self.suspended)()) else {
+            return;
+        };
+        tracing::warn!(slept_ms = slept.as_millis(), "suspended: leases are void");
+        for key in self.resources.keys_where(|_| true) {
+            if let Some(resource) = self.resources.get_mut(key) {
+                resource.void_lease();
+            }
+            let until = Instant::ZERO;
+            self.inputs.push_back((key, Input::Lease { until }));
+        }
+        self.work();
+        self.drop_clients_at_shut_gates();
     }
 
     fn next_deadline(&self) -> Option<Instant> {
@@ -366,6 +412,7 @@ impl Shard {
 
     /// Sends everything queued, one send per socket.
     fn flush(&mut self) {
+        self.look_at_suspension();
         if clock::now().since(self.now) > STALL {
             self.check_gates_again();
         }
@@ -382,6 +429,10 @@ impl Shard {
     fn check_gates_again(&mut self) {
         self.now = clock::now();
         self.look_at_leases();
+        self.drop_clients_at_shut_gates();
+    }
+
+    fn drop_clients_at_shut_gates(&mut self) {
         for key in self
             .resources
             .keys_where(|resource| resource.role() == Role::Primary)
@@ -393,7 +444,7 @@ impl Shard {
                 snapshot.role != Role::Primary || snapshot.held == Some(HeldReason::Lease)
             });
             if closed {
-                tracing::warn!("the process was stopped past its lease; guests reconnect");
+                tracing::warn!("stopped or suspended past the lease; guests reconnect");
                 self.drop_clients(key);
             }
         }

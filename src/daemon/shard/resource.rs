@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use replicator::engine::{Input, Outbox, Snapshot};
 use replicator::io::{BackendKind, DiskQueue, MetaQueue, OpKey, Socket};
-use replicator::types::{ConnectionState, Instant, Role, ViewNumber, time::earliest};
+use replicator::types::{ConnectionState, DiskState, Instant, Role, ViewNumber, time::earliest};
 
 use super::PUBLISH_INTERVAL;
 use super::engine::ReplicationEngine;
@@ -21,11 +21,15 @@ pub(super) struct Resource {
     pub(super) setup: ResourceSetup,
     engine: Box<dyn ReplicationEngine>,
     lease_seen: u64,
+    /// What is stored was granted before the machine slept.
+    lease_void: bool,
     /// Taken away; only waits for its last disk operation.
     pub(super) removing: bool,
 
     pub(super) disk: Option<DiskQueue>,
     pub(super) meta: Option<MetaQueue>,
+    /// The engine is done with its devices; they are closed after the last operation on them.
+    letting_go: bool,
     pub(super) attaching: Option<Attaching>,
     pub(super) attach_error: Option<AttachFailure>,
 
@@ -135,9 +139,11 @@ impl Resource {
             setup,
             engine,
             lease_seen: 0,
+            lease_void: false,
             removing: false,
             disk: None,
             meta: None,
+            letting_go: false,
             attaching: None,
             attach_error: None,
             listener: None,
@@ -177,12 +183,51 @@ impl Resource {
     }
 
     pub(super) fn lease_changed(&self) -> bool {
-        self.setup.lease.load(Ordering::Acquire) != self.lease_seen
+        let stored = self.setup.lease.load(Ordering::Acquire);
+        stored != self.lease_seen && (!self.lease_void || stored == 0)
+    }
+
+    /// No lease counts until the controller's thread has noticed the suspension as well, which it
+    /// says with a zero: until then it may still store what was granted before.
+    pub(super) fn void_lease(&mut self) {
+        self.lease_seen = self.setup.lease.load(Ordering::Acquire);
+        self.lease_void = self.lease_seen != 0;
     }
 
     pub(super) fn take_lease(&mut self) -> Instant {
         self.lease_seen = self.setup.lease.load(Ordering::Acquire);
+        self.lease_void = false;
         Instant(self.lease_seen)
+    }
+
+    /// The queue for what the engine asks now; none once it said that it let the device go.
+    pub(super) fn disk_in_use(&mut self) -> Option<&mut DiskQueue> {
+        self.disk.as_mut().filter(|_| !self.letting_go)
+    }
+
+    /// The same for the metadata area.
+    pub(super) fn meta_in_use(&mut self) -> Option<&mut MetaQueue> {
+        self.meta.as_mut().filter(|_| !self.letting_go)
+    }
+
+    pub(super) fn is_letting_go(&self) -> bool {
+        self.letting_go
+    }
+
+    /// The devices are of no use any more. They stay, with their locks, until nothing can land on
+    /// them (R14): completions of a queue that is gone would be lost to the engine.
+    pub(super) fn let_go(&mut self) {
+        self.letting_go = true;
+        self.close_when_idle();
+    }
+
+    pub(super) fn close_when_idle(&mut self) {
+        if self.letting_go && self.operations_in_flight() == 0 {
+            self.letting_go = false;
+            self.disk = None;
+            self.meta = None;
+            self.note_change();
+        }
     }
 
     /// Operations that may still land on its devices (R14).
@@ -249,13 +294,18 @@ impl Resource {
         self.state_changed = false;
         self.publish_next = now.plus(PUBLISH_INTERVAL);
         self.state = self.engine.snapshot();
+        let mut engine = self.state.clone();
+        if self.attaching.is_some() && engine.disk == DiskState::Diskless {
+            engine.disk = DiskState::Attaching;
+        }
         let snapshot = ResourceSnapshot {
-            engine: self.state.clone(),
+            engine,
             at: now,
             nbd_clients,
             io_backend: self
                 .disk
                 .as_ref()
+                .filter(|_| !self.letting_go)
                 .map(|queue| queue.disk().backend(of_loop).word()),
             attach_error: self.attach_error.clone(),
         };

@@ -2,5 +2,7 @@
 //! NBD clients over the Unix socket, and a second shard behind TCP.
 
 mod clients;
+mod faulty;
+mod letting_go;
 mod pair;
 mod rig;

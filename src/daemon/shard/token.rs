@@ -1,24 +1,41 @@
 //! Whose operation a completion ends, packed into the operation's token.
 
-use replicator::io::Token;
+use replicator::io::{DiskQueue, Token};
 
 use super::slots::Key;
 
 /// Most values of one kind that a token can name; each kind has a lower cap of its own.
 const INDEX_BITS: u32 = 24;
 
+/// A resource's key as far as it fits beside a disk queue's bits. Enough to tell one resource from
+/// the next in its place: that one comes only after the last operation of the earlier one (R14).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) index: u32,
+    generation: u16,
+}
+
+impl Place {
+    pub(super) fn of(key: Key) -> Self {
+        let [g0, g1, ..] = key.generation.to_le_bytes();
+        Self {
+            index: key.index,
+            generation: u16::from_le_bytes([g0, g1]),
+        }
+    }
+
+    fn low_bits(self) -> u32 {
+        u32::from(self.generation) << DiskQueue::TOKEN_BITS
+    }
+}
+
 /// The owner of an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Owner {
-    /// The data device of the resource in this place. The low bits are the disk queue's own: the
-    /// place is not used again before the queue is empty.
-    Disk {
-        resource: u32,
-    },
+    /// The data device of a resource. The low bits of the token are the disk queue's own.
+    Disk(Place),
     /// Its metadata area.
-    Meta {
-        resource: u32,
-    },
+    Meta(Place),
     NbdAccept(Key),
     ClientRecv(Key),
     ClientSend(Key),
@@ -33,8 +50,8 @@ pub(super) enum Owner {
 impl Owner {
     pub(super) fn token(self) -> Token {
         let (kind, index, low): (u8, u32, u32) = match self {
-            Self::Disk { resource } => (0, resource, 0),
-            Self::Meta { resource } => (1, resource, 0),
+            Self::Disk(place) => (0, place.index, place.low_bits()),
+            Self::Meta(place) => (1, place.index, place.low_bits()),
             Self::NbdAccept(key) => (2, key.index, key.generation),
             Self::ClientRecv(key) => (3, key.index, key.generation),
             Self::ClientSend(key) => (4, key.index, key.generation),
@@ -58,9 +75,13 @@ impl Owner {
             index,
             generation: u32::from_be_bytes([g0, g1, g2, g3]),
         };
+        let place = Place {
+            index,
+            generation: u16::from_be_bytes([g0, g1]),
+        };
         Some(match kind {
-            0 => Self::Disk { resource: index },
-            1 => Self::Meta { resource: index },
+            0 => Self::Disk(place),
+            1 => Self::Meta(place),
             2 => Self::NbdAccept(key),
             3 => Self::ClientRecv(key),
             4 => Self::ClientSend(key),
@@ -84,10 +105,8 @@ mod tests {
             generation: 0xfedc_ba98,
         };
         for owner in [
-            Owner::Disk { resource: 5 },
-            Owner::Meta {
-                resource: 0x00ff_ffff,
-            },
+            Owner::Disk(Place::of(key)),
+            Owner::Meta(Place::of(key)),
             Owner::NbdAccept(key),
             Owner::ClientRecv(key),
             Owner::ClientSend(key),
@@ -98,8 +117,14 @@ mod tests {
         ] {
             assert_eq!(Owner::of(owner.token()), Some(owner));
         }
-        let queue_local = Token(Owner::Disk { resource: 5 }.token().0 + 77);
-        assert_eq!(Owner::of(queue_local), Some(Owner::Disk { resource: 5 }));
+        let disk = Owner::Disk(Place::of(key));
+        let last = DiskQueue::COMMANDS_MAX as u64 - 1;
+        assert_eq!(Owner::of(Token(disk.token().0 + last)), Some(disk));
+        let next = Key {
+            generation: key.generation + 1,
+            ..key
+        };
+        assert_ne!(Place::of(next), Place::of(key), "a place used again");
         assert_eq!(Owner::of(Token(u64::MAX)), None);
     }
 }

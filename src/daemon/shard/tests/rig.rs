@@ -27,7 +27,7 @@ use crate::daemon::api::{
     AttachSetup, NbdClient, ResourceSetup, ResourceSnapshot, ShardCommand, ShardEvent, ShardHandle,
     ShardSetup, ShardSink, StoredMarks,
 };
-use crate::daemon::shard::{ShardThread, engines, start_on};
+use crate::daemon::shard::{EngineFactory, ShardThread, Surroundings, engines, start_in};
 
 /// Far beyond what anything here takes.
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
@@ -104,6 +104,36 @@ impl Node {
         peer_addresses: Vec<SocketAddr>,
         backend: MakeBackend,
     ) -> Self {
+        let surroundings = Surroundings {
+            backend: Box::new(backend),
+            ..Surroundings::real()
+        };
+        Self::start_in(
+            scratch,
+            id,
+            (listeners, peer_addresses),
+            surroundings,
+            engines(),
+        )
+    }
+
+    /// One that serves alone, with the whole machine as the test says.
+    pub(super) fn alone_in(
+        scratch: &Arc<Scratch>,
+        surroundings: Surroundings,
+        engines: EngineFactory,
+    ) -> Self {
+        let network = (Vec::new(), Vec::new());
+        Self::start_in(scratch, NodeId::A, network, surroundings, engines)
+    }
+
+    fn start_in(
+        scratch: &Arc<Scratch>,
+        id: NodeId,
+        (listeners, peer_addresses): (Vec<TcpListener>, Vec<SocketAddr>),
+        surroundings: Surroundings,
+        engines: EngineFactory,
+    ) -> Self {
         let (event_sender, events) = channel();
         let (snapshot_sender, snapshots) = channel();
         let setup = ShardSetup {
@@ -119,7 +149,7 @@ impl Node {
             events: event_sender,
             snapshots: snapshot_sender,
         };
-        let thread = start_on(setup, Box::new(sink), engines(), backend).unwrap();
+        let thread = start_in(surroundings, setup, Box::new(sink), engines).unwrap();
         Self {
             id,
             scratch: Arc::clone(scratch),
@@ -221,7 +251,15 @@ impl Node {
 
     pub(super) fn renew_lease(&self) {
         let until = clock::now().plus(Duration::from_secs(3600));
+        self.store_lease(until);
+    }
+
+    pub(super) fn store_lease(&self, until: Instant) {
         self.lease.store(until.0, Ordering::Release);
+        self.wake();
+    }
+
+    pub(super) fn wake(&self) {
         self.thread.as_ref().unwrap().queue.wake();
     }
 
@@ -259,6 +297,16 @@ impl Node {
             if wanted(&event) {
                 return event;
             }
+        }
+    }
+
+    /// Returns after the shard has taken everything that was sent and stored before.
+    pub(super) fn settle(&mut self) {
+        let nobody = ResourceId(99);
+        self.send(ShardCommand::Remove { resource: nobody });
+        match self.wait_shard_event() {
+            ShardEvent::Removed { resource } => assert_eq!(resource, nobody),
+            other => panic!("{other:?}"),
         }
     }
 
@@ -418,6 +466,12 @@ impl Guest {
 
     pub(super) fn submit(&mut self, command: ClientCommand<'_>) -> u64 {
         self.client.submit(command).unwrap()
+    }
+
+    /// Sends what was submitted.
+    pub(super) fn send(&mut self) {
+        let out = self.client.take_output();
+        self.stream.write_all(&out).unwrap();
     }
 
     /// The next reply, or `None` when the server closed the connection.

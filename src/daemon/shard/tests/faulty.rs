@@ -1,0 +1,103 @@
+//! A backend whose data disks do what the test says.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use nix::errno::Errno;
+use replicator::io::{
+    Backend, BackendKind, Completion, Op, OpKey, Portable, Socket, Token, Wait, Waker, clock,
+};
+
+use crate::daemon::shard::Surroundings;
+use crate::daemon::shard::token::Owner;
+
+/// What is wrong with the data disks.
+#[derive(Debug, Default)]
+pub(super) struct Faults {
+    /// Operations on them do not end.
+    hold: AtomicBool,
+    /// Flushes of them fail, at once.
+    fail_flushes: AtomicBool,
+}
+
+impl Faults {
+    pub(super) fn hold(&self, held: bool) {
+        self.hold.store(held, Ordering::Release);
+    }
+
+    pub(super) fn fail_flushes(&self) {
+        self.fail_flushes.store(true, Ordering::Release);
+    }
+
+    /// A machine with such disks.
+    pub(super) fn surroundings(self: &Arc<Self>) -> Surroundings {
+        let faults = Arc::clone(self);
+        let make = move || -> Result<Box<dyn Backend>, Errno> {
+            let inner = Portable::new()?;
+            let held = Vec::new();
+            Ok(Box::new(Faulty {
+                inner,
+                faults,
+                held,
+            }))
+        };
+        Surroundings {
+            backend: Box::new(make),
+            suspended: Box::new(clock::suspended),
+        }
+    }
+}
+
+struct Faulty {
+    inner: Portable,
+    faults: Arc<Faults>,
+    held: Vec<Completion>,
+}
+
+impl Backend for Faulty {
+    fn kind(&self) -> BackendKind {
+        self.inner.kind()
+    }
+
+    fn waker(&self) -> Waker {
+        self.inner.waker()
+    }
+
+    fn adopt(&self, fd: OwnedFd) -> Result<Socket, Errno> {
+        self.inner.adopt(fd)
+    }
+
+    fn submit(&mut self, token: Token, op: Op) -> OpKey {
+        self.inner.submit(token, op)
+    }
+
+    fn cancel(&mut self, key: OpKey) {
+        self.inner.cancel(key);
+    }
+
+    fn turn(&mut self, wait: Wait, done: &mut Vec<Completion>) -> Result<(), Errno> {
+        let mut ended = Vec::new();
+        self.inner.turn(wait, &mut ended)?;
+        for mut completion in ended {
+            let of_disk = matches!(Owner::of(completion.token), Some(Owner::Disk(_)));
+            let flush = matches!(completion.op, Op::Sync { .. });
+            if of_disk && flush && self.faults.fail_flushes.load(Ordering::Acquire) {
+                completion.result = Err(Errno::EIO);
+                done.push(completion);
+            } else if of_disk && self.faults.hold.load(Ordering::Acquire) {
+                self.held.push(completion);
+            } else {
+                done.push(completion);
+            }
+        }
+        if !self.faults.hold.load(Ordering::Acquire) {
+            done.append(&mut self.held);
+        }
+        Ok(())
+    }
+
+    fn in_flight(&self) -> usize {
+        self.inner.in_flight() + self.held.len()
+    }
+}
