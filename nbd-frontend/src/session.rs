@@ -31,7 +31,8 @@ use transmission::Transmission;
 /// server gives the same.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Where write payloads are received into.
+/// The memory that requests may take: where write payloads are received into, and room for what is
+/// read.
 pub trait BufferPool {
     /// A buffer. Dropping it gives it back.
     type Buffer: AsRef<[u8]> + AsMut<[u8]>;
@@ -39,6 +40,14 @@ pub trait BufferPool {
     /// A buffer of exactly `len` bytes (1 to 64 MiB), content arbitrary. `None` when the pool is
     /// exhausted: the session then pauses with [`Pause::Pool`] until it is called again.
     fn take(&mut self, len: usize) -> Option<Self::Buffer>;
+
+    /// Room for a read of `len` bytes, asked once before it is submitted. `false`
+    /// pauses like an exhausted pool. The room is used until the reply has left for the client, or
+    /// the request failed, or the connection is gone; the caller counts that.
+    fn reserve_read(&mut self, len: usize) -> bool {
+        let _ = len;
+        true
+    }
 }
 
 /// How a submitted request ended. `R` is the caller's data for reads.

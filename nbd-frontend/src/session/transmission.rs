@@ -185,7 +185,7 @@ impl<B: AsRef<[u8]> + AsMut<[u8]>> Transmission<B> {
         Turn::Again
     }
 
-    /// Admits a request once a slot, its bytes and a buffer are there.
+    /// Admits a request once a slot, its bytes and a buffer or room are there.
     fn on_held<P: BufferPool<Buffer = B>, R>(
         &mut self,
         cookie: u64,
@@ -210,6 +210,12 @@ impl<B: AsRef<[u8]> + AsMut<[u8]>> Transmission<B> {
         }
         if let Plan::Write { offset, len, fua } = plan {
             return self.begin_write(cookie, plan, WriteRange { offset, len, fua }, pool);
+        }
+        if let Plan::Read { len, .. } = plan
+            && !pool.reserve_read(usize::try_from(len).unwrap_or(usize::MAX))
+        {
+            self.stage = Stage::Held { cookie, plan };
+            return Turn::Stop(Progress::Paused(Pause::Pool));
         }
         let (answer, kind) = match plan {
             Plan::Read { offset, len } => (

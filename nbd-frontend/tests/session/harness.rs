@@ -15,6 +15,8 @@ pub(crate) const SIZE: u64 = 1 << 20;
 #[derive(Debug)]
 pub(crate) struct Pool {
     pub(crate) left: usize,
+    /// Bytes that may still be read.
+    pub(crate) read_left: usize,
 }
 
 impl BufferPool for Pool {
@@ -24,6 +26,12 @@ impl BufferPool for Pool {
         self.left = self.left.checked_sub(1)?;
         // Old content: whatever a session does not overwrite would show.
         Some(vec![0xee; len])
+    }
+
+    fn reserve_read(&mut self, len: usize) -> bool {
+        let left = self.read_left.checked_sub(len);
+        self.read_left = left.unwrap_or(self.read_left);
+        left.is_some()
     }
 }
 
@@ -58,7 +66,10 @@ impl Server {
         let session = Session::new(exports(), refusal.map(str::to_owned), &mut out);
         let mut server = Self {
             session,
-            pool: Pool { left: usize::MAX },
+            pool: Pool {
+                left: usize::MAX,
+                read_left: usize::MAX,
+            },
             out,
             sent: Vec::new(),
             submitted: Vec::new(),

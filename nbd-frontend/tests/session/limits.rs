@@ -46,6 +46,23 @@ fn bytes_beyond_the_limit_wait_and_other_requests_keep_their_order() {
 }
 
 #[test]
+fn a_read_without_room_waits_and_is_submitted_once() {
+    let mut server = Server::attached("r0", false);
+    server.pool.read_left = 4096;
+    server.feed(&request(READ, 0, 1, 0, 4096));
+    server.feed(&request(READ, 0, 2, 4096, 4096));
+    assert_eq!(server.submitted.len(), 1);
+    assert_eq!(server.session.pause(), Some(Pause::Pool));
+    assert!(!server.session.can_receive());
+    server.pump();
+    assert_eq!(server.submitted.len(), 1);
+    server.pool.read_left = 4096;
+    server.pump();
+    assert_eq!((server.submitted.len(), server.pool.read_left), (2, 0));
+    assert!(server.session.can_receive());
+}
+
+#[test]
 fn an_exhausted_pool_pauses_before_the_payload_is_taken() {
     let mut server = Server::attached("r0", false);
     server.pool.left = 0;

@@ -75,6 +75,16 @@ impl BufferPool {
         }
     }
 
+    /// Bytes that a buffer of `len` takes.
+    #[must_use]
+    pub fn footprint(len: usize) -> usize {
+        let class = CLASS_LENS.iter().find(|&&class_len| len <= class_len);
+        class.map_or_else(
+            || len.next_multiple_of(BUFFER_ALIGN),
+            |class_len| *class_len,
+        )
+    }
+
     /// Bytes handed out and not yet returned: what admission of more work is decided by.
     #[must_use]
     pub fn out_bytes(&self) -> usize {
@@ -186,6 +196,7 @@ mod tests {
         let pool = BufferPool::new();
         for len in [0, 1, 4096, 4097, 65_536, 1 << 20, (1 << 20) + 1, 5 << 20] {
             let buffer = pool.take(len);
+            assert_eq!(pool.out_bytes(), BufferPool::footprint(len));
             assert_eq!(buffer.len(), len);
             assert_eq!(buffer.as_ref().as_ptr().align_offset(BUFFER_ALIGN), 0);
         }

@@ -1,7 +1,9 @@
 //! One NBD client: its session, its socket, and what is on its way in and out.
 
+use std::collections::VecDeque;
+
 use nbd_frontend::{Phase, RequestHandle, Session};
-use replicator::io::{AlignedBuf, BufferPool, SendQueue, Socket};
+use replicator::io::{AlignedBuf, BUFFER_ALIGN, BufferPool, SendQueue, Socket};
 
 use super::slots::Key;
 use crate::daemon::api::NbdClient;
@@ -11,10 +13,13 @@ const RECEIVE_LEN: usize = 256 << 10;
 /// The same during the handshake, where hundreds of idle connections may be open.
 const RECEIVE_LEN_HANDSHAKE: usize = 4 << 10;
 
-/// Bytes that buffers may hold (data of guests' requests, and frames to and from the peer) before
-/// clients' payloads wait. Two clients with their largest requests fit; a thousand with small ones
-/// do too.
-const GUEST_BYTES_MAX: usize = 256 << 20;
+/// Memory of all guests together: what they write, what was read for them and they have not taken,
+/// and what they are received into. Beyond it their requests wait. Two clients with their largest
+/// requests fit; a thousand with small ones do too.
+pub(super) const GUEST_BYTES_MAX: usize = 256 << 20;
+/// Of these, what long receive buffers may leave taken: connections that only idle must not keep
+/// the others from their payloads. Beyond it a client keeps the short one of its handshake.
+const RECEIVE_BYTES_MAX: usize = GUEST_BYTES_MAX / 2;
 /// Up to this length a client with nothing else in flight gets its buffer all the same, so that
 /// clients which never read their answers cannot starve the others.
 const LONE_REQUEST_LEN_MAX: usize = 1 << 20;
@@ -24,6 +29,8 @@ const LONE_REQUEST_LEN_MAX: usize = 1 << 20;
 pub(super) struct GuestRef {
     pub(super) client: Key,
     pub(super) handle: RequestHandle,
+    /// Length of a read; 0 for others.
+    pub(super) read_len: usize,
 }
 
 /// See the module.
@@ -34,6 +41,7 @@ pub(super) struct Client {
     pub(super) queue: SendQueue,
     pub(super) incoming: Incoming,
     pub(super) identity: NbdClient,
+    pub(super) reads: ReadRoom,
     /// The session is over; what is queued still goes out.
     pub(super) closing: bool,
     pub(super) dirty: bool,
@@ -62,9 +70,9 @@ impl Client {
         session: Session<AlignedBuf>,
         identity: NbdClient,
         born: u64,
-        pool: &BufferPool,
+        buffers: &GuestBuffers,
     ) -> Self {
-        let buffer = pool.take(RECEIVE_LEN_HANDSHAKE);
+        let buffer = buffers.pool.take(RECEIVE_LEN_HANDSHAKE);
         Self {
             resource,
             socket,
@@ -76,6 +84,7 @@ impl Client {
                 end: 0,
             },
             identity,
+            reads: ReadRoom::default(),
             closing: false,
             dirty: false,
             born,
@@ -93,25 +102,103 @@ impl Client {
     }
 
     /// The buffer for the next receive of the stream.
-    pub(super) fn receive_buffer(&self, buffer: AlignedBuf, pool: &BufferPool) -> AlignedBuf {
-        if self.is_attached() && buffer.len() < RECEIVE_LEN {
-            pool.take(RECEIVE_LEN)
+    pub(super) fn receive_buffer(&self, buffer: AlignedBuf, buffers: &GuestBuffers) -> AlignedBuf {
+        let longer = self.is_attached() && buffer.len() < RECEIVE_LEN;
+        if longer && buffers.taken() + RECEIVE_LEN <= RECEIVE_BYTES_MAX {
+            buffers.pool.take(RECEIVE_LEN)
         } else {
             buffer
         }
     }
+
+    /// Nothing of it waits for an engine, or for the client to take it.
+    pub(super) fn has_nothing_under_way(&self) -> bool {
+        self.session.in_flight_count() == 0 && self.reads.room == 0
+    }
+
+    /// A read was answered: its room is used until the answer has left.
+    pub(super) fn note_answered(&mut self, read_len: usize) {
+        if read_len > 0 {
+            let end = self.reads.sent + self.session.unsent_bytes() as u64;
+            self.reads.answers.push_back((end, room_of(read_len)));
+        }
+    }
+
+    /// `len` bytes have left; the room that came free.
+    pub(super) fn note_sent(&mut self, len: usize) -> usize {
+        self.session.note_sent(len);
+        self.reads.sent += len as u64;
+        let sent = self.reads.sent;
+        let mut freed = 0;
+        while let Some((end, room)) = self.reads.answers.front()
+            && *end <= sent
+        {
+            freed += room;
+            self.reads.answers.pop_front();
+        }
+        self.reads.room -= freed;
+        freed
+    }
 }
 
-/// Memory for the payloads of guests' writes.
+/// What a client's reads take of [`GUEST_BYTES_MAX`].
+#[derive(Debug, Default)]
+pub(super) struct ReadRoom {
+    /// In bytes, of reads under way and of answers that have not left.
+    pub(super) room: usize,
+    /// Bytes that have left since the connection began.
+    sent: u64,
+    /// Answers that have not: where they end in the stream, and their room.
+    answers: VecDeque<(u64, usize)>,
+}
+
+/// Bytes that a read of `len` may hold: one block more than it is long when it is not aligned, in a
+/// buffer of the pool's classes.
+pub(super) fn room_of(read_len: usize) -> usize {
+    match read_len {
+        0 => 0,
+        len => BufferPool::footprint(len + BUFFER_ALIGN),
+    }
+}
+
+/// The memory of guests.
+#[derive(Default)]
 pub(super) struct GuestBuffers {
+    /// What they write and are received into.
     pool: BufferPool,
-    /// The client served now has no request in flight.
-    pub(super) lone: bool,
+    /// What is read for them, or will be.
+    read_room: usize,
+    /// Of that, what the client served now was given.
+    granted: usize,
+    /// The client served now has nothing under way.
+    lone: bool,
 }
 
 impl GuestBuffers {
-    pub(super) fn new(pool: BufferPool) -> Self {
-        Self { pool, lone: false }
+    /// Bytes in use.
+    pub(super) fn taken(&self) -> usize {
+        self.pool.out_bytes() + self.read_room
+    }
+
+    /// Whatever is taken next is for one client.
+    pub(super) fn begin_serving(&mut self, client: &Client) {
+        self.lone = client.has_nothing_under_way();
+        self.granted = 0;
+    }
+
+    /// The room for reads that it was given.
+    pub(super) fn end_serving(&mut self) -> usize {
+        std::mem::take(&mut self.granted)
+    }
+
+    /// Room for reads is not used any more.
+    pub(super) fn free_read_room(&mut self, room: usize) {
+        self.read_room -= room;
+    }
+
+    fn has_room_for(&mut self, len: usize, room: usize) -> bool {
+        let lone = std::mem::take(&mut self.lone) && len <= LONE_REQUEST_LEN_MAX;
+        lone || self.taken() + room <= GUEST_BYTES_MAX
     }
 }
 
@@ -119,8 +206,17 @@ impl nbd_frontend::BufferPool for GuestBuffers {
     type Buffer = AlignedBuf;
 
     fn take(&mut self, len: usize) -> Option<AlignedBuf> {
-        let lone = std::mem::take(&mut self.lone) && len <= LONE_REQUEST_LEN_MAX;
-        let fits = self.pool.out_bytes() + len <= GUEST_BYTES_MAX;
-        (lone || fits).then(|| self.pool.take(len))
+        self.has_room_for(len, BufferPool::footprint(len))
+            .then(|| self.pool.take(len))
+    }
+
+    fn reserve_read(&mut self, len: usize) -> bool {
+        let room = room_of(len);
+        let fits = self.has_room_for(len, room);
+        if fits {
+            self.read_room += room;
+            self.granted += room;
+        }
+        fits
     }
 }

@@ -16,6 +16,7 @@ use replicator::protocol::Message;
 use replicator::protocol::preamble::{Preamble, PreambleReply, PreambleStatus, VersionRange};
 use replicator::types::SessionId;
 
+use super::client::GUEST_BYTES_MAX;
 use super::link::{Arrived, Link, LinkPhase, Receive};
 use super::slots::Key;
 use super::token::Owner;
@@ -29,9 +30,10 @@ const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
 /// Connections that have not said who they are; the oldest gives way. The peer has one per
 /// resource.
 const STRANGERS_MAX: usize = 64;
-/// Bytes in buffers beyond which nothing more is received from the peer until some come back: the
-/// peer's windows are far below it, so this only stops one that ignores them.
-const RECEIVED_BYTES_MAX: usize = 512 << 20;
+/// Bytes received from the peer beyond which nothing more is received from it until some come back:
+/// its windows are far below the half of it, so this only stops one that ignores them. The other
+/// half may be held by guests that read from the peer's disk and do not take their answers.
+const RECEIVED_BYTES_MAX: usize = 2 * GUEST_BYTES_MAX;
 
 /// A listening TCP socket.
 pub(super) struct Listener {
@@ -81,7 +83,13 @@ impl Shard {
         }
         send_at_once(&socket);
         let born = self.next_born();
-        let link = Link::new(socket, None, LinkPhase::AwaitPreamble, born, &self.pool);
+        let link = Link::new(
+            socket,
+            None,
+            LinkPhase::AwaitPreamble,
+            born,
+            &self.link_pool,
+        );
         let key = self.links.insert(link);
         self.timers
             .insert((self.now.plus(SET_UP_TIMEOUT), Timer::Link(key)));
@@ -117,7 +125,7 @@ impl Shard {
             Some(resource_key),
             phase,
             born,
-            &self.pool,
+            &self.link_pool,
         ));
         let address = Box::new(SockaddrStorage::from(address));
         let connect = Op::Connect { socket, address };
@@ -189,11 +197,11 @@ impl Shard {
             if link.closing {
                 return;
             }
-            if self.pool.out_bytes() > RECEIVED_BYTES_MAX {
-                self.starved.push(Owner::LinkRecv(key));
+            if self.link_pool.out_bytes() > RECEIVED_BYTES_MAX {
+                self.note_starved(Owner::LinkRecv(key));
                 return;
             }
-            match link.next(&self.pool) {
+            match link.next(&self.link_pool) {
                 Ok(Some(arrived)) => self.on_arrived(key, arrived),
                 Ok(None) => break,
                 Err(error) => {

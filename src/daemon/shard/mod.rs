@@ -154,7 +154,11 @@ struct Shard {
     suspended: Box<dyn Fn() -> Duration>,
     suspend: SuspendWatch,
     queue: Arc<ShardQueue>,
+    /// For disks; bounded by the engines' own limits.
     pool: BufferPool,
+    /// For what is received from the peer. Apart from the guests', so that none of them can keep
+    /// the acknowledgements of all from coming in.
+    link_pool: BufferPool,
     guest_buffers: GuestBuffers,
     /// When this turn's inputs were looked at.
     now: Instant,
@@ -196,12 +200,12 @@ impl Shard {
         backend: Box<dyn Backend>,
         suspended: Box<dyn Fn() -> Duration + Send>,
     ) -> io::Result<Self> {
-        let pool = BufferPool::new();
         let listeners = std::mem::take(&mut setup.listeners);
         let mut shard = Self {
             queue: Arc::new(ShardQueue::new(backend.waker())),
-            guest_buffers: GuestBuffers::new(pool.clone()),
-            pool,
+            guest_buffers: GuestBuffers::default(),
+            pool: BufferPool::new(),
+            link_pool: BufferPool::new(),
             setup,
             sink,
             engines,
@@ -377,6 +381,12 @@ impl Shard {
             resource.duties(self.now).map(|duties| (key, duties))
         };
         self.resources.iter().filter_map(due).collect()
+    }
+
+    fn note_starved(&mut self, owner: Owner) {
+        if !self.starved.contains(&owner) {
+            self.starved.push(owner);
+        }
     }
 
     /// Tries again what waited for buffers. They come back through this loop's own work, so no

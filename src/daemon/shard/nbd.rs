@@ -8,7 +8,8 @@ use std::path::Path;
 use core::time::Duration;
 
 use nbd_frontend::{
-    DirectReceive, Export, ExportList, HANDSHAKE_TIMEOUT, Output, Pause, Phase, Session,
+    DirectReceive, Export, ExportList, HANDSHAKE_TIMEOUT, Output, Pause, Phase, RequestKind,
+    Session,
 };
 use nix::errno::Errno;
 use nix::sys::socket::{getsockopt, sockopt};
@@ -21,7 +22,7 @@ use super::resource::{Accept, Resource};
 use super::slots::Key;
 use super::token::Owner;
 use super::{Shard, Timer};
-use crate::daemon::api::NbdClient;
+use crate::daemon::api::{NbdClient, ShardHandle};
 use crate::daemon::bridge;
 
 /// Unfinished handshakes per resource; the oldest gives way to a new one, so that idle connections
@@ -111,7 +112,8 @@ impl Shard {
         let session = Session::new(exports, refusal, &mut self.nbd_out);
         let identity = identity(&socket);
         let born = self.next_born();
-        let client = Client::new(resource_key, socket, session, identity, born, &self.pool);
+        let buffers = &self.guest_buffers;
+        let client = Client::new(resource_key, socket, session, identity, born, buffers);
         let key = self.clients.insert(client);
         self.timers
             .insert((self.now.plus(HANDSHAKE_TIMEOUT), Timer::Client(key)));
@@ -173,24 +175,26 @@ impl Shard {
             return;
         };
         let was_attached = client.is_attached();
+        self.guest_buffers.begin_serving(client);
         let Incoming::Here { buffer, start, end } = &mut client.incoming else {
             return;
         };
         let bytes = &buffer.as_ref()[*start..*end];
         let pool = &mut self.guest_buffers;
-        pool.lone = client.session.in_flight_count() == 0;
         let was_shaking = client.session.phase() == Phase::Handshake;
         *start += client.session.handle_bytes(bytes, pool, &mut self.nbd_out);
+        client.reads.room += pool.end_serving();
         let attaches = was_shaking && client.session.phase() != Phase::Handshake;
         let all_taken = start == end;
         let attached = !was_attached && client.is_attached();
-        if client.session.pause() == Some(Pause::Pool) {
-            self.starved.push(Owner::ClientRecv(key));
-        }
+        let starved = client.session.pause() == Some(Pause::Pool);
         let receive = all_taken && client.session.can_receive();
         if attached {
             // `secondary` and `down` wait for those who are attached: they must know at once.
             self.note_clients_changed(key);
+        }
+        if starved {
+            self.note_starved(Owner::ClientRecv(key));
         }
         if receive {
             self.receive_from_client(key);
@@ -226,7 +230,7 @@ impl Shard {
                 }
             }
             None => {
-                let buf = client.receive_buffer(buffer, &self.pool);
+                let buf = client.receive_buffer(buffer, &self.guest_buffers);
                 let end = buf.len();
                 Op::Recv {
                     socket,
@@ -260,9 +264,14 @@ impl Shard {
             Output::Send(bytes) => client.queue.push(bytes.as_ref()),
             Output::SendPayload(payload) => client.queue.push_shared(payload.bytes().clone()),
             Output::Submit(request) => {
+                let read_len = match request.kind {
+                    RequestKind::Read { len, .. } => usize::try_from(len).unwrap_or(usize::MAX),
+                    _ => 0,
+                };
                 let id = self.requests.insert(GuestRef {
                     client: key,
                     handle: request.handle,
+                    read_len,
                 });
                 let request = GuestRequest {
                     request: RequestId(id.to_u64()),
@@ -312,6 +321,7 @@ impl Shard {
         client
             .session
             .complete(request.handle, completion, &mut self.nbd_out);
+        client.note_answered(request.read_len);
         let paused = client.session.pause().is_some();
         self.take_outputs(request.client);
         if paused {
@@ -349,7 +359,8 @@ impl Shard {
             self.drop_client(key);
             return;
         }
-        client.session.note_sent(len);
+        let freed = client.note_sent(len);
+        self.guest_buffers.free_read_room(freed);
         let paused = client.session.pause().is_some();
         if !client.dirty {
             client.dirty = true;
@@ -373,6 +384,11 @@ impl Shard {
     fn drop_client(&mut self, key: Key) {
         self.note_clients_changed(key);
         if let Some(client) = self.clients.remove(key) {
+            self.guest_buffers.free_read_room(client.reads.room);
+            if !self.starved.is_empty() {
+                // Nothing else may come that would make this loop look at who waits for the room.
+                self.queue.wake();
+            }
             client.socket.shutdown();
         }
     }

@@ -11,7 +11,7 @@ use replicator::engine::{Event, Input};
 use replicator::io::clock;
 use replicator::types::NodeId;
 
-use super::rig::{Guest, Node, Register, SIZE, Scratch, backends};
+use super::rig::{Guest, NBD_CONNECTIONS_MAX, Node, Register, SIZE, Scratch, backends};
 use crate::daemon::api::{AttachFailure, ShardCommand, ShardEvent};
 
 /// Runs the test on a node that serves alone, on each backend.
@@ -137,7 +137,7 @@ fn stepping_down_drops_the_clients_without_an_answer_and_coming_back_serves_new_
 #[test]
 fn more_clients_than_allowed_are_refused_and_a_vanished_one_makes_room() {
     each_primary(|node, _| {
-        let mut guests: Vec<Guest> = (0..4).map(|_| node.client()).collect();
+        let mut guests: Vec<Guest> = (0..NBD_CONNECTIONS_MAX).map(|_| node.client()).collect();
         assert!(matches!(
             Guest::connect(&node.socket()),
             Err(ClientError::Refused { .. })
@@ -145,10 +145,10 @@ fn more_clients_than_allowed_are_refused_and_a_vanished_one_makes_room() {
         for (nr, guest) in (0..).zip(&mut guests) {
             guest.write(nr * 4096, &[9; 4096]);
         }
-        node.wait_state(|state| state.nbd_clients.len() == 4);
+        node.wait_state(|state| state.nbd_clients.len() == NBD_CONNECTIONS_MAX);
         assert!(node_client_pid_is_ours(node));
         drop(guests.pop());
-        node.wait_state(|state| state.nbd_clients.len() == 3);
+        node.wait_state(|state| state.nbd_clients.len() == NBD_CONNECTIONS_MAX - 1);
         node.client().write(0, &[8; 4096]);
     });
 }

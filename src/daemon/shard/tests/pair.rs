@@ -10,7 +10,10 @@ use replicator::protocol::{PREAMBLE_REPLY_LEN, PreambleReply, PreambleStatus};
 use replicator::types::{ConnectionState, DiskState, InSync, NodeId};
 
 use super::clients::pattern;
-use super::rig::{MakeBackend, Node, PATIENCE, Register, Scratch, backends};
+use super::rig::{
+    Guest, MakeBackend, NBD_CONNECTIONS_MAX, Node, PATIENCE, Register, SIZE, Scratch, backends,
+};
+use crate::daemon::shard::client::GUEST_BYTES_MAX;
 
 struct Pair {
     a: Node,
@@ -182,5 +185,44 @@ fn strangers_on_the_data_port_are_shown_out() {
         );
         assert_eq!(foreign.read(&mut [0; 8]).unwrap_or(0), 0);
         pair.add_b();
+    }
+}
+
+#[test]
+fn guests_that_never_read_their_answers_do_not_hold_up_the_peer() {
+    // Each may have 96 MiB of answers; together they once took all memory, and the peer's
+    // acknowledgements were not received any more.
+    for backend in backends() {
+        let mut pair = Pair::start(backend);
+        pair.add_b();
+        let mut honest = pair.a.client();
+        let all = u32::try_from(SIZE).unwrap();
+        let mut deaf: Vec<Guest> = (1..NBD_CONNECTIONS_MAX).map(|_| pair.a.client()).collect();
+        for guest in &mut deaf {
+            for _ in 0..6 {
+                guest.submit(ClientCommand::Read {
+                    offset: 0,
+                    len: all,
+                });
+            }
+            guest.send();
+        }
+        pair.a.wait_engine(|state| {
+            state.inflight == 0 && state.counters.read_bytes >= GUEST_BYTES_MAX as u64 * 3 / 4
+        });
+        for nr in 0..100 {
+            honest.write(nr * 4096, &[7; 4096]);
+        }
+        assert_eq!(honest.read(8192, 4096), vec![7; 4096]);
+        pair.a.wait_engine(|state| {
+            state.inflight == 0 && state.counters.read_bytes < GUEST_BYTES_MAX as u64 * 5 / 4
+        });
+        // Those who read after all get every answer, the ones that waited for room too.
+        for guest in &mut deaf {
+            for _ in 0..6 {
+                let answer = guest.next_reply().unwrap().result.unwrap();
+                assert_eq!(answer.len(), all as usize);
+            }
+        }
     }
 }

@@ -32,6 +32,7 @@ use crate::daemon::shard::{EngineFactory, ShardThread, Surroundings, engines, st
 /// Far beyond what anything here takes.
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 pub(super) const SIZE: u64 = 16 << 20;
+pub(super) const NBD_CONNECTIONS_MAX: usize = 8;
 const RESOURCE: ResourceId = ResourceId(1);
 
 /// A directory that goes away with its value.
@@ -143,7 +144,7 @@ impl Node {
             peer_addresses,
             boot_id: clock::boot_id().unwrap(),
             incarnation: clock::random_id().unwrap(),
-            nbd_connections_max: 4,
+            nbd_connections_max: NBD_CONNECTIONS_MAX,
         };
         let sink = Sink {
             events: event_sender,
