@@ -101,6 +101,7 @@ const BINCODE: &[&str] = &["replicator/src/protocol/control.rs"];
 
 /// The only files with `unsafe` code.
 const UNSAFE: &[&str] = &[
+    "benches/runtime.rs",
     "replicator/src/io/buffer.rs",
     "replicator/src/io/ring.rs",
     "replicator/src/io/sys.rs",
@@ -163,7 +164,14 @@ const DEPENDENCIES: &[(&str, &[&str], &[&str])] = &[
     (
         "benches/Cargo.toml",
         &[],
-        &["anyhow", "criterion", "nbd-frontend", "replicator"],
+        &[
+            "anyhow",
+            "criterion",
+            "nbd-frontend",
+            "nix",
+            "replicator",
+            "tokio-uring",
+        ],
     ),
     (
         "tests/sim/Cargo.toml",

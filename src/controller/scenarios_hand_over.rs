@@ -1,0 +1,58 @@
+//! Stories of a Primary that stops in order and is followed by its peer.
+
+use replicator::types::InSync;
+
+use super::world::{A, B, World, ms};
+use super::*;
+
+#[test]
+fn a_primary_that_stops_is_followed_at_once() {
+    let mut world = World::pair(64);
+    let began = world.mark();
+    world.order(8, A, Order::HandOver);
+    let took = world.run_until(ms(500), |world| world.serves(B));
+    assert!(took < 200, "no wait for the grant: {took} ms");
+    world.run(ms(100));
+    assert!(world.orders[&8].is_ok());
+    assert!(world.first_ack_after_mark.unwrap() - began < 300);
+    // It never serves again in this life, whatever happens to the successor.
+    world.kill(B);
+    world.run(ms(3_000));
+    assert!(!world.active(A));
+    world.restart(B);
+    world.run_until(ms(3_000), |world| world.serves(B));
+}
+
+#[test]
+fn a_primary_hands_over_without_an_arbitrator_too() {
+    let mut world = World::new(65, Timing::FAST, false);
+    world.found(A);
+    world.run_until(ms(3_000), |world| world.view(A).in_sync == InSync::BOTH);
+    world.order(8, A, Order::HandOver);
+    world.run_until(ms(500), |world| world.serves(B));
+}
+
+#[test]
+fn without_a_peer_that_could_follow_nothing_is_handed_over() {
+    let mut world = World::pair(66);
+    world.kill(B);
+    world.run(ms(1_000));
+    world.order(8, A, Order::HandOver);
+    world.run(ms(500));
+    assert!(world.orders[&8].as_ref().is_ok_and(|done| done.already));
+    assert!(world.serves(A), "it goes on until it is stopped");
+}
+
+#[test]
+fn word_of_an_earlier_view_shortens_no_later_wait() {
+    let mut world = World::pair(67);
+    world.order(8, A, Order::HandOver);
+    world.run_until(ms(500), |world| world.serves(B));
+    world.kill(A);
+    world.restart(A);
+    world.run_until(ms(3_000), |world| world.view(B).in_sync == InSync::BOTH);
+    // Now B serves; what A once said about its own view must not let anybody hurry.
+    world.kill(B);
+    let took = world.run_until(ms(2_000), |world| world.serves(A));
+    assert!(took >= 590, "not before the grant is over: {took} ms");
+}
