@@ -5,7 +5,9 @@ use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread::{self, JoinHandle};
+use std::sync::mpsc::{self, Receiver};
+use std::thread;
+use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tracing_subscriber::EnvFilter;
@@ -16,6 +18,10 @@ use super::mailbox::Mailbox;
 /// Lines waiting at most; more are counted and dropped. Some seconds of a very talkative daemon.
 const LINES_MAX: usize = 4096;
 
+/// How long the end waits for the last lines to be written: a reader of stderr that is stuck must not
+/// keep a process that has to end.
+const FAREWELL: Duration = Duration::from_millis(500);
+
 /// Stack of the writing thread.
 const STACK_LEN: usize = 128 * 1024;
 
@@ -24,7 +30,8 @@ const STACK_LEN: usize = 128 * 1024;
 pub(super) struct Log {
     queue: LogQueue,
     stopping: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
+    /// Hangs up when the writing thread ended, be it by a panic.
+    ended: Receiver<()>,
 }
 
 /// Where the subscriber puts its lines.
@@ -72,13 +79,18 @@ pub(super) fn start(level: &str) -> Result<Log, String> {
         dropped: Arc::default(),
     };
     let stopping = Arc::new(AtomicBool::new(false));
-    let thread = {
+    let ended = {
         let (queue, stopping) = (queue.clone(), Arc::clone(&stopping));
+        let (alive, ended) = mpsc::channel();
         thread::Builder::new()
             .name("log".to_owned())
             .stack_size(STACK_LEN)
-            .spawn(move || write_lines(&queue, &stopping))
-            .map_err(|error| error.to_string())?
+            .spawn(move || {
+                let _alive = alive;
+                write_lines(&queue, &stopping);
+            })
+            .map_err(|error| error.to_string())?;
+        ended
     };
     tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -89,7 +101,7 @@ pub(super) fn start(level: &str) -> Result<Log, String> {
     Ok(Log {
         queue,
         stopping,
-        thread: Some(thread),
+        ended,
     })
 }
 
@@ -121,10 +133,8 @@ impl Drop for Log {
     fn drop(&mut self) {
         self.stopping.store(true, Ordering::Release);
         self.queue.lines.wake();
-        if let Some(thread) = self.thread.take() {
-            // A panic there was printed by the default hook.
-            thread.join().ok();
-        }
+        // Hung up, or not in time: either way this is the end.
+        self.ended.recv_timeout(FAREWELL).ok();
     }
 }
 
@@ -132,22 +142,40 @@ impl Drop for Log {
 mod tests {
     use super::*;
 
+    fn queue() -> LogQueue {
+        LogQueue {
+            lines: Arc::new(Mailbox::new(LINES_MAX).unwrap()),
+            dropped: Arc::default(),
+        }
+    }
+
     /// The end was once announced between the look at it and the wait for it, and its wake-up lost.
     #[test]
     fn a_log_ends_whenever_it_is_told_to() {
         for _ in 0..2_000 {
-            let queue = LogQueue {
-                lines: Arc::new(Mailbox::new(LINES_MAX).unwrap()),
-                dropped: Arc::default(),
-            };
+            let queue = queue();
             let stopping = Arc::new(AtomicBool::new(false));
             let (writer, told) = (queue.clone(), Arc::clone(&stopping));
             let thread = thread::spawn(move || write_lines(&writer, &told));
+            let (_, ended) = mpsc::channel();
             drop(Log {
                 queue,
                 stopping,
-                thread: Some(thread),
+                ended,
             });
+            thread.join().unwrap();
         }
+    }
+
+    #[test]
+    fn a_stuck_reader_does_not_keep_the_process() {
+        let (alive, ended) = mpsc::channel();
+        drop(Log {
+            queue: queue(),
+            stopping: Arc::default(),
+            ended,
+        });
+        // Returned although the writer never ended.
+        drop(alive);
     }
 }

@@ -17,6 +17,7 @@ pub mod beacon_io;
 pub mod board;
 mod bridge;
 pub mod control;
+mod last_words;
 mod lifecycle;
 mod log;
 pub mod mailbox;
@@ -70,6 +71,7 @@ impl Program {
 /// What `main` of both programs does: reads the arguments, runs, and says how it ended.
 #[must_use]
 pub fn main(program: Program) -> ExitCode {
+    last_words::on_panic();
     let arguments = std::env::args_os().skip(1);
     let code = match args::parse(arguments, defaults()) {
         Ok(Command::Help) => {
@@ -87,12 +89,12 @@ pub fn main(program: Program) -> ExitCode {
         Ok(Command::Run(flags)) => match start::run(program, &flags) {
             Ok(()) => exit::OK,
             Err(failure) => {
-                complain(&failure.text);
+                last_words::say(&failure.text);
                 failure.exit
             }
         },
         Err(wrong) => {
-            complain(&format!(
+            last_words::say(&format!(
                 "error: {wrong}\n  next   {} --help\n",
                 program.name()
             ));
@@ -116,8 +118,4 @@ fn defaults() -> Flags {
 fn print(text: &str) {
     // Nobody reads it: then nothing is lost.
     std::io::stdout().write_all(text.as_bytes()).ok();
-}
-
-fn complain(text: &str) {
-    std::io::stderr().write_all(text.as_bytes()).ok();
 }
