@@ -216,6 +216,8 @@ pub enum FaultWhat {
         /// Added latency.
         extra: u64,
     },
+    /// The daemon is told to stop: it hands over, and ends with the fault, to come back at once.
+    Stop(NodeId),
     /// `secondary` here, `primary` there at the end.
     Move {
         /// The node demoted.
@@ -368,6 +370,9 @@ fn all_wires(joins: impl Fn(NodeId, NodeId) -> bool) -> Vec<Wire> {
     wires
 }
 
+/// Keys of the draw whether an operator moves a Primary or stops its daemon.
+const STOPS: u64 = 1 << 32;
+
 fn draw_faults(seed: u64, nr: u64, options: &Options) -> Vec<Fault> {
     let mut rng = Rng::keyed(seed, Stream::Faults, nr);
     let at = SimTime(rng.below(options.safety.0));
@@ -435,6 +440,10 @@ fn draw_faults(seed: u64, nr: u64, options: &Options) -> Vec<Fault> {
             node,
             extra: rng.log_between(10 * MILLIS, 2 * SECS),
         }),
+        // With a key of its own, so that the other draws stay what they were.
+        FaultKind::Operator if Rng::keyed(seed, Stream::Faults, STOPS + nr).chance(400) => {
+            one(FaultWhat::Stop(data))
+        }
         FaultKind::Operator => one(FaultWhat::Move {
             from: data,
             to: rng.pick(&[NodeId::A, NodeId::B]),

@@ -46,6 +46,7 @@ impl World {
             FaultWhat::DiskStall(node) => self.node(node).broken.stalls += 1,
             FaultWhat::StoreStall { node, extra } => self.node(node).broken.store_extra += extra,
             FaultWhat::Move { from, .. } => self.order(from, Order::Secondary),
+            FaultWhat::Stop(node) => self.order(node, Order::HandOver),
         }
         self.active_faults.insert(nr);
         self.schedule(fault.length, Event::FaultEnds(nr));
@@ -93,6 +94,10 @@ impl World {
             }
             FaultWhat::StoreStall { node, extra } => self.node(node).broken.store_extra -= extra,
             FaultWhat::Move { to, .. } => self.order(to, Order::Primary),
+            FaultWhat::Stop(node) => {
+                self.kill(node);
+                self.schedule(MILLIS, Event::Start { node });
+            }
         }
     }
 
