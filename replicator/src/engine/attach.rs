@@ -547,10 +547,14 @@ impl Engine {
         let clean = result.is_ok();
         // Writes that an earlier boot lost are not there because this one flushed.
         let whole = self.replica.as_ref().is_some_and(|it| !it.lost_volatile);
+        let only = self.is_only_replica();
         self.record(
             |superblock| {
                 superblock.open &= !(clean && whole);
-                if !clean {
+                // As in `fail_local_disk`.
+                if !clean && only {
+                    superblock.boot_id = 0;
+                } else if !clean {
                     superblock.state = ReplicaState::Failed;
                 }
             },

@@ -351,3 +351,19 @@ fn a_disk_replaced_while_old_writes_are_under_way_harms_nobody() {
     assert_eq!(pair.answer(write), Some(Ok(GuestReply::Done)));
     assert_eq!(pair.view.unwrap().in_sync, InSync::only(B));
 }
+
+#[test]
+fn the_only_good_replica_is_not_written_off_by_the_flush_of_its_detach() {
+    let mut pair = Pair::in_sync();
+    pair.disconnect();
+    pair.remove_peer(A);
+    pair.written(A, 1, 1);
+    pair.step_down(A);
+    pair.run();
+    pair.state(A).disk.fail_next_flush = true;
+    pair.admin(A, AdminRequest::Detach);
+    pair.run();
+    pair.attach(A);
+    let lost = |event: &Event| matches!(event, Event::Replica(facts) if facts.lost_volatile && facts.eligible);
+    assert!(pair.saw(A, lost), "it may serve, marked lossy");
+}
