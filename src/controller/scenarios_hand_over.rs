@@ -56,3 +56,13 @@ fn word_of_an_earlier_view_shortens_no_later_wait() {
     let took = world.run_until(ms(2_000), |world| world.serves(A));
     assert!(took >= 590, "not before the grant is over: {took} ms");
 }
+
+#[test]
+fn nothing_is_handed_over_before_everything_is_durable() {
+    let mut world = World::pair(68);
+    world.quiesce_takes = ms(1_000);
+    world.order(8, A, Order::HandOver);
+    world.run(ms(900));
+    assert!(world.active(A) && !world.active(B));
+    world.run_until(ms(500), |world| world.serves(B));
+}

@@ -80,7 +80,8 @@ impl World {
             }
             EngineCommand::Quiesce => {
                 engine.quiet = true;
-                self.later(ms(5), later(EngineReport::Quiesced));
+                let least = self.quiesce_takes;
+                self.later_between(least, ms(5), later(EngineReport::Quiesced));
             }
             EngineCommand::Unquiesce => engine.quiet = false,
             EngineCommand::ProposalAborted => {

@@ -132,6 +132,8 @@ pub(crate) struct World {
     /// The data connection alone is cut.
     pub(crate) data_cut: bool,
     beacons_lost: bool,
+    /// What guests have in flight takes so long to become durable.
+    pub(crate) quiesce_takes: Duration,
     session: Option<u64>,
     session_wanted: Option<u64>,
     sessions: u64,
@@ -197,6 +199,7 @@ impl World {
             cut: BTreeSet::new(),
             data_cut: false,
             beacons_lost: false,
+            quiesce_takes: ms(0),
             session: None,
             session_wanted: None,
             sessions: 0,
