@@ -22,6 +22,23 @@ pub(crate) struct Run {
     pub(crate) written: Vec<Option<u64>>,
 }
 
+/// Writes every byte once, so that no measured write has to allocate: a volume in use, not a new
+/// sparse file, is what users have.
+pub(crate) fn fill(socket: &Path, export: &str, size: u64) -> Result<()> {
+    const STEP: u64 = 1 << 20;
+    let mut link = Link::connect(socket, export)?;
+    let data = vec![0x5a; usize::try_from(STEP)?];
+    for offset in (0..size).step_by(usize::try_from(STEP)?) {
+        link.client.submit(ClientCommand::Write {
+            offset,
+            data: &data,
+            fua: false,
+        })?;
+        link.wait_for_reply()?;
+    }
+    link.flush()
+}
+
 /// Writes for `time` with `depth` requests outstanding, then flushes.
 pub(crate) fn run(
     socket: &Path,
@@ -159,13 +176,17 @@ impl Link {
 
     fn flush(&mut self) -> Result<()> {
         self.client.submit(ClientCommand::Flush)?;
+        self.wait_for_reply()
+    }
+
+    fn wait_for_reply(&mut self) -> Result<()> {
         loop {
             self.exchange()?;
             if let Some(reply) = self.client.next_reply() {
                 return reply
                     .result
                     .map(drop)
-                    .map_err(|e| anyhow::anyhow!("flush: {e:?}"));
+                    .map_err(|error| anyhow::anyhow!("the server says {error:?}"));
             }
         }
     }

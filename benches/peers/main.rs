@@ -79,6 +79,7 @@ fn measure_in(dir: &Path, start: Start, options: &Options) -> Result<Row> {
         size: SIZE,
         loops: options.loops,
     })?;
+    load::fill(&system.socket, system.export, SIZE)?;
     let blocks = usize::try_from(SIZE)? / load::BLOCK;
     load::run(
         &system.socket,
