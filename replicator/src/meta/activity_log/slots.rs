@@ -67,6 +67,11 @@ impl SlotTable {
         u16::try_from(self.slots.len()).expect("made from a u16")
     }
 
+    /// Slots with an extent, hot or arriving.
+    pub(super) fn used(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
     /// Number of extents in the volume.
     pub(super) fn volume_extents(&self) -> usize {
         self.index.len()
