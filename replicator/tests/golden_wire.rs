@@ -6,8 +6,9 @@
 mod hex;
 
 use replicator::protocol::{
-    DataKind, Decoded, DiskErrorCode, Frame, HEADER_LEN, Hello, Message, Preamble, PreambleReply,
-    PreambleStatus, Refusal, ReplicaClaim, ResyncReply, VersionRange, WriteId, decode, encode,
+    DataKind, Decoded, DiskErrorCode, Frame, HEADER_LEN, Hello, Message, Opening, Preamble,
+    PreambleReply, PreambleStatus, Refusal, RelayPreamble, ReplicaClaim, ResyncReply, VersionRange,
+    WriteId, decode, encode,
 };
 use replicator::types::{
     BlockCount, BlockIndex, BlockRange, DataGeneration, InSync, NodeId, Payload, ReplicaId,
@@ -153,6 +154,17 @@ fn preamble() -> Preamble {
     }
 }
 
+fn relay() -> RelayPreamble {
+    RelayPreamble {
+        versions: VersionRange { min: 1, max: 1 },
+        cluster: 0xc1c2_c3c4_c5c6_c7c8,
+        from: NodeId::B,
+        to: NodeId::ARBITRATOR,
+        may_change: true,
+        uid: 0x0a0b_0c0d,
+    }
+}
+
 #[test]
 fn no_byte_of_protocol_version_1_has_changed() {
     let reply = PreambleReply {
@@ -161,6 +173,7 @@ fn no_byte_of_protocol_version_1_has_changed() {
     };
     let mut text = hex::block("Preamble", &preamble().encode());
     text += &hex::block("PreambleReply", &reply.encode());
+    text += &hex::block("RelayPreamble", &relay().encode());
     for (name, message) in messages() {
         text += &hex::block(name, &wire(&message));
     }
@@ -188,4 +201,7 @@ fn the_frozen_bytes_are_still_understood() {
     let bytes = frozen["Preamble"].as_slice().try_into();
     let parsed = Preamble::parse(&bytes.expect("its length is frozen"));
     assert_eq!(parsed, Ok(preamble()));
+    let bytes = frozen["RelayPreamble"].as_slice().try_into();
+    let parsed = Opening::parse(&bytes.expect("its length is frozen"));
+    assert_eq!(parsed, Ok(Opening::Relay(relay())));
 }

@@ -20,6 +20,7 @@ use replicator::types::{
     Instant, NodeId, OpId, ReplicaId, ResourceId, StoreError, ViewNumber, VolumeId,
 };
 
+use super::relay_door::Knock;
 use crate::controller::VoterRecord;
 
 /// Commands a shard may have waiting. The controller sends a few per view change and none while
@@ -192,6 +193,8 @@ pub enum ShardEvent {
         /// The path and the system's words.
         error: String,
     },
+    /// Another node passes a request of its control socket on: not the shard's business.
+    Relay(Knock),
     /// The shard cannot go on (its ring broke): the process must end, guests reconnect elsewhere.
     Fatal {
         /// Why.

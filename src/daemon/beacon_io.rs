@@ -93,7 +93,7 @@ impl Carrier {
 /// Which of `own` to send from towards `to`, the target's address number `index`: the one that
 /// shares most leading bits with it (the same subnet), else the one with the same number. Sending
 /// from the other link's address would have the answer come back on a link that may be down.
-fn source_for(own: &[SocketAddr], index: usize, to: SocketAddr) -> Option<usize> {
+pub(super) fn source_for(own: &[SocketAddr], index: usize, to: SocketAddr) -> Option<usize> {
     let shared = |source: &SocketAddr| shared_bits(source.ip(), to.ip());
     let best = own.iter().filter_map(shared).max()?;
     let same_number = own

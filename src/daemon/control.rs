@@ -1,11 +1,13 @@
 //! The control socket: JSON lines between `twinadm` and the daemon.
 //!
-//! Owns the listener and one thread per client. Knows nothing of what the verbs do: a
-//! [`ControlHandler`] does. Whatever a client sends, the daemon answers with one line that says
-//! what was wrong, or closes; it never waits for a silent client longer than [`REQUEST_TIMEOUT`].
+//! Owns the listener and one thread per client; what other nodes pass on comes in by the
+//! [`Door`] and is served alike. Knows nothing of what the verbs do: a [`ControlHandler`] does.
+//! Whatever a client sends, the daemon answers with one line that says what was wrong, or closes; it
+//! never waits for a silent client longer than [`REQUEST_TIMEOUT`].
 
 use std::fs;
 use std::io::{self, Read, Write};
+use std::net::TcpStream;
 use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -20,8 +22,11 @@ use nix::sys::socket::{getsockopt, sockopt};
 use nix::unistd::Uid;
 use replicator::admin::{ErrorId, ErrorReport, REQUEST_LEN_MAX, Request, Response};
 use replicator::io::clock;
+use replicator::protocol::RelayPreamble;
+use replicator::types::NodeId;
 
 use super::mailbox::Mailbox;
+use super::relay_door::{Door, Knock};
 
 /// Clients served at once. Scripts ask one question at a time; some `events2` and waiting orders
 /// stay for long. More are told to come again.
@@ -31,7 +36,7 @@ pub const CLIENTS_MAX: usize = 64;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a client may leave an answer unread before it is dropped.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Stack of a client's thread: JSON of a bounded line and a status document, nothing recursive.
 const CLIENT_STACK_LEN: usize = 256 * 1024;
@@ -46,6 +51,8 @@ pub struct Asker {
     pub may_change: bool,
     /// Its user id, for the refusal.
     pub uid: u32,
+    /// The node that passes the request on; `None`: it asks here.
+    pub relayed_by: Option<NodeId>,
 }
 
 /// Where a handler puts its answers.
@@ -54,7 +61,16 @@ pub trait Answers {
     ///
     /// # Errors
     /// When the client is gone or does not read.
-    fn send(&mut self, response: &Response) -> io::Result<()>;
+    fn send(&mut self, response: &Response) -> io::Result<()> {
+        let mut line = serde_json::to_vec(response)?;
+        line.push(b'\n');
+        self.send_line(&line)
+    }
+    /// Sends one line as it is, its end included.
+    ///
+    /// # Errors
+    /// When the client is gone or does not read.
+    fn send_line(&mut self, line: &[u8]) -> io::Result<()>;
     /// Whether the client has closed its end; checked by streams that have nothing to send.
     fn is_gone(&self) -> bool;
 }
@@ -78,11 +94,11 @@ pub struct ControlServer {
 }
 
 impl ControlServer {
-    /// Makes the socket appear in `run_dir`, replacing a left-over, and serves it.
+    /// Makes the socket appear in `run_dir`, replacing a left-over, and serves it and the door.
     ///
     /// # Errors
     /// If the socket or the thread cannot be made.
-    pub fn start(run_dir: &Path, handler: Arc<dyn ControlHandler>) -> io::Result<Self> {
+    pub fn start(run_dir: &Path, handler: Arc<dyn ControlHandler>, door: Door) -> io::Result<Self> {
         let path = run_dir.join(CONTROL_SOCKET);
         let new = run_dir.join("control.sock.new");
         match fs::remove_file(&new) {
@@ -98,6 +114,7 @@ impl ControlServer {
         let acceptor = Acceptor {
             listener,
             handler,
+            door,
             stop: Arc::clone(&stop),
             stopping: Arc::clone(&stopping),
             clients: Arc::new(AtomicUsize::new(0)),
@@ -134,6 +151,7 @@ impl Drop for ControlServer {
 struct Acceptor {
     listener: UnixListener,
     handler: Arc<dyn ControlHandler>,
+    door: Door,
     stop: Arc<Mailbox<()>>,
     stopping: Arc<AtomicBool>,
     clients: Arc<AtomicUsize>,
@@ -142,58 +160,87 @@ struct Acceptor {
 impl Acceptor {
     fn run(&self) {
         while !self.stopping.load(Ordering::Acquire) {
-            let mut fds = [
-                PollFd::new(self.listener.as_fd(), PollFlags::POLLIN),
-                PollFd::new(self.stop.as_fd(), PollFlags::POLLIN),
-            ];
+            let mut fds: Vec<_> = [self.listener.as_fd(), self.stop.as_fd()]
+                .into_iter()
+                .chain([self.door.knocks.as_fd()])
+                .chain(self.door.listeners.iter().map(AsFd::as_fd))
+                .map(|fd| PollFd::new(fd, PollFlags::POLLIN))
+                .collect();
             // EINTR and the like: look again.
             if poll(&mut fds, PollTimeout::NONE).is_err() {
                 continue;
             }
-            match self.listener.accept() {
-                Ok((stream, _)) => self.admit(stream),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => {
-                    // Out of descriptors: the listener stays readable, so wait a moment for the
-                    // stop signal instead of spinning.
-                    tracing::warn!(%error, "control socket: accepting failed");
-                    let mut fds = [PollFd::new(self.stop.as_fd(), PollFlags::POLLIN)];
-                    poll(&mut fds, PollTimeout::from(100_u8)).ok();
-                }
+            for Knock { stream, preamble } in self.door.knocks.drain() {
+                self.admit_visitor(TcpStream::from(stream), Some(preamble));
+            }
+            for listener in &self.door.listeners {
+                self.accept(
+                    || listener.accept(),
+                    |stream| self.admit_visitor(stream, None),
+                );
+            }
+            self.accept(|| self.listener.accept(), |stream| self.admit(stream));
+        }
+    }
+
+    /// Takes one connection, if one waits.
+    fn accept<S, A>(&self, accept: impl FnOnce() -> io::Result<(S, A)>, admit: impl FnOnce(S)) {
+        match accept() {
+            Ok((stream, _)) => admit(stream),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => {
+                // Out of descriptors: the listener stays readable, so wait a moment for the
+                // stop signal instead of spinning.
+                tracing::warn!(%error, "control: accepting failed");
+                let mut fds = [PollFd::new(self.stop.as_fd(), PollFlags::POLLIN)];
+                poll(&mut fds, PollTimeout::from(100_u8)).ok();
             }
         }
     }
 
     fn admit(&self, stream: UnixStream) {
-        let place = Place::take(&self.clients);
-        let handler = Arc::clone(&self.handler);
-        let Some(place) = place else {
+        let Some(place) = Place::take(&self.clients, CLIENTS_MAX) else {
             refuse_busy(stream);
             return;
         };
+        self.spawn(move |handler| {
+            let _place = place;
+            serve(stream, handler)
+        });
+    }
+
+    fn admit_visitor(&self, stream: TcpStream, preamble: Option<RelayPreamble>) {
+        match self.door.visitor(stream, preamble) {
+            Some(visitor) => self.spawn(move |handler| visitor.serve(handler)),
+            None => tracing::debug!("too many strangers: one is sent away"),
+        }
+    }
+
+    fn spawn(&self, serve: impl FnOnce(&dyn ControlHandler) -> io::Result<()> + Send + 'static) {
+        let handler = Arc::clone(&self.handler);
         let spawned = thread::Builder::new()
             .name("control-client".to_owned())
             .stack_size(CLIENT_STACK_LEN)
             .spawn(move || {
-                let _place = place;
-                if let Err(error) = serve(stream, &*handler) {
+                if let Err(error) = serve(&*handler) {
                     tracing::debug!(%error, "control client left");
                 }
             });
         if let Err(error) = spawned {
-            tracing::warn!(%error, "control socket: no thread for a client");
+            tracing::warn!(%error, "control: no thread for a client");
         }
     }
 }
 
-/// One of the [`CLIENTS_MAX`] places, given back when dropped.
-struct Place(Arc<AtomicUsize>);
+/// One of so many places, given back when dropped.
+pub(super) struct Place(Arc<AtomicUsize>);
 
 impl Place {
-    fn take(clients: &Arc<AtomicUsize>) -> Option<Self> {
-        let place = Self(Arc::clone(clients));
+    /// One more than `taken` counts, unless that is `max`.
+    pub(super) fn take(taken: &Arc<AtomicUsize>, max: usize) -> Option<Self> {
+        let place = Self(Arc::clone(taken));
         // Dropping `place` gives the count back when there was no room.
-        (clients.fetch_add(1, Ordering::AcqRel) < CLIENTS_MAX).then_some(place)
+        (taken.fetch_add(1, Ordering::AcqRel) < max).then_some(place)
     }
 }
 
@@ -203,27 +250,57 @@ impl Drop for Place {
     }
 }
 
+/// A client's socket, of either kind; blocking.
+pub(super) trait ClientStream: Read + Write + AsFd {
+    /// What poll(2) is asked for, and says when nobody listens any more. A hang-up is reported
+    /// unasked.
+    fn gone(&self) -> (PollFlags, PollFlags);
+    /// A receive ends with an error after this.
+    fn limit_read(&self, timeout: Duration) -> io::Result<()>;
+}
+
+impl ClientStream for UnixStream {
+    fn gone(&self) -> (PollFlags, PollFlags) {
+        // A client that only shut its sending side still listens.
+        (PollFlags::empty(), PollFlags::POLLHUP | PollFlags::POLLERR)
+    }
+
+    fn limit_read(&self, timeout: Duration) -> io::Result<()> {
+        self.set_read_timeout(Some(timeout))
+    }
+}
+
+impl ClientStream for TcpStream {
+    fn gone(&self) -> (PollFlags, PollFlags) {
+        // A node that passes a request on sends nothing after it, and so its end is all that can
+        // be received; it never shuts one side alone.
+        let gone = PollFlags::POLLIN | PollFlags::POLLHUP | PollFlags::POLLERR;
+        (PollFlags::POLLIN, gone)
+    }
+
+    fn limit_read(&self, timeout: Duration) -> io::Result<()> {
+        self.set_read_timeout(Some(timeout))
+    }
+}
+
 fn refuse_busy(stream: UnixStream) {
-    let mut answers = StreamAnswers(stream);
+    let mut answers = StreamAnswers(Box::new(stream));
     let why = format!("{CLIENTS_MAX} clients are being served");
     let report = ErrorReport::new(ErrorId::Busy, "too many clients on the control socket", why);
     // On the accepting thread: a fresh socket's buffer takes one line without waiting.
     drop(answers.send(&Response::Error(report)));
 }
 
-struct StreamAnswers(UnixStream);
+struct StreamAnswers(Box<dyn ClientStream>);
 
 impl Answers for StreamAnswers {
-    fn send(&mut self, response: &Response) -> io::Result<()> {
-        let mut line = serde_json::to_vec(response)?;
-        line.push(b'\n');
-        self.0.write_all(&line)
+    fn send_line(&mut self, line: &[u8]) -> io::Result<()> {
+        self.0.write_all(line)
     }
 
     fn is_gone(&self) -> bool {
-        // Hang-up is reported unasked. A client that only shut its sending side still listens.
-        let mut fds = [PollFd::new(self.0.as_fd(), PollFlags::empty())];
-        let gone = PollFlags::POLLHUP | PollFlags::POLLERR;
+        let (asked, gone) = self.0.gone();
+        let mut fds = [PollFd::new(self.0.as_fd(), asked)];
         poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| {
             ready > 0
                 && fds[0]
@@ -240,8 +317,18 @@ fn serve(stream: UnixStream, handler: &dyn ControlHandler) -> io::Result<()> {
     let asker = Asker {
         may_change: uid == 0 || uid == Uid::effective().as_raw(),
         uid,
+        relayed_by: None,
     };
-    let line = read_line(&stream)?;
+    converse(Box::new(stream), asker, handler)
+}
+
+/// Takes one request and has it answered.
+pub(super) fn converse(
+    mut stream: Box<dyn ClientStream>,
+    asker: Asker,
+    handler: &dyn ControlHandler,
+) -> io::Result<()> {
+    let line = read_line(&mut *stream)?;
     let mut answers = StreamAnswers(stream);
     match parse(&line) {
         Ok(Some(request)) => handler.handle(request, asker, &mut answers),
@@ -257,7 +344,7 @@ fn serve(stream: UnixStream, handler: &dyn ControlHandler) -> io::Result<()> {
 
 /// The first line, cut at one byte more than a request may have. All of it has to come within
 /// [`REQUEST_TIMEOUT`]: a client that sends a byte now and then would keep its place for ever.
-fn read_line(mut stream: &UnixStream) -> io::Result<Vec<u8>> {
+fn read_line(stream: &mut dyn ClientStream) -> io::Result<Vec<u8>> {
     let deadline = clock::now().plus(REQUEST_TIMEOUT);
     let mut line = Vec::new();
     let mut piece = [0; 1024];
@@ -266,7 +353,7 @@ fn read_line(mut stream: &UnixStream) -> io::Result<Vec<u8>> {
         if left.is_zero() {
             return Err(io::ErrorKind::TimedOut.into());
         }
-        stream.set_read_timeout(Some(left))?;
+        stream.limit_read(left)?;
         match stream.read(&mut piece)? {
             0 => break,
             len => line.extend_from_slice(&piece[..len]),
@@ -299,6 +386,7 @@ mod tests {
     use replicator::admin::{Verb, VersionInfo};
 
     use super::*;
+    use crate::daemon::relay_door::Doorkeeper;
 
     /// Answers `version` and waits in `events2` until the client is gone.
     struct Echo;
@@ -323,6 +411,16 @@ mod tests {
                 node: "kvm-a".to_owned(),
             }))
         }
+    }
+
+    /// Nobody comes by it.
+    fn door() -> Door {
+        let keeper = Doorkeeper {
+            node: NodeId::A,
+            cluster: 0,
+            addresses: Default::default(),
+        };
+        Door::new(Arc::new(Mailbox::new(1).unwrap()), Vec::new(), keeper)
     }
 
     struct TestDir(PathBuf);
@@ -365,9 +463,11 @@ mod tests {
     #[test]
     fn whatever_is_no_request_is_answered_with_what_was_wrong() {
         let dir = TestDir::new("control-garbage");
-        let _server = ControlServer::start(&dir.0, Arc::new(Echo)).unwrap();
+        let _server = ControlServer::start(&dir.0, Arc::new(Echo), door()).unwrap();
         let deep = [b"[".repeat(5000), b"\n".to_vec()].concat();
-        let cases: [&[u8]; 7] = [
+        let nested = b"{\"verb\":\"status\",\"x\":".to_vec();
+        let nested = [nested, b"{\"a\":[".repeat(2500), b"\n".to_vec()].concat();
+        let cases: [&[u8]; 8] = [
             b"hello\n",
             b"\xff\xfe\x00\n",
             b"{}\n",
@@ -375,6 +475,7 @@ mod tests {
             b"{\"verb\":\"primary\"}\n",
             b"{\"verb\":",
             &deep,
+            &nested,
         ];
         for bytes in cases {
             let answers = ask(&dir.0, bytes);
@@ -396,7 +497,7 @@ mod tests {
     #[test]
     fn a_line_without_an_end_is_cut_off_and_not_collected() {
         let dir = TestDir::new("control-long");
-        let _server = ControlServer::start(&dir.0, Arc::new(Echo)).unwrap();
+        let _server = ControlServer::start(&dir.0, Arc::new(Echo), door()).unwrap();
         let mut stream = UnixStream::connect(dir.0.join(CONTROL_SOCKET)).unwrap();
         // Never ended, never closed by us: the daemon must answer at its limit.
         stream.write_all(&vec![b'x'; REQUEST_LEN_MAX + 1]).unwrap();
@@ -409,7 +510,7 @@ mod tests {
     #[test]
     fn one_client_too_many_is_told_so_and_a_place_is_given_back() {
         let dir = TestDir::new("control-busy");
-        let _server = ControlServer::start(&dir.0, Arc::new(Echo)).unwrap();
+        let _server = ControlServer::start(&dir.0, Arc::new(Echo), door()).unwrap();
         let idle: Vec<_> = (0..CLIENTS_MAX)
             .map(|_| UnixStream::connect(dir.0.join(CONTROL_SOCKET)).unwrap())
             .collect();
@@ -430,7 +531,7 @@ mod tests {
     fn a_left_over_socket_is_replaced_and_a_stream_ends_with_its_client() {
         let dir = TestDir::new("control-left-over");
         drop(UnixListener::bind(dir.0.join(CONTROL_SOCKET)).unwrap());
-        let server = ControlServer::start(&dir.0, Arc::new(Echo)).unwrap();
+        let server = ControlServer::start(&dir.0, Arc::new(Echo), door()).unwrap();
         let mut stream = UnixStream::connect(dir.0.join(CONTROL_SOCKET)).unwrap();
         stream.write_all(b"{\"verb\":\"events2\"}\n").unwrap();
         let mut first = [0; 16];

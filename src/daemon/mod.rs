@@ -3,6 +3,7 @@
 //! ```text
 //!   main ── signals, start, ordered stop
 //!   control ── one thread per client: orders, status ─┐ reads and waits on the board
+//!      ▲ what other nodes pass on, from the shard
 //!   beacon ── controller, UDP ──┬── commands ──▶ shard ── engines, disks, links, NBD
 //!      ▲ persisted              │ records        │ marks
 //!      └────── store ◀──────────┴────────────────┘        log ── writes what all others say
@@ -25,6 +26,8 @@ mod node;
 pub mod notify;
 mod orders;
 mod prepare;
+mod relay;
+pub mod relay_door;
 mod running;
 pub mod shard;
 mod start;

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -17,6 +17,7 @@ use super::api::{
 };
 use super::board::Board;
 use super::mailbox::Mailbox;
+use super::relay_door::Knock;
 use super::status::{Moment, Place};
 use super::store_thread::{StoreRequest, StoreSink};
 use crate::config::{Config, ResourceConfig};
@@ -52,6 +53,10 @@ pub(super) struct Node {
     /// End of each resource's lease, shared with the shard.
     pub(super) leases: BTreeMap<ResourceId, Arc<AtomicU64>>,
     pub(super) orders: AtomicU64,
+    /// Requests being passed on to other nodes.
+    pub(super) relays: Arc<AtomicUsize>,
+    /// Requests from other nodes, on their way from the shard to the control thread.
+    pub(super) knocks: Arc<Mailbox<Knock>>,
 }
 
 /// An order the controller has.
@@ -72,6 +77,11 @@ impl Node {
 
     pub(super) fn name(&self) -> &str {
         self.config.node_name(self.node)
+    }
+
+    /// Hash of the cluster's identity, in datagrams and preambles.
+    pub(super) fn cluster(&self) -> u64 {
+        ResourceId::of_name(&self.config.cluster).0
     }
 
     pub(super) fn moment() -> Moment {
@@ -298,6 +308,11 @@ impl ShardSink for NodeSink {
                     known.running = false;
                     known.add_failed = Some(error);
                 });
+            }
+            ShardEvent::Relay(knock) => {
+                if node.knocks.push(knock).is_err() {
+                    tracing::warn!("too many requests passed on by other nodes: one is closed");
+                }
             }
             ShardEvent::Fatal { error } => node.fatal(&error),
         }

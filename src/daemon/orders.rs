@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use replicator::admin::{ErrorId, ErrorReport, Event, Request, Response, Verb, VersionInfo};
 use replicator::engine::{AdminRequest, Input};
-use replicator::types::{ConnectionState, DiskState, Role};
+use replicator::types::{ConnectionState, DiskState, NodeId, Role};
 
 use super::api::{NbdClient, ShardCommand};
 use super::control::{Answers, Asker, ControlHandler};
@@ -35,8 +35,10 @@ pub(super) type Outcome = Result<Response, ErrorReport>;
 
 impl ControlHandler for Node {
     fn handle(&self, request: Request, asker: Asker, answers: &mut dyn Answers) -> io::Result<()> {
-        if let Err(report) = self.check(&request, asker) {
-            return answers.send(&Response::Error(report));
+        match self.check(&request, asker) {
+            Ok(None) => {}
+            Ok(Some(other)) => return self.pass_on(other, &request, asker, answers),
+            Err(report) => return answers.send(&Response::Error(report)),
         }
         if let Verb::Events2 { resource, now } = &request.verb {
             return self.stream_events(resource.as_deref(), *now, answers);
@@ -58,8 +60,8 @@ pub(super) fn done(changed: bool, message: impl Into<String>) -> Outcome {
 }
 
 impl Node {
-    /// Whether the request may be carried out here at all.
-    fn check(&self, request: &Request, asker: Asker) -> Result<(), ErrorReport> {
+    /// Whether the request may be carried out, and on which other node it is to be.
+    fn check(&self, request: &Request, asker: Asker) -> Result<Option<NodeId>, ErrorReport> {
         let reads = matches!(
             request.verb,
             Verb::Status { .. } | Verb::Events2 { .. } | Verb::Version
@@ -73,26 +75,19 @@ impl Node {
             .as_deref()
             .filter(|wanted| *wanted != self.name())
         else {
-            return Ok(());
+            return Ok(None);
         };
-        if self.config.node_id(wanted).is_none() {
-            let what = format!("there is no node {wanted}");
-            return Err(ErrorReport::new(
-                ErrorId::NoSuchNode,
-                what,
-                "it is not configured",
-            ));
+        // Two nodes that disagree about names would pass it on for ever.
+        if let Some(by) = asker.relayed_by {
+            let what = format!("{} does not pass on what was passed on", self.name());
+            let why = format!("{} asks it about {wanted}", self.config.node_name(by));
+            let next = "compare the configurations of the nodes: they must be the same";
+            return Err(ErrorReport::new(ErrorId::BadRequest, what, why).next(next));
         }
-        let what = format!("{wanted} cannot be reached from here");
-        let why = format!(
-            "this daemon runs as {} and does not pass requests on",
-            self.name()
-        );
-        Err(
-            ErrorReport::new(ErrorId::NodeUnreachable, what, why).next(format!(
-                "run the command on {wanted}, or name its run directory with --run-dir"
-            )),
-        )
+        self.config.node_id(wanted).map(Some).ok_or_else(|| {
+            let what = format!("there is no node {wanted}");
+            ErrorReport::new(ErrorId::NoSuchNode, what, "it is not configured")
+        })
     }
 
     fn carry_out(

@@ -5,7 +5,7 @@ use std::io;
 use std::net::TcpListener;
 use std::os::fd::AsFd;
 use std::path::Path;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
 
@@ -23,6 +23,7 @@ use super::control::ControlServer;
 use super::mailbox::Mailbox;
 use super::node::{CONTROLLER_INPUTS_MAX, ControllerRequest, Node, NodeSink};
 use super::prepare::{Sockets, directory_refusal, system};
+use super::relay_door::{Door, Doorkeeper, KNOCKS_MAX};
 use super::start::Failure;
 use super::store_thread::{self, STORE_REQUESTS_MAX, StoreRequest};
 use super::voter_store::VoterStore;
@@ -42,7 +43,7 @@ fn timing(profile: TimingProfile) -> Timing {
 pub(super) struct Running {
     program: Program,
     node: Arc<Node>,
-    /// The arbitrator's: bound so that a clash shows, and whoever connects is sent away.
+    /// The arbitrator's: it has no data links, but takes what other nodes pass on to it.
     listeners: Vec<TcpListener>,
     beacon: JoinHandle<()>,
     store: JoinHandle<()>,
@@ -94,6 +95,8 @@ impl Running {
                 .map(|it| (it.id(), Arc::new(AtomicU64::new(0))))
                 .collect::<BTreeMap<_, _>>(),
             orders: AtomicU64::new(1),
+            relays: Arc::new(AtomicUsize::new(0)),
+            knocks: Arc::new(Mailbox::new(KNOCKS_MAX).map_err(failed("eventfd"))?),
             config,
         });
         note_marks(&node, &store);
@@ -145,10 +148,12 @@ impl Running {
     }
 
     /// Serves until a signal or a failure, then stops in order.
-    pub(super) fn serve(self, run_dir: &Path, signals: &SignalFd) -> Result<(), Failure> {
+    pub(super) fn serve(mut self, run_dir: &Path, signals: &SignalFd) -> Result<(), Failure> {
         let ups = self.start_what_was_up();
         let handler = Arc::clone(&self.node);
-        let control = ControlServer::start(run_dir, handler)
+        let listeners = std::mem::take(&mut self.listeners);
+        let door = Door::new(Arc::clone(&self.node.knocks), listeners, keeper(&self.node));
+        let control = ControlServer::start(run_dir, handler, door)
             .map_err(|error| directory_refusal(run_dir, &error))?;
         if let Some(socket) = std::env::var_os("NOTIFY_SOCKET")
             && let Err(error) = notify::notify(&socket, "READY=1")
@@ -199,16 +204,9 @@ impl Running {
     /// Waits for SIGTERM or SIGINT (`None`) or for what makes going on impossible.
     fn wait_for_the_end(&self, signals: &SignalFd) -> Option<String> {
         loop {
-            let mut fds: Vec<_> = [signals.as_fd(), self.node.ended.as_fd()]
-                .into_iter()
-                .chain(self.listeners.iter().map(AsFd::as_fd))
-                .map(|fd| PollFd::new(fd, PollFlags::POLLIN))
-                .collect();
+            let mut fds = [signals.as_fd(), self.node.ended.as_fd()]
+                .map(|fd| PollFd::new(fd, PollFlags::POLLIN));
             poll(&mut fds, PollTimeout::NONE).ok();
-            for listener in &self.listeners {
-                // Accepted and closed: the arbitrator has no data links.
-                while listener.accept().is_ok() {}
-            }
             if let Some(why) = self.node.board.read(|board| board.fatal.clone()) {
                 return Some(why);
             }
@@ -239,6 +237,22 @@ impl Running {
             self.store.join().ok();
         }
         tracing::info!("stopped");
+    }
+}
+
+/// Lets in who is configured.
+fn keeper(node: &Node) -> Doorkeeper {
+    Doorkeeper {
+        node: node.node,
+        cluster: node.cluster(),
+        addresses: NodeId::ALL.map(|other| {
+            let known = node.config.node(other).map(|it| it.addresses.iter());
+            known
+                .into_iter()
+                .flatten()
+                .map(|address| address.ip().to_canonical())
+                .collect()
+        }),
     }
 }
 

@@ -19,4 +19,5 @@ mod idle;
 mod isolation;
 mod nbd;
 mod nbd_clients;
+mod passing_on;
 mod tools;

@@ -16,11 +16,17 @@ use crate::context::{Context, Failure, Output};
 /// Prints the versions of this program and, if one answers, of the daemon.
 ///
 /// # Errors
-/// If nobody reads them.
+/// If nobody reads them, or the daemon does not reach the node that was named.
 pub(crate) fn version(context: &Context) -> Result<u8, Failure> {
     let own = env!("CARGO_PKG_VERSION");
+    let no_daemon = ErrorId::DaemonUnreachable.code();
     let daemon = match ask_within(context, Duration::ZERO, Verb::Version) {
         Ok(Response::Version(version)) => Some(version),
+        // Without a daemon here its own version is what there is to say; but a node that was asked
+        // for by name is not there.
+        Err(report) if context.node.is_some() && report.id != no_daemon => {
+            return Err(report.into());
+        }
         _ => None,
     };
     match context.output {

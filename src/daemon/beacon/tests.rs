@@ -118,6 +118,8 @@ impl Lab {
             shard: OnceLock::from(Arc::clone(&shard) as Arc<dyn ShardHandle>),
             leases: leases.collect(),
             orders: AtomicU64::new(1),
+            relays: Arc::default(),
+            knocks: Arc::new(Mailbox::new(1).unwrap()),
             config,
         });
         let requests = Arc::clone(&node.store);

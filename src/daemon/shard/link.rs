@@ -118,6 +118,11 @@ impl Link {
         }
     }
 
+    /// Whether everything that was received has been taken, and no receive is in flight.
+    pub(super) fn is_taken(&self) -> bool {
+        matches!(&self.incoming, Incoming::Here { start, end, .. } if start == end)
+    }
+
     /// Queues a message of its session.
     pub(super) fn push(&mut self, session: SessionId, view: ViewNumber, message: &Message) {
         let encoded = codec::encode(session, view, message);

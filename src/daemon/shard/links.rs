@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use core::time::Duration;
 
@@ -12,8 +12,8 @@ use nix::sys::socket::{
 };
 use replicator::engine::{CloseReason, Input, LinkDownReason};
 use replicator::io::{Completion, Done, Op, Socket};
-use replicator::protocol::Message;
 use replicator::protocol::preamble::{Preamble, PreambleReply, PreambleStatus, VersionRange};
+use replicator::protocol::{Message, Opening, RelayPreamble};
 use replicator::types::SessionId;
 
 use super::client::GUEST_BYTES_MAX;
@@ -21,6 +21,8 @@ use super::link::{Arrived, Link, LinkPhase, Receive};
 use super::slots::Key;
 use super::token::Owner;
 use super::{Shard, Timer};
+use crate::daemon::api::ShardEvent;
+use crate::daemon::relay_door::Knock;
 
 /// Time for connecting, and for each side's part of the preamble. A path that needs longer is of no
 /// use for mirroring.
@@ -234,8 +236,9 @@ impl Shard {
 
     fn on_arrived(&mut self, key: Key, arrived: Arrived) {
         match arrived {
-            Arrived::Preamble(bytes) => match Preamble::parse(&bytes) {
-                Ok(preamble) => self.on_preamble(key, &preamble),
+            Arrived::Preamble(bytes) => match Opening::parse(&bytes) {
+                Ok(Opening::Link(preamble)) => self.on_preamble(key, &preamble),
+                Ok(Opening::Relay(preamble)) => self.hand_relay_over(key, preamble),
                 Err(error) => {
                     tracing::warn!(%error, "a connection to the data port is not the peer's");
                     self.drop_link(key);
@@ -282,6 +285,33 @@ impl Shard {
             None => {
                 tracing::info!(?status, "the peer's connection is refused");
                 self.close_link(key);
+            }
+        }
+    }
+
+    /// A request of a control socket, not a data link. The control thread judges and serves it; of
+    /// this loop it takes nothing but these bytes.
+    fn hand_relay_over(&mut self, key: Key, preamble: RelayPreamble) {
+        let Some(link) = self.links.get(key) else {
+            return;
+        };
+        // Who asks waits for an answer before it says more. What was received here could not be
+        // handed over.
+        if !link.is_taken() {
+            tracing::warn!("a request passed on came without waiting for the answer");
+            return self.drop_link(key);
+        }
+        match link.socket.as_fd().try_clone_to_owned() {
+            Ok(stream) => {
+                // No operation is in flight on it, so nothing more happens to it here; not shut
+                // down, as that would end it for its new owner too.
+                self.links.remove(key);
+                self.sink
+                    .tell(ShardEvent::Relay(Knock { stream, preamble }));
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a request passed on is dropped");
+                self.drop_link(key);
             }
         }
     }

@@ -7,7 +7,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
 use replicator::protocol::{
-    Decoded, FRAME_LEN_MAX, HEADER_LEN, PREAMBLE_LEN, PREAMBLE_REPLY_LEN, Preamble, PreambleReply,
+    Decoded, FRAME_LEN_MAX, HEADER_LEN, Opening, PREAMBLE_LEN, PREAMBLE_REPLY_LEN, PreambleReply,
     decode, encode,
 };
 use replicator::types::ViewNumber;
@@ -16,6 +16,8 @@ use replicator::types::ViewNumber;
 const PAYLOAD_LEN_AT: usize = 52;
 const PAYLOAD_CRC_AT: usize = 56;
 const HEADER_CRC_AT: usize = 60;
+/// Place of an opening's checksum.
+const OPENING_CRC_AT: usize = PREAMBLE_LEN - 4;
 
 /// Fuzzes a connection: one byte of choices, then what the peer sends.
 pub fn frame(data: &[u8]) {
@@ -27,14 +29,23 @@ pub fn frame(data: &[u8]) {
         make_checksums_right(&mut stream);
     }
     preambles(&stream);
+    if let Some(opening) = stream.first_chunk::<PREAMBLE_LEN>() {
+        let mut opening = *opening;
+        put_crc(&mut opening, OPENING_CRC_AT);
+        preambles(&opening);
+    }
     frames(&stream);
 }
 
 fn preambles(stream: &[u8]) {
     if let Some(bytes) = stream.first_chunk::<PREAMBLE_LEN>()
-        && let Ok(preamble) = Preamble::parse(bytes)
+        && let Ok(opening) = Opening::parse(bytes)
     {
-        assert_eq!(Preamble::parse(&preamble.encode()), Ok(preamble));
+        let again = match opening {
+            Opening::Link(preamble) => preamble.encode(),
+            Opening::Relay(preamble) => preamble.encode(),
+        };
+        assert_eq!(Opening::parse(&again), Ok(opening));
     }
     if let Some(bytes) = stream.first_chunk::<PREAMBLE_REPLY_LEN>()
         && let Ok(reply) = PreambleReply::parse(bytes)

@@ -2,8 +2,12 @@
 
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-use replicator::protocol::{DataKind, Message, WriteId, encode};
-use replicator::types::{BlockCount, BlockIndex, BlockRange, SessionId, ViewNumber};
+use replicator::protocol::{
+    DataKind, Message, Preamble, RelayPreamble, VersionRange, WriteId, encode,
+};
+use replicator::types::{
+    BlockCount, BlockIndex, BlockRange, NodeId, ResourceId, SessionId, ViewNumber,
+};
 
 /// A small generator, so that the smoke run needs nothing and repeats exactly.
 struct Lcg(u64);
@@ -61,6 +65,40 @@ fn a_peer_that_sends_anything_breaks_nothing() {
             data[at] = random.byte();
         }
         data.truncate(data.len() - random.below(3) * random.below(200));
+        crate::peer::frame(&data);
+    }
+}
+
+#[test]
+fn a_connection_may_begin_with_anything() {
+    let link = Preamble {
+        versions: VersionRange::OURS,
+        cluster: 1,
+        resource: ResourceId(9),
+        from: NodeId::B,
+        session: SessionId(10),
+    };
+    let relay = RelayPreamble {
+        versions: VersionRange::RELAY,
+        cluster: 1,
+        from: NodeId::B,
+        to: NodeId::A,
+        may_change: true,
+        uid: 0,
+    };
+    let mut random = Lcg(3);
+    for round in 0..20_000 {
+        let opening = if round % 2 == 0 {
+            link.encode()
+        } else {
+            relay.encode()
+        };
+        let mut data = vec![0];
+        data.extend_from_slice(&opening);
+        for _ in 0..random.below(4) {
+            let at = 1 + random.below(opening.len());
+            data[at] = random.byte();
+        }
         crate::peer::frame(&data);
     }
 }

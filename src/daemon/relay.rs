@@ -1,0 +1,344 @@
+//! Passing a request on to the node it is about.
+//!
+//! Runs on the asking client's thread: dials the node's addresses in order, says on whose behalf it
+//! asks, sends the request, and hands the answer's lines back as they come. It looks into a line
+//! only to see whether it is the last one. The other side is [`super::relay_door`].
+//!
+//! Invariant: whatever the other node does, the client gets a final line or its connection ends,
+//! and setting up takes no longer than [`SET_UP_TIMEOUT`].
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::os::fd::{AsFd, AsRawFd};
+use std::time::Duration;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, getsockopt, setsockopt,
+    socket, sockopt,
+};
+use replicator::admin::{ErrorId, ErrorReport, RESPONSE_LEN_MAX, Request, Response, Verb};
+use replicator::io::clock;
+use replicator::protocol::{
+    PREAMBLE_REPLY_LEN, PreambleReply, PreambleStatus, RelayPreamble, VersionRange,
+};
+use replicator::types::{Instant, NodeId};
+use serde::Deserialize;
+
+use super::beacon_io::source_for;
+use super::control::{Answers, Asker, Place};
+use super::node::Node;
+
+/// Requests passed on at once, and served at once for others: scripts ask one question at a time,
+/// and this many watchers of a node from elsewhere are plenty. An answer line is held whole, so
+/// this bounds memory too.
+pub(super) const RELAYS_MAX: usize = 16;
+
+/// Time until the other node has taken the request, all its addresses together: less than `twinadm`
+/// waits for an answer (5 s).
+const SET_UP_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// The same for one address; the data links give a path no longer either.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How often a silent answer is an occasion to look whether the client is still there.
+const CLIENT_LOOK: Duration = Duration::from_millis(500);
+
+/// A connection that has been silent for so long is probed, so often, this many times; then the
+/// host behind it is taken for dead. `events2` may be silent for days.
+const PROBE_AFTER_SECS: u32 = 5;
+const PROBE_EVERY_SECS: u32 = 2;
+const PROBES: u32 = 3;
+
+/// How the answer came to its end.
+#[derive(Debug)]
+enum End {
+    /// The final line was handed on, or nothing final was to come.
+    Final,
+    /// The client is gone; what it asked for is carried out or not.
+    ClientGone(io::Error),
+    /// The other node's side ended or broke before the final line.
+    Cut(String),
+    /// What came is no answer.
+    Nonsense(String),
+}
+
+/// What of a line has to be understood here. Everything else goes on unread: the other node may be
+/// of a newer version than this one.
+#[derive(Deserialize)]
+struct LineKind {
+    reply: String,
+}
+
+impl Node {
+    /// Has `target` answer, and hands its answer on.
+    ///
+    /// # Errors
+    /// When the client is gone.
+    pub(super) fn pass_on(
+        &self,
+        target: NodeId,
+        request: &Request,
+        asker: Asker,
+        answers: &mut dyn Answers,
+    ) -> io::Result<()> {
+        let name = self.config.node_name(target);
+        let Some(_place) = Place::take(&self.relays, RELAYS_MAX) else {
+            let what = format!("too many requests are being passed on by {}", self.name());
+            let why = format!("{RELAYS_MAX} wait for their answers");
+            let report = ErrorReport::new(ErrorId::Busy, what, why);
+            return answers.send(&Response::Error(report));
+        };
+        let stream = match self.call(target, request, asker) {
+            Ok(stream) => stream,
+            Err(report) => return answers.send(&Response::Error(report)),
+        };
+        match hand_lines_on(stream, &request.verb, answers) {
+            End::Final => Ok(()),
+            End::ClientGone(error) => Err(error),
+            End::Cut(why) => {
+                let what = format!("{name} went away in the middle of its answer");
+                answers.send(&Response::Error(ErrorReport::new(
+                    ErrorId::DaemonGone,
+                    what,
+                    why,
+                )))
+            }
+            End::Nonsense(why) => {
+                let what = format!("the answer of {name} is not understood");
+                answers.send(&Response::Error(ErrorReport::new(
+                    ErrorId::BadRequest,
+                    what,
+                    why,
+                )))
+            }
+        }
+    }
+
+    /// A connection to `target` that has taken the request.
+    fn call(
+        &self,
+        target: NodeId,
+        request: &Request,
+        asker: Asker,
+    ) -> Result<TcpStream, ErrorReport> {
+        let addresses = |node| self.config.node(node).map(|it| it.addresses.as_slice());
+        let own = addresses(self.node).unwrap_or_default();
+        let theirs = addresses(target).unwrap_or_default();
+        let preamble = RelayPreamble {
+            versions: VersionRange::RELAY,
+            cluster: self.cluster(),
+            from: self.node,
+            to: target,
+            may_change: asker.may_change,
+            uid: asker.uid,
+        };
+        let deadline = clock::now().plus(SET_UP_TIMEOUT);
+        let mut reasons = Vec::new();
+        for (index, &to) in theirs.iter().enumerate() {
+            let attempt = deadline.min(clock::now().plus(ATTEMPT_TIMEOUT));
+            // From the address that the other node knows for this one on that path.
+            let from = source_for(own, index, to).map(|at| own[at].ip());
+            match knock(from, to, &preamble, attempt).and_then(|stream| ask(stream, request)) {
+                Ok(stream) => return Ok(stream),
+                Err(error) => reasons.push(format!("{to}: {}", words(&error))),
+            }
+        }
+        let name = self.config.node_name(target);
+        let what = format!("{name} cannot be reached from {}", self.name());
+        Err(
+            ErrorReport::new(ErrorId::NodeUnreachable, what, reasons.join("; "))
+                .next(format!(
+                    "see whether its daemon runs, and the link to {name}"
+                ))
+                .next(format!(
+                    "or run the command on {name}, or name its run directory with --run-dir"
+                )),
+        )
+    }
+}
+
+/// Connects and says who asks; the connection is one that accepted.
+fn knock(
+    from: Option<IpAddr>,
+    to: SocketAddr,
+    preamble: &RelayPreamble,
+    deadline: Instant,
+) -> io::Result<TcpStream> {
+    let mut stream = dial(from, to, deadline)?;
+    tune(&stream)?;
+    stream.set_write_timeout(Some(ATTEMPT_TIMEOUT))?;
+    stream.write_all(&preamble.encode())?;
+    let mut reply = [0; PREAMBLE_REPLY_LEN];
+    read_until(&stream, &mut reply, deadline)?;
+    let reply = PreambleReply::parse(&reply).map_err(io::Error::other)?;
+    match reply.status {
+        PreambleStatus::Accepted => Ok(stream),
+        status => Err(io::Error::other(refusal(status))),
+    }
+}
+
+fn refusal(status: PreambleStatus) -> &'static str {
+    match status {
+        PreambleStatus::Version => "the daemon there is of another version",
+        PreambleStatus::Cluster => "the daemon there is of another cluster",
+        PreambleStatus::Node => {
+            "the configuration there has another node at that address, or not this one's address"
+        }
+        PreambleStatus::Busy => "the daemon there answers too many others already",
+        PreambleStatus::Resource | PreambleStatus::Accepted => "the daemon there refuses it",
+    }
+}
+
+/// What the system says, without its number.
+fn words(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => "nothing listens there".to_owned(),
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => {
+            "the daemon there closed the connection".to_owned()
+        }
+        io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => "no answer in time".to_owned(),
+        _ => match error.raw_os_error() {
+            Some(number) => nix::errno::Errno::from_raw(number).desc().to_owned(),
+            None => error.to_string(),
+        },
+    }
+}
+
+fn ask(mut stream: TcpStream, request: &Request) -> io::Result<TcpStream> {
+    let mut line = serde_json::to_vec(request)?;
+    line.push(b'\n');
+    stream.write_all(&line)?;
+    stream.set_read_timeout(Some(CLIENT_LOOK))?;
+    Ok(stream)
+}
+
+/// A connection from `from` to `to`, made by `deadline`.
+fn dial(from: Option<IpAddr>, to: SocketAddr, deadline: Instant) -> io::Result<TcpStream> {
+    let family = match to {
+        SocketAddr::V4(_) => AddressFamily::Inet,
+        SocketAddr::V6(_) => AddressFamily::Inet6,
+    };
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let stream = TcpStream::from(socket(family, SockType::Stream, flags, None)?);
+    if let Some(from) = from {
+        bind(
+            stream.as_raw_fd(),
+            &SockaddrStorage::from(SocketAddr::new(from, 0)),
+        )?;
+    }
+    match connect(stream.as_raw_fd(), &SockaddrStorage::from(to)) {
+        Ok(()) => {}
+        Err(nix::errno::Errno::EINPROGRESS) => {
+            let mut fds = [PollFd::new(stream.as_fd(), PollFlags::POLLOUT)];
+            let left = deadline.since(clock::now());
+            let left = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+            if poll(&mut fds, left)? == 0 {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            let error = getsockopt(&stream, sockopt::SocketError)?;
+            if error != 0 {
+                return Err(io::Error::from_raw_os_error(error));
+            }
+        }
+        Err(errno) => return Err(errno.into()),
+    }
+    stream.set_nonblocking(false)?;
+    Ok(stream)
+}
+
+/// What both ends want of their socket: lines go out at once, and a host that died is noticed.
+pub(super) fn tune(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    setsockopt(stream, sockopt::KeepAlive, &true)?;
+    setsockopt(stream, sockopt::TcpKeepIdle, &PROBE_AFTER_SECS)?;
+    setsockopt(stream, sockopt::TcpKeepInterval, &PROBE_EVERY_SECS)?;
+    setsockopt(stream, sockopt::TcpKeepCount, &PROBES)?;
+    Ok(())
+}
+
+/// Fills `bytes` by `deadline`: one that sends a byte now and then gets no more time for it.
+pub(super) fn read_until(
+    mut stream: &TcpStream,
+    bytes: &mut [u8],
+    deadline: Instant,
+) -> io::Result<()> {
+    let mut filled = 0;
+    while filled < bytes.len() {
+        let left = deadline.since(clock::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        stream.set_read_timeout(Some(left))?;
+        match stream.read(&mut bytes[filled..])? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            count => filled += count,
+        }
+    }
+    Ok(())
+}
+
+fn hand_lines_on(stream: TcpStream, verb: &Verb, answers: &mut dyn Answers) -> End {
+    let mut reader = BufReader::new(stream);
+    // Has no final line; its client knows the end by the last event.
+    let ends_by_itself = matches!(verb, Verb::Events2 { now: true, .. });
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        match next_line(&mut reader, &mut line, answers) {
+            Ok(true) => {}
+            Ok(false) if ends_by_itself => return End::Final,
+            Ok(false) => return End::Cut("it closed the connection".to_owned()),
+            Err(end) => return end,
+        }
+        let kind = match serde_json::from_slice::<LineKind>(&line) {
+            Ok(kind) => kind.reply,
+            Err(error) => return End::Nonsense(error.to_string()),
+        };
+        if let Err(error) = answers.send_line(&line) {
+            return End::ClientGone(error);
+        }
+        if !matches!(kind.as_str(), "progress" | "event") {
+            return End::Final;
+        }
+    }
+}
+
+/// Puts the next line with its end into `line`; `false` when none comes any more.
+fn next_line(
+    reader: &mut BufReader<TcpStream>,
+    line: &mut Vec<u8>,
+    answers: &dyn Answers,
+) -> Result<bool, End> {
+    loop {
+        let room = RESPONSE_LEN_MAX - line.len();
+        if room == 0 {
+            let why = format!("a line is longer than {RESPONSE_LEN_MAX} bytes");
+            return Err(End::Nonsense(why));
+        }
+        let room = u64::try_from(room).unwrap_or(u64::MAX);
+        match reader.by_ref().take(room).read_until(b'\n', line) {
+            Ok(0) => return Ok(false),
+            Ok(_) if line.last() == Some(&b'\n') => return Ok(true),
+            // The end, or the limit: the next round tells which.
+            Ok(_) => {}
+            // What came before the time was over is in `line` already.
+            Err(error) if is_timeout(&error) => {
+                if answers.is_gone() {
+                    return Err(End::ClientGone(io::ErrorKind::BrokenPipe.into()));
+                }
+            }
+            Err(error) => return Err(End::Cut(words(&error))),
+        }
+    }
+}
+
+fn is_timeout(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
+    )
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,237 @@
+//! Where requests come in that another node passes on.
+//!
+//! On a data node the shard accepts, reads the first bytes, and hands over what begins like a relay;
+//! the arbitrator has no shard, so its listening sockets are served here alone. What is accepted is
+//! given to the same handler as a client of the control socket.
+//!
+//! Invariant: a connection that has not said who it is, in the cluster's words and from an address
+//! of the cluster, holds a place for at most [`GREETING_TIMEOUT`] and no place of those who have.
+
+use std::io::{self, Write};
+use std::net::{IpAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::time::Duration;
+
+use replicator::io::clock;
+use replicator::protocol::{
+    Opening, PREAMBLE_LEN, PreambleReply, PreambleStatus, RelayPreamble, VersionRange,
+};
+use replicator::types::NodeId;
+
+use super::control::{ANSWER_TIMEOUT, Asker, ControlHandler, Place, converse};
+use super::mailbox::Mailbox;
+use super::relay::{RELAYS_MAX, read_until, tune};
+
+/// Relays the shard may have handed over that nobody has looked at: the control thread takes them
+/// at once. More are closed, and the asking node says that it was.
+pub const KNOCKS_MAX: usize = 64;
+
+/// Connections at once that have not been judged; a thread each. More are closed.
+const STRANGERS_MAX: usize = 64;
+
+/// Time for the first bytes, as on the data links.
+const GREETING_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A relay as the shard found it: nothing but the preamble was read, nothing answered.
+#[derive(Debug)]
+pub struct Knock {
+    /// The connection.
+    pub stream: OwnedFd,
+    /// What it said.
+    pub preamble: RelayPreamble,
+}
+
+/// Who may pass requests on to this node.
+#[derive(Clone, Debug)]
+pub struct Doorkeeper {
+    /// This node.
+    pub node: NodeId,
+    /// Hash of the cluster's name.
+    pub cluster: u64,
+    /// The configured addresses of each node.
+    pub addresses: [Vec<IpAddr>; 3],
+}
+
+impl Doorkeeper {
+    /// What to answer to a relay that comes from `address`.
+    fn judge(&self, preamble: &RelayPreamble, address: IpAddr) -> PreambleStatus {
+        let known = &self.addresses[preamble.from.index()];
+        if preamble
+            .versions
+            .newest_common(VersionRange::RELAY)
+            .is_none()
+        {
+            PreambleStatus::Version
+        } else if preamble.cluster != self.cluster {
+            PreambleStatus::Cluster
+        } else if preamble.to != self.node
+            || preamble.from == self.node
+            || !known.contains(&address.to_canonical())
+        {
+            PreambleStatus::Node
+        } else {
+            PreambleStatus::Accepted
+        }
+    }
+}
+
+/// Where relays come from, and who is let in.
+#[derive(Debug)]
+pub struct Door {
+    /// From the shard.
+    pub knocks: Arc<Mailbox<Knock>>,
+    /// The arbitrator's, nonblocking; none where a shard listens.
+    pub listeners: Vec<TcpListener>,
+    /// Who may.
+    pub keeper: Arc<Doorkeeper>,
+    /// Not judged yet.
+    strangers: Arc<AtomicUsize>,
+    /// Being served.
+    relays: Arc<AtomicUsize>,
+}
+
+impl Door {
+    /// A door for these.
+    #[must_use]
+    pub fn new(
+        knocks: Arc<Mailbox<Knock>>,
+        listeners: Vec<TcpListener>,
+        keeper: Doorkeeper,
+    ) -> Self {
+        Self {
+            knocks,
+            listeners,
+            keeper: Arc::new(keeper),
+            strangers: Arc::default(),
+            relays: Arc::default(),
+        }
+    }
+
+    /// Somebody who has not said anything yet, or whose words the shard has read. `None` when too
+    /// many stand there: then it is closed.
+    pub(super) fn visitor(
+        &self,
+        stream: TcpStream,
+        preamble: Option<RelayPreamble>,
+    ) -> Option<Visitor> {
+        let place = Place::take(&self.strangers, STRANGERS_MAX)?;
+        Some(Visitor {
+            stream,
+            preamble,
+            keeper: Arc::clone(&self.keeper),
+            relays: Arc::clone(&self.relays),
+            place,
+        })
+    }
+}
+
+/// A connection that is to be judged.
+pub(super) struct Visitor {
+    stream: TcpStream,
+    preamble: Option<RelayPreamble>,
+    keeper: Arc<Doorkeeper>,
+    relays: Arc<AtomicUsize>,
+    place: Place,
+}
+
+impl Visitor {
+    /// Hears who it is, answers, and serves its one request. On a thread of its own.
+    pub(super) fn serve(self, handler: &dyn ControlHandler) -> io::Result<()> {
+        let mut stream = self.stream;
+        stream.set_nonblocking(false)?;
+        stream.set_write_timeout(Some(ANSWER_TIMEOUT))?;
+        tune(&stream)?;
+        let preamble = match self.preamble {
+            Some(preamble) => preamble,
+            None => read_preamble(&stream)?,
+        };
+        let address = stream.peer_addr()?.ip();
+        let mut status = self.keeper.judge(&preamble, address);
+        let mut place = None;
+        if status == PreambleStatus::Accepted {
+            place = Place::take(&self.relays, RELAYS_MAX);
+            if place.is_none() {
+                status = PreambleStatus::Busy;
+            }
+        }
+        let version = preamble.versions.newest_common(VersionRange::RELAY);
+        let reply = PreambleReply {
+            status,
+            version: version.unwrap_or(VersionRange::RELAY.max),
+        };
+        stream.write_all(&reply.encode())?;
+        let Some(_place) = place else {
+            tracing::info!(?status, %address, "a request passed on is refused");
+            return Ok(());
+        };
+        drop(self.place);
+        let asker = Asker {
+            may_change: preamble.may_change,
+            uid: preamble.uid,
+            relayed_by: Some(preamble.from),
+        };
+        converse(Box::new(stream), asker, handler)
+    }
+}
+
+fn read_preamble(stream: &TcpStream) -> io::Result<RelayPreamble> {
+    let mut bytes = [0; PREAMBLE_LEN];
+    read_until(stream, &mut bytes, clock::now().plus(GREETING_TIMEOUT))?;
+    match Opening::parse(&bytes) {
+        Ok(Opening::Relay(preamble)) => Ok(preamble),
+        Ok(Opening::Link(_)) => Err(io::Error::other("a data link, and there is no data here")),
+        Err(error) => Err(io::Error::other(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn keeper() -> Doorkeeper {
+        Doorkeeper {
+            node: NodeId::A,
+            cluster: 7,
+            addresses: ["10.0.0.1", "10.0.0.2", "10.0.0.3"].map(|ip| vec![ip.parse().unwrap()]),
+        }
+    }
+
+    #[test]
+    fn only_another_node_of_this_cluster_from_its_own_address_is_let_in() {
+        let good = RelayPreamble {
+            versions: VersionRange::RELAY,
+            cluster: 7,
+            from: NodeId::B,
+            to: NodeId::A,
+            may_change: true,
+            uid: 0,
+        };
+        let judge = |preamble, ip: &str| keeper().judge(&preamble, ip.parse().unwrap());
+        assert_eq!(judge(good, "10.0.0.2"), PreambleStatus::Accepted);
+        assert_eq!(judge(good, "::ffff:10.0.0.2"), PreambleStatus::Accepted);
+        assert_eq!(judge(good, "10.0.0.3"), PreambleStatus::Node);
+        let versions = VersionRange { min: 2, max: 3 };
+        let cases = [
+            (RelayPreamble { versions, ..good }, PreambleStatus::Version),
+            (
+                RelayPreamble { cluster: 8, ..good },
+                PreambleStatus::Cluster,
+            ),
+            (
+                RelayPreamble {
+                    to: NodeId::B,
+                    ..good
+                },
+                PreambleStatus::Node,
+            ),
+        ];
+        for (preamble, status) in cases {
+            assert_eq!(judge(preamble, "10.0.0.2"), status, "{preamble:?}");
+        }
+        let from = NodeId::A;
+        let own = RelayPreamble { from, ..good };
+        assert_eq!(judge(own, "10.0.0.1"), PreambleStatus::Node, "its own");
+    }
+}
