@@ -8,7 +8,7 @@
 //! and setting up takes no longer than [`SET_UP_TIMEOUT`].
 
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsFd, AsRawFd};
 use std::time::Duration;
 
@@ -49,6 +49,9 @@ const CLIENT_LOOK: Duration = Duration::from_millis(500);
 const PROBE_AFTER_SECS: u32 = 5;
 const PROBE_EVERY_SECS: u32 = 2;
 const PROBES: u32 = 3;
+
+/// The same for one that has sent something: probes are only for the idle.
+const UNANSWERED_MILLIS: u32 = 10_000;
 
 /// How the answer came to its end.
 #[derive(Debug)]
@@ -138,7 +141,7 @@ impl Node {
         for (index, &to) in theirs.iter().enumerate() {
             let attempt = deadline.min(clock::now().plus(ATTEMPT_TIMEOUT));
             // From the address that the other node knows for this one on that path.
-            let from = source_for(own, index, to).map(|at| own[at].ip());
+            let from = source_for(own, index, to).map(|at| own[at]);
             match knock(from, to, &preamble, attempt).and_then(|stream| ask(stream, request)) {
                 Ok(stream) => return Ok(stream),
                 Err(error) => reasons.push(format!("{to}: {}", words(&error))),
@@ -160,7 +163,7 @@ impl Node {
 
 /// Connects and says who asks; the connection is one that accepted.
 fn knock(
-    from: Option<IpAddr>,
+    from: Option<SocketAddr>,
     to: SocketAddr,
     preamble: &RelayPreamble,
     deadline: Instant,
@@ -213,19 +216,17 @@ fn ask(mut stream: TcpStream, request: &Request) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-/// A connection from `from` to `to`, made by `deadline`.
-fn dial(from: Option<IpAddr>, to: SocketAddr, deadline: Instant) -> io::Result<TcpStream> {
+/// A connection from the machine's address `from`, on any port, to `to`, made by `deadline`.
+fn dial(from: Option<SocketAddr>, to: SocketAddr, deadline: Instant) -> io::Result<TcpStream> {
     let family = match to {
         SocketAddr::V4(_) => AddressFamily::Inet,
         SocketAddr::V6(_) => AddressFamily::Inet6,
     };
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let stream = TcpStream::from(socket(family, SockType::Stream, flags, None)?);
-    if let Some(from) = from {
-        bind(
-            stream.as_raw_fd(),
-            &SockaddrStorage::from(SocketAddr::new(from, 0)),
-        )?;
+    if let Some(mut from) = from {
+        from.set_port(0);
+        bind(stream.as_raw_fd(), &SockaddrStorage::from(from))?;
     }
     match connect(stream.as_raw_fd(), &SockaddrStorage::from(to)) {
         Ok(()) => {}
@@ -254,6 +255,7 @@ pub(super) fn tune(stream: &TcpStream) -> io::Result<()> {
     setsockopt(stream, sockopt::TcpKeepIdle, &PROBE_AFTER_SECS)?;
     setsockopt(stream, sockopt::TcpKeepInterval, &PROBE_EVERY_SECS)?;
     setsockopt(stream, sockopt::TcpKeepCount, &PROBES)?;
+    setsockopt(stream, sockopt::TcpUserTimeout, &UNANSWERED_MILLIS)?;
     Ok(())
 }
 

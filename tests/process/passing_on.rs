@@ -1,24 +1,28 @@
 //! `--node N` for a node other than the one whose daemon is asked: the daemon passes it on.
 
+use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Ipv4Addr, TcpStream};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use replicator::admin::REQUEST_LEN_MAX;
 use replicator::protocol::{PREAMBLE_REPLY_LEN, RelayPreamble, VersionRange};
 use replicator::types::{NodeId, ResourceId};
 use serde_json::Value;
 
 use crate::cluster::{A, ARBITRATOR, B, Cluster, NAMES, PATIENCE, RES, Setup};
 use crate::nbd::Nbd;
-use crate::tools::{Ran, now, run, twinadm, wait_for};
+use crate::tools::{Ran, am_root, have, now, run, twinadm, wait_for};
 
 /// How long a node that is not there may keep an operator waiting: connecting is tried for 3 s at
 /// most, and the machine is busy.
 const UNREACHABLE_LIMIT: Duration = Duration::from_secs(5);
 
-/// What is held still by a stream that is silent.
+/// What a daemon passes on at once.
+const RELAYS_MAX: usize = 16;
+
 const LIMIT: Duration = Duration::from_secs(5);
 
 fn command(cluster: &Cluster, asked: usize, about: &str, words: &[&str]) -> Command {
@@ -138,8 +142,8 @@ fn a_request_about_another_node_is_answered_by_that_node() {
     assert_eq!(nbd.read(0, 4096).unwrap(), [1; 4096]);
 }
 
-/// The Primary died and its lease has to run out: `primary` on the other node, asked for on the
-/// arbitrator's machine, waits for that and tells so meanwhile.
+/// Both data nodes died and one is back: `primary` there, asked for on the arbitrator's machine, has
+/// to wait until no grant of its former life can hold any more, and tells so meanwhile.
 #[test]
 fn an_order_that_waits_tells_what_for_through_another_node() {
     let mut cluster = Cluster::serving(&Setup {
@@ -147,6 +151,12 @@ fn an_order_that_waits_tells_what_for_through_another_node() {
         ..Setup::default()
     });
     cluster.kill(A);
+    cluster.kill(B);
+    cluster.start(B);
+    wait_for("it is up again", PATIENCE, || {
+        let status = cluster.status(B)?;
+        (status["up"] == true).then_some(())
+    });
     let ran = through(&cluster, ARBITRATOR, B, &["primary", RES]);
     let told = ran.stderr.clone();
     ran.ok();
@@ -186,28 +196,59 @@ fn events_and_a_watched_status_stream_through_the_other_node() {
     assert!(words.contains("kvm-b went away"), "{words}");
 }
 
-/// A client that goes away takes its relay with it: the places are not used up.
+/// The other host vanishes without a word: a silent stream does not wait for it for ever, at either
+/// end.
+#[test]
+fn a_stream_from_a_host_that_vanished_ends() {
+    if !(am_root() && have(&["ip", "nft"])) {
+        return;
+    }
+    let cluster = Cluster::serving(&Setup {
+        namespace: true,
+        ..Setup::default()
+    });
+    let mut watchers: Vec<_> = (0..RELAYS_MAX)
+        .map(|_| Watcher::start(&mut command(&cluster, A, NAMES[B], &["events2", RES])))
+        .collect();
+    for watcher in &mut watchers {
+        watcher.until(&["exists -"]);
+    }
+    cluster.isolate(B, true);
+    for watcher in watchers {
+        let (code, words) = watcher.end();
+        assert_eq!(code, Some(6), "{words}");
+        assert!(words.contains("kvm-b went away"), "{words}");
+    }
+    let words = through(&cluster, A, B, &["status"]).exits(6);
+    assert!(words.contains("no answer in time"), "{words}");
+    cluster.isolate(B, false);
+    // Had it kept their places, there would be none.
+    wait_for("it is passed on", PATIENCE, || {
+        let ran = through(&cluster, A, B, &["status", "--json"]);
+        (ran.code == Some(0)).then_some(())
+    });
+}
+
+/// A client that goes away takes its relay with it: the places are not used up. One too many is told
+/// so.
 #[test]
 fn watchers_that_leave_give_their_places_back() {
     let cluster = Cluster::serving(&Setup::default());
-    for _ in 0..3 {
-        let mut watchers: Vec<_> = (0..10)
-            .map(|_| Watcher::start(&mut command(&cluster, A, NAMES[B], &["events2", RES])))
-            .collect();
-        for watcher in &mut watchers {
-            watcher.until(&["exists -"]);
+    for _ in 0..2 {
+        let mut watchers = Vec::new();
+        while watchers.len() < RELAYS_MAX {
+            let watcher = wait_for("a place is free", LIMIT, || {
+                let mut watcher =
+                    Watcher::start(&mut command(&cluster, A, NAMES[B], &["events2", RES]));
+                let mut line = String::new();
+                let count = watcher.lines.read_line(&mut line).unwrap();
+                (count > 0).then_some(watcher)
+            });
+            watchers.push(watcher);
         }
-        drop(watchers);
-        wait_for("their places are free", LIMIT, || {
-            let mut fresh: Vec<_> = (0..16)
-                .map(|_| Watcher::start(&mut command(&cluster, A, NAMES[B], &["events2", RES])))
-                .collect();
-            let mut first = String::new();
-            fresh
-                .iter_mut()
-                .all(|it| it.lines.read_line(&mut first).is_ok_and(|count| count > 0))
-                .then_some(())
-        });
+        let one_too_many = through(&cluster, A, B, &["status"]).exits(1);
+        assert!(one_too_many.contains("E1007"), "{one_too_many}");
+        assert_eq!(status(&cluster, A, A)["node"], NAMES[A], "its own is free");
     }
 }
 
@@ -291,6 +332,7 @@ fn a_relay_is_refused_unless_it_is_meant_for_this_node() {
         let again = ask("{\"verb\":\"version\",\"node\":\"kvm-a\"}\n");
         assert!(again.contains("E1004"), "{again}");
         assert!(ask("nonsense\n").contains("E1004"));
+        assert!(ask(&"x".repeat(REQUEST_LEN_MAX + 1)).contains("longer than"));
         // Who may only look there may only look here.
         let order = format!("{{\"verb\":\"down\",\"resource\":\"{RES}\"}}\n");
         let refused = ask(&order);
@@ -299,6 +341,55 @@ fn a_relay_is_refused_unless_it_is_meant_for_this_node() {
             "{refused}"
         );
     }
+}
+
+/// What was sent before the answer cannot be given away with the connection, so it ends it.
+#[test]
+fn a_relay_that_does_not_wait_for_the_answer_is_closed() {
+    let cluster = Cluster::serving(&Setup::default());
+    let preamble = RelayPreamble {
+        versions: VersionRange::RELAY,
+        cluster: ResourceId::of_name("lab").0,
+        from: NodeId::A,
+        to: NodeId::B,
+        may_change: false,
+        uid: 0,
+    };
+    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, cluster.ports[B])).unwrap();
+    stream.set_read_timeout(Some(LIMIT)).unwrap();
+    let mut bytes = preamble.encode().to_vec();
+    bytes.extend_from_slice(b"{\"verb\":\"version\"}\n");
+    stream.write_all(&bytes).unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).unwrap();
+    assert!(answer.is_empty(), "{answer:?}");
+}
+
+/// A path that is down, and one on which nobody answers, do not hide the one that works.
+#[test]
+fn each_address_of_the_other_node_is_tried() {
+    let mut cluster = Cluster::new(&Setup::default());
+    cluster.start(B);
+    wait_for("the daemon answers", PATIENCE, || {
+        let ran = cluster.adm(B, &["version"]);
+        ran.stdout.contains("kvm-b").then_some(())
+    });
+    // As if two of its interfaces had gone: nothing listens on the first, the second is silent.
+    let silent = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let silent = (silent.local_addr().unwrap(), silent);
+    let file = cluster.dir.join("etc/twinblk.toml");
+    let text = fs::read_to_string(&file).unwrap();
+    let own = format!("\"127.0.0.1:{}\"", cluster.ports[B]);
+    let more = format!("\"127.0.0.1:1\", \"{}\", {own}", silent.0);
+    fs::write(&file, text.replace(&own, &more)).unwrap();
+    cluster.start(A);
+    wait_for("the daemon answers", PATIENCE, || cluster.status(A));
+    assert_eq!(status(&cluster, A, B)["node"], NAMES[B]);
+
+    cluster.kill(B);
+    let words = through(&cluster, A, B, &["status"]).exits(6);
+    assert_eq!(words.matches("127.0.0.1:").count(), 3, "{words}");
+    assert!(words.contains("no answer in time"), "{words}");
 }
 
 /// Strangers that say nothing, half a preamble or nonsense hold neither guests nor orders up.

@@ -42,7 +42,7 @@ pub struct Globals {
         default_value = "/run/twinblk"
     )]
     pub run_dir: PathBuf,
-    /// The node the verb is about [default: the node of the daemon that answers]
+    /// The node the verb is about, reached through the daemon here [default: that daemon's node]
     #[arg(long, global = true, value_name = "NODE")]
     pub node: Option<String>,
     /// Only say what would change; exit 14 if anything would

@@ -105,8 +105,10 @@ fn a_line_without_an_end_is_collected_only_up_to_its_limit() {
 #[test]
 fn a_client_that_left_ends_a_silent_relay() {
     let (stream, _kept) = answered(Vec::new(), true);
-    let mut client = Client::default();
-    client.gone = AtomicBool::new(true);
+    let mut client = Client {
+        gone: AtomicBool::new(true),
+        ..Client::default()
+    };
     let end = hand_lines_on(stream, &Verb::Version, &mut client);
     assert!(matches!(end, End::ClientGone(_)), "{end:?}");
 }
@@ -123,7 +125,7 @@ fn preamble() -> RelayPreamble {
 }
 
 fn knocked(to: SocketAddr, patience: Duration) -> io::Result<TcpStream> {
-    let from = Some(Ipv4Addr::LOCALHOST.into());
+    let from = Some((Ipv4Addr::LOCALHOST, 0).into());
     knock(from, to, &preamble(), clock::now().plus(patience))
 }
 
