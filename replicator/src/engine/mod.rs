@@ -49,7 +49,8 @@ pub use input::{
 };
 pub use output::{
     Action, AttachError, CloseReason, Counters, DiskCommand, Event, GuestError, GuestReply,
-    HeldReason, MetaPage, MetaRequest, Outbox, Progress, ReplicaFacts, ReplicaMark, Snapshot,
+    HeldReason, MarkRun, MetaPage, MetaRequest, Outbox, Progress, ReplicaFacts, ReplicaMark,
+    Snapshot,
 };
 
 use self::attach::{Attaching, MetaThen};

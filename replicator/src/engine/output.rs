@@ -3,8 +3,8 @@
 pub use crate::meta::MetaPage;
 use crate::protocol::{Message, Refusal};
 use crate::types::{
-    BlockRange, ByteLen, ByteOffset, ConnectionState, DiskError, DiskState, Instant, OpId, Payload,
-    ReplicaId, ReplicationState, RequestId, Role, SessionId, ViewNumber,
+    BlockCount, BlockRange, ByteLen, ByteOffset, ConnectionState, DiskError, DiskState, Instant,
+    OpId, Payload, ReplicaId, ReplicationState, RequestId, Role, SessionId, ViewNumber,
 };
 
 /// One effect. Filled into the caller's [`Outbox`] completely by each `handle`, in order.
@@ -336,6 +336,15 @@ pub struct Snapshot {
     pub inflight: usize,
     /// Counters.
     pub counters: Counters,
+}
+
+/// A run of blocks that the peer may lack, or has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MarkRun {
+    /// How long; not 0.
+    pub count: BlockCount,
+    /// Whether the peer may lack them.
+    pub is_marked: bool,
 }
 
 /// Why a Primary holds its guests' requests.

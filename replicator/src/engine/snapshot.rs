@@ -1,12 +1,12 @@
 //! The engine's state as users see it.
 
-use super::output::{ReplicaFacts, Snapshot};
+use super::output::{MarkRun, ReplicaFacts, Snapshot};
 use super::session::Phase;
 use super::{Engine, LocalDisk};
 use crate::meta::ReplicaState;
 use crate::protocol::Refusal;
 use crate::types::{
-    BlockCount, ConnectionState, DiskState, NodeId, ReplicationState, Role, ViewNumber,
+    BlockCount, BlockRange, ConnectionState, DiskState, NodeId, ReplicationState, Role, ViewNumber,
 };
 
 impl Engine {
@@ -81,6 +81,36 @@ impl Engine {
             lost_volatile: replica.lost_volatile,
             unclean: !replica.bitmap.is_empty(),
         })
+    }
+
+    /// Whether guests read the local replica, so that it can be asked what the volume holds.
+    #[must_use]
+    pub fn reads_are_local(&self) -> bool {
+        self.active.is_some() && self.local_usable()
+    }
+
+    /// What the peer may lack of `range`: runs from its start on, marked and not in turns, at most
+    /// `count_max` of them. `None` without a local replica, which keeps the marks. Writes on their
+    /// way to the peer are not marked.
+    #[must_use]
+    pub fn marks(&self, range: BlockRange, count_max: usize) -> Option<Vec<MarkRun>> {
+        let bitmap = &self.replica.as_ref()?.bitmap;
+        let mut runs = Vec::new();
+        let mut at = range.start();
+        while at < range.end() && runs.len() < count_max {
+            let marked = bitmap.next_run(at, range.count());
+            let (start, end) = marked.map_or((range.end(), range.end()), |run| {
+                (run.start().min(range.end()), run.end().min(range.end()))
+            });
+            let is_marked = start == at;
+            let stop = if is_marked { end } else { start };
+            runs.push(MarkRun {
+                count: BlockRange::between(at, stop).count(),
+                is_marked,
+            });
+            at = stop;
+        }
+        Some(runs)
     }
 
     /// Size of the volume: what the view says, never more than the replica has.

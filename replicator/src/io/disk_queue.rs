@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::Backend;
 use super::buffer::{BUFFER_ALIGN, BufferPool};
-use super::disk::{Disk, disk_error};
+use super::disk::{Disk, DiskKind, disk_error};
 use super::op::{Completion, Op, Token, ZeroMode};
 use crate::engine::{DiskCommand, DiskReply};
 use crate::types::{BlockRange, DiskError, OpId, Payload};
@@ -84,6 +84,18 @@ impl DiskQueue {
     #[must_use]
     pub fn disk(&self) -> &Disk {
         &self.disk
+    }
+
+    /// Whether zeroes are surely faster than a write of as many bytes: the filesystem or the device
+    /// makes them, and has never refused. A device may take longer over zeroes that stay allocated,
+    /// and says whether it can do without only when asked.
+    #[must_use]
+    pub fn zeroes_are_fast(&self, may_unmap: bool) -> bool {
+        match self.disk.kind() {
+            DiskKind::File if may_unmap => !self.zeroing.punch_refused,
+            DiskKind::File => !self.zeroing.zero_refused,
+            DiskKind::BlockDevice => false,
+        }
     }
 
     /// Commands begun and not ended: operations that may still land (R14).

@@ -10,9 +10,9 @@ use std::thread::JoinHandle;
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::uio::{pread, pwrite};
-use nix::unistd::fdatasync;
+use nix::unistd::{Whence, fdatasync, lseek};
 
-use super::op::{Completion, Done, FileRoute, IoFile, Op, Token, ZeroMode};
+use super::op::{Completion, Done, FileExtent, FileRoute, IoFile, Op, Token, ZeroMode};
 use super::waker::Waker;
 
 /// Threads for files that may block. Disks behind such files (old or network filesystems) gain
@@ -194,6 +194,13 @@ fn execute(token: Token, mut op: Op) -> Completion {
             len,
             mode,
         } => zero(file, *offset, *len, *mode).map(|()| 0),
+        Op::FindExtents {
+            file,
+            offset,
+            len,
+            count_max,
+            found,
+        } => find_extents(file, *offset, *len, *count_max, found).map(|()| found.len()),
         Op::Recv { .. } | Op::Send { .. } | Op::Accept { .. } | Op::Connect { .. } => {
             unreachable!("a socket operation has no file route")
         }
@@ -224,6 +231,43 @@ fn sync(file: &IoFile) -> Result<(), Errno> {
 fn zero(file: &IoFile, offset: u64, len: u64, mode: ZeroMode) -> Result<(), Errno> {
     let len = i64::try_from(len).map_err(|_| Errno::EFBIG)?;
     fallocate(file, zero_flags(mode), position(offset, 0)?, len)
+}
+
+/// Each step asks where the next data begins, so that a hole is only what the filesystem calls one.
+/// A write that lands meanwhile may be seen or not, as by any reader beside it.
+fn find_extents(
+    file: &IoFile,
+    offset: u64,
+    len: u64,
+    count_max: usize,
+    found: &mut Vec<FileExtent>,
+) -> Result<(), Errno> {
+    let end = offset.checked_add(len).ok_or(Errno::EFBIG)?;
+    let mut at = offset;
+    while at < end && found.len() < count_max {
+        let data = match lseek(file, position(at, 0)?, Whence::SeekData) {
+            Ok(data) => u64::try_from(data).unwrap_or(end).clamp(at, end),
+            // No data from here to the end of the file.
+            Err(Errno::ENXIO) => end,
+            Err(errno) => return Err(errno),
+        };
+        if data > at {
+            found.push(FileExtent {
+                len: data - at,
+                is_hole: true,
+            });
+            at = data;
+            continue;
+        }
+        let hole = lseek(file, position(at, 0)?, Whence::SeekHole)?;
+        let hole = u64::try_from(hole).unwrap_or(end).clamp(at + 1, end);
+        found.push(FileExtent {
+            len: hole - at,
+            is_hole: false,
+        });
+        at = hole;
+    }
+    Ok(())
 }
 
 /// The flags of `fallocate(2)` for `mode`.

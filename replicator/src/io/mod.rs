@@ -35,7 +35,7 @@ pub use buffer::{AlignedBuf, BUFFER_ALIGN, BufferPool};
 pub use disk::{Disk, OpenError};
 pub use disk_queue::{DiskQueue, DiskResult};
 pub use meta_queue::MetaQueue;
-pub use op::{Completion, Done, FileRoute, IoFile, Op, OpKey, Socket, Token, ZeroMode};
+pub use op::{Completion, Done, FileExtent, FileRoute, IoFile, Op, OpKey, Socket, Token, ZeroMode};
 pub use portable::Portable;
 pub use ring::Ring;
 pub use send_batch::{SendBatch, SendQueue};

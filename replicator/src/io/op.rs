@@ -101,6 +101,15 @@ pub enum ZeroMode {
     Zero,
 }
 
+/// A run of a file's bytes that is allocated, or is a hole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileExtent {
+    /// Bytes; not 0.
+    pub len: u64,
+    /// Not allocated, so that it reads as zeroes.
+    pub is_hole: bool,
+}
+
 /// An operation. Offsets and lengths are in bytes.
 #[derive(Debug)]
 pub enum Op {
@@ -139,6 +148,20 @@ pub enum Op {
         len: u64,
         /// How.
         mode: ZeroMode,
+    },
+    /// Find what is allocated of a range (`SEEK_DATA`, `SEEK_HOLE`); always on a thread, since it
+    /// may have to read the filesystem's own blocks. Completes with the count of extents.
+    FindExtents {
+        /// Of which file.
+        file: IoFile,
+        /// From which position.
+        offset: u64,
+        /// How much.
+        len: u64,
+        /// After so many it may stop.
+        count_max: usize,
+        /// What was found, from `offset` on; empty at first.
+        found: Vec<FileExtent>,
     },
     /// Receive into `buf[start..end]`. Completes with the count; 0 is the end of the stream.
     Recv {
@@ -181,10 +204,19 @@ impl Op {
             Self::Read { file, .. }
             | Self::Write { file, .. }
             | Self::Sync { file }
-            | Self::Zero { file, .. } => Some(file),
+            | Self::Zero { file, .. }
+            | Self::FindExtents { file, .. } => Some(file),
             Self::Recv { .. } | Self::Send { .. } | Self::Accept { .. } | Self::Connect { .. } => {
                 None
             }
+        }
+    }
+
+    /// How it is carried out, for file operations.
+    pub(super) fn route(&self) -> Option<FileRoute> {
+        match self {
+            Self::FindExtents { .. } => Some(FileRoute::Threads),
+            _ => self.file().map(|file| file.route),
         }
     }
 
@@ -201,7 +233,11 @@ impl Op {
                 ..
             } => end - start,
             Self::Recv { fill: false, .. } => 1,
-            Self::Sync { .. } | Self::Zero { .. } | Self::Accept { .. } | Self::Connect { .. } => 0,
+            Self::Sync { .. }
+            | Self::Zero { .. }
+            | Self::FindExtents { .. }
+            | Self::Accept { .. }
+            | Self::Connect { .. } => 0,
         }
     }
 }
@@ -209,7 +245,7 @@ impl Op {
 /// What an operation achieved.
 #[derive(Debug)]
 pub enum Done {
-    /// Bytes moved; 0 where nothing is moved.
+    /// Bytes moved or extents found; 0 where there is nothing of either.
     Count(usize),
     /// A connection, ready for this backend's operations.
     Accepted(Socket),

@@ -114,8 +114,7 @@ impl Backend for Portable {
     }
 
     fn submit(&mut self, token: Token, op: Op) -> OpKey {
-        if let Some(file) = op.file() {
-            let route = file.route;
+        if let Some(route) = op.route() {
             self.files.submit(token, op, route);
             return OpKey(0);
         }
@@ -172,7 +171,11 @@ impl Pending {
                 (socket, PollFlags::POLLIN)
             }
             Op::Send { socket, .. } | Op::Connect { socket, .. } => (socket, PollFlags::POLLOUT),
-            Op::Read { .. } | Op::Write { .. } | Op::Sync { .. } | Op::Zero { .. } => {
+            Op::Read { .. }
+            | Op::Write { .. }
+            | Op::Sync { .. }
+            | Op::Zero { .. }
+            | Op::FindExtents { .. } => {
                 unreachable!("file operations are not polled for")
             }
         }
@@ -230,7 +233,11 @@ impl Pending {
                 self.begun = true;
                 connect(socket.raw(), address.as_ref()).map(|()| Done::Count(0))
             }
-            Op::Read { .. } | Op::Write { .. } | Op::Sync { .. } | Op::Zero { .. } => {
+            Op::Read { .. }
+            | Op::Write { .. }
+            | Op::Sync { .. }
+            | Op::Zero { .. }
+            | Op::FindExtents { .. } => {
                 unreachable!("file operations go to FileWork")
             }
         }

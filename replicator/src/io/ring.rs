@@ -388,7 +388,7 @@ impl Backend for Ring {
     }
 
     fn submit(&mut self, token: Token, op: Op) -> OpKey {
-        if let Some(route) = op.file().map(|file| file.route)
+        if let Some(route) = op.route()
             && route != FileRoute::Ring
         {
             self.files.submit(token, op, route);
@@ -508,6 +508,7 @@ impl Pending {
                     .rw_flags(if *durable { libc::RWF_DSYNC } else { 0 })
                     .build()
             }
+            Op::FindExtents { .. } => unreachable!("extents are looked for by threads"),
             Op::Sync { file } => opcode::Fsync::new(Fd(file.raw()))
                 .flags(FsyncFlags::DATASYNC)
                 .build(),

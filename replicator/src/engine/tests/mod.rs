@@ -9,6 +9,7 @@ mod leaving;
 mod letting_go;
 mod limits;
 mod pair;
+mod questions;
 mod random;
 mod resyncs;
 mod takeover;

@@ -136,6 +136,49 @@ fn what_was_written_is_read_back_zeroed_and_read_as_zero() {
 }
 
 #[test]
+fn holes_and_data_of_a_file_are_found_in_order() {
+    each_file(|backend, file, pool| {
+        let payload = pool.copy_of(&[0x5a; 65_536]).bytes().clone();
+        for offset in [131_072, 524_288] {
+            let write = Op::Write {
+                file: file.clone(),
+                offset,
+                payload: payload.clone(),
+                durable: false,
+            };
+            assert_eq!(run(backend, write).count(), Ok(65_536));
+        }
+        let mut find = |offset, len, count_max| {
+            let find = Op::FindExtents {
+                file: file.clone(),
+                offset,
+                len,
+                count_max,
+                found: Vec::new(),
+            };
+            let Op::FindExtents { found, .. } = run(backend, find).op else {
+                panic!("another operation came back");
+            };
+            let extents = found.iter().map(|extent| (extent.len, extent.is_hole));
+            extents.collect::<Vec<_>>()
+        };
+        let all = [
+            (131_072, true),
+            (65_536, false),
+            (327_680, true),
+            (65_536, false),
+            (458_752, true),
+        ];
+        assert_eq!(find(0, 1 << 20, 9), all);
+        assert_eq!(find(0, 1 << 20, 2), all[..2]);
+        assert_eq!(find(131_073, 1000, 9), [(1000, false)]);
+        assert_eq!(find(196_607, 2, 9), [(1, false), (1, true)]);
+        assert_eq!(find(1 << 21, 10, 9), [(10, true)], "beyond the end");
+        assert_eq!(find(0, 0, 9), []);
+    });
+}
+
+#[test]
 fn a_read_past_the_end_is_short_and_not_an_error() {
     each_file(|backend, file, pool| {
         let at_end = (1 << 20) - 4096;
