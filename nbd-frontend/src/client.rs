@@ -17,7 +17,7 @@ mod replies;
 use crate::proto::constants::{self, command, command_flag as flag};
 use crate::proto::error::NbdError;
 use crate::proto::reply::ReplyStyle;
-use crate::proto::request::RequestHeader;
+use crate::proto::request::{HeaderFormat, RequestHeader};
 use handshake::Handshake;
 use replies::{Expected, Replies};
 
@@ -132,7 +132,7 @@ enum State {
 
 impl Client {
     /// A client that will attach to the export called `name` (empty for the default one), with
-    /// structured replies if `style` says so and the server agrees.
+    /// structured replies or extended headers if `style` says so and the server agrees.
     #[must_use]
     pub fn new(name: &str, style: ReplyStyle) -> Self {
         Self {
@@ -178,20 +178,17 @@ impl Client {
 
     /// Queues a request; its cookie, unique on this connection.
     pub fn submit(&mut self, request: ClientCommand<'_>) -> Result<u64, ClientError> {
-        let State::Attached(_, replies) = &mut self.state else {
+        let State::Attached(info, replies) = &mut self.state else {
             return Err(ClientError::NotAttached);
         };
         let (header, payload) = encode(request, self.next_cookie)?;
-        let bytes = header
-            .encode_compact()
-            .ok_or(ClientError::TooLong { len: payload.len() })?;
         let expected = match request {
             ClientCommand::Read { offset, len } => Expected::Data { offset, len },
             _ => Expected::Done,
         };
         self.next_cookie += 1;
-        replies.expect(header.cookie, expected);
-        self.output.extend_from_slice(&bytes);
+        put_header(header, info.style, &mut self.output)?;
+        replies.expect(header.cookie, header.offset, expected);
         self.output.extend_from_slice(payload);
         Ok(header.cookie)
     }
@@ -215,7 +212,7 @@ impl Client {
 
     /// Says goodbye. Await outstanding replies first; afterwards the server closes.
     pub fn disconnect(&mut self) {
-        if let State::Attached(..) = self.state {
+        if let State::Attached(info, _) = &self.state {
             let header = RequestHeader {
                 flags: 0,
                 command: command::DISC,
@@ -223,8 +220,9 @@ impl Client {
                 offset: 0,
                 length: 0,
             };
-            self.output
-                .extend(header.encode_compact().into_iter().flatten());
+            // Its length is 0, which every format can say.
+            let said = put_header(header, info.style, &mut self.output);
+            debug_assert_eq!(said, Ok(()), "a goodbye fits every format");
             self.state = State::Done;
         }
     }
@@ -244,6 +242,28 @@ impl Client {
             State::Done => Ok(bytes.len()),
         }
     }
+}
+
+/// Appends a request's head in the format of the connection.
+fn put_header(
+    mut header: RequestHeader,
+    style: ReplyStyle,
+    output: &mut Vec<u8>,
+) -> Result<(), ClientError> {
+    match style.request_format() {
+        HeaderFormat::Compact => {
+            let bytes = header.encode_compact();
+            let len = usize::try_from(header.length).unwrap_or(usize::MAX);
+            output.extend(bytes.ok_or(ClientError::TooLong { len })?);
+        }
+        HeaderFormat::Extended => {
+            if header.command == command::WRITE {
+                header.flags |= flag::PAYLOAD_LEN;
+            }
+            output.extend(header.encode_extended());
+        }
+    }
+    Ok(())
 }
 
 fn encode(request: ClientCommand<'_>, cookie: u64) -> Result<(RequestHeader, &[u8]), ClientError> {

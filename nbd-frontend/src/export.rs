@@ -54,12 +54,12 @@ impl Export {
             | flag::CAN_MULTI_CONN
             | flag::SEND_CACHE;
         let access = match self.access {
-            Access::ReadWrite => flag::SEND_TRIM | flag::SEND_WRITE_ZEROES,
+            Access::ReadWrite => flag::SEND_TRIM | flag::SEND_WRITE_ZEROES | flag::SEND_FAST_ZERO,
             Access::ReadOnly => flag::READ_ONLY,
         };
         let df = match style {
             ReplyStyle::Simple => 0,
-            ReplyStyle::Structured => flag::SEND_DF,
+            ReplyStyle::Structured | ReplyStyle::Extended => flag::SEND_DF,
         };
         base | access | df
     }
@@ -229,11 +229,11 @@ mod tests {
         let mut export = Export::new("a", 1);
         assert_eq!(
             export.transmission_flags(ReplyStyle::Simple),
-            0b101_0110_1101
+            0b1101_0110_1101
         );
         assert_eq!(
             export.transmission_flags(ReplyStyle::Structured),
-            0b101_1110_1101
+            0b1101_1110_1101
         );
         export.access = Access::ReadOnly;
         assert_eq!(

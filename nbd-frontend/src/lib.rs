@@ -29,8 +29,9 @@ pub mod session;
 pub use client::{Client, ClientCommand, ClientError, ClientReply, ExportInfo};
 pub use export::{Access, Export, ExportError, ExportIndex, ExportList};
 pub use proto::error::NbdError;
+pub use proto::reply::StatusExtent;
 pub use proto::wire::WireBytes;
 pub use session::{
-    BufferPool, CloseReason, Completion, DirectReceive, HANDSHAKE_TIMEOUT, Outbox, Output, Pause,
-    Phase, Request, RequestHandle, RequestKind, Session,
+    BlockStatus, BufferPool, CloseReason, Completion, Contexts, DirectReceive, HANDSHAKE_TIMEOUT,
+    Outbox, Output, Pause, Phase, Request, RequestHandle, RequestKind, Session,
 };

@@ -7,6 +7,7 @@
 
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
+mod block_status;
 mod in_flight;
 pub mod limits;
 mod negotiation;
@@ -20,6 +21,7 @@ use crate::export::{Access, ExportIndex, ExportList};
 use crate::proto::error::NbdError;
 use crate::proto::handshake;
 use crate::proto::reply::ReplyStyle;
+pub use block_status::{BlockStatus, Contexts};
 pub use in_flight::RequestHandle;
 use negotiation::{Negotiation, Offer};
 use output::Wire;
@@ -57,6 +59,8 @@ pub enum Completion<R> {
     Done,
     /// A read succeeded with all its bytes.
     Data(R),
+    /// What is known for a block status.
+    Status(BlockStatus),
     /// The request failed. The guest sees this at once; during a role change hold the request or
     /// close the connection instead.
     Failed(NbdError),
@@ -81,6 +85,9 @@ pub enum CloseReason {
     /// EXPORT_NAME for an export that does not exist.
     #[error("client asked for an unknown export by EXPORT_NAME")]
     UnknownExport,
+    /// EXPORT_NAME after extended headers, which exclude it.
+    #[error("client used EXPORT_NAME with extended headers")]
+    ExportNameWithExtendedHeaders,
     /// Client flags that were not offered.
     #[error("unknown client flags {flags:#x}")]
     UnknownClientFlags {
@@ -108,8 +115,8 @@ pub enum CloseReason {
         /// What was there instead.
         magic: u32,
     },
-    /// A write payload above what is accepted.
-    #[error("write payload of {len} bytes, limit 64 MiB")]
+    /// A payload above what is accepted.
+    #[error("payload of {len} bytes, limit 64 MiB")]
     PayloadTooLong {
         /// Its length in bytes.
         len: u64,
@@ -186,7 +193,7 @@ struct Attachment {
     size: u64,
     access: Access,
     style: ReplyStyle,
-    allocation_context: bool,
+    contexts: Contexts,
 }
 
 /// The server's side of one connection. `B` is the caller's buffer for write payloads.

@@ -1,13 +1,33 @@
 //! NBD's words ↔ the engine's. The only place that knows both; the one table of errors.
 
-use nbd_frontend::{Completion, NbdError, RequestKind};
+use nbd_frontend::{Completion, Contexts, NbdError, RequestKind};
 use replicator::engine::{GuestError, GuestKind, GuestReply};
 use replicator::io::AlignedBuf;
-use replicator::types::{ByteLen, ByteOffset, DiskError, Payload};
+use replicator::types::{ByteLen, ByteOffset, ByteRange, DiskError, Payload};
 
-/// What the engine is asked for an NBD request.
-pub(super) fn guest_kind(kind: RequestKind<AlignedBuf>) -> GuestKind {
-    match kind {
+/// What an NBD request comes to.
+#[derive(Debug)]
+pub(super) enum Order {
+    /// The engine is asked this.
+    Engine(GuestKind),
+    /// The engine is asked this if that is faster than a write of as many bytes.
+    FastZeroes { kind: GuestKind, may_unmap: bool },
+    /// What is known is told.
+    Status(StatusQuestion),
+}
+
+/// What a block status asks.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct StatusQuestion {
+    pub(super) range: ByteRange,
+    pub(super) contexts: Contexts,
+    /// Only the first extent of each.
+    pub(super) one: bool,
+}
+
+/// What an NBD request comes to.
+pub(super) fn order(kind: RequestKind<AlignedBuf>) -> Order {
+    let kind = match kind {
         RequestKind::Read { offset, len } => GuestKind::Read {
             offset: ByteOffset(offset),
             len: ByteLen(len.into()),
@@ -27,14 +47,37 @@ pub(super) fn guest_kind(kind: RequestKind<AlignedBuf>) -> GuestKind {
             offset,
             len,
             no_hole,
+            fast,
             fua,
-        } => GuestKind::Zeroes {
-            offset: ByteOffset(offset),
-            len: ByteLen(len),
-            may_unmap: !no_hole,
-            fua,
-        },
-    }
+        } => {
+            let kind = GuestKind::Zeroes {
+                offset: ByteOffset(offset),
+                len: ByteLen(len),
+                may_unmap: !no_hole,
+                fua,
+            };
+            if fast {
+                let may_unmap = !no_hole;
+                return Order::FastZeroes { kind, may_unmap };
+            }
+            kind
+        }
+        RequestKind::BlockStatus {
+            offset,
+            len,
+            contexts,
+            one,
+        } => {
+            let range = ByteRange::new(ByteOffset(offset), ByteLen(len))
+                .expect("the session checked the range against the size");
+            return Order::Status(StatusQuestion {
+                range,
+                contexts,
+                one,
+            });
+        }
+    };
+    Order::Engine(kind)
 }
 
 /// What the client is told of the engine's answer.
@@ -79,11 +122,12 @@ mod tests {
 
     #[test]
     fn zeroes_may_be_unmapped_unless_the_client_forbids_holes() {
-        let kind = |no_hole| {
-            guest_kind(RequestKind::WriteZeroes {
+        let kind = |no_hole, fast| {
+            order(RequestKind::WriteZeroes {
                 offset: 1,
                 len: 2,
                 no_hole,
+                fast,
                 fua: true,
             })
         };
@@ -94,7 +138,14 @@ mod tests {
                 may_unmap: !no_hole,
                 fua: true,
             };
-            assert_eq!(kind(no_hole), expected);
+            let Order::Engine(plain) = kind(no_hole, false) else {
+                panic!("plain zeroes need no speed");
+            };
+            let Order::FastZeroes { kind, may_unmap } = kind(no_hole, true) else {
+                panic!("fast zeroes are asked about");
+            };
+            assert_eq!((&plain, may_unmap), (&expected, !no_hole));
+            assert_eq!(kind, expected);
         }
     }
 }

@@ -106,6 +106,69 @@ fn what_is_copied_in_comes_out_the_same() {
     );
 }
 
+/// Holes, data and what a lost peer lacks are told as they are.
+#[test]
+fn block_status_tells_holes_data_and_what_the_peer_lacks() {
+    if !have(&["nbdinfo", "qemu-io", "qemu-img"]) {
+        return;
+    }
+    let mut cluster = Cluster::serving(&Setup::default());
+    let uri = cluster.nbd_uri(A);
+    assert_eq!(map(&uri, "base:allocation"), [(0, 64 << 20, 3)]);
+    qemu_io(&uri, &["write -P 1 4M 1M", "write -P 2 8M 64k", "flush"]);
+    let written = [
+        (0, 4 << 20, 3),
+        (4 << 20, 1 << 20, 0),
+        (5 << 20, 3 << 20, 3),
+        (8 << 20, 64 << 10, 0),
+        ((8 << 20) + (64 << 10), (56 << 20) - (64 << 10), 3),
+    ];
+    assert_eq!(map(&uri, "base:allocation"), written);
+    // The same through extended headers and one extent at a time.
+    let text = program("qemu-img", &["map", "-f", "raw", "--output=json", &uri]).ok();
+    let ranges: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let data = |range: &serde_json::Value| range["data"] == true;
+    let ranges: Vec<_> = ranges
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|r| data(r))
+        .collect();
+    assert_eq!(ranges.len(), 2, "{text}");
+    assert_eq!(ranges[0]["start"], 4 << 20);
+    assert_eq!(ranges[1]["length"], 64 << 10);
+
+    qemu_io(&uri, &["discard 4M 1M", "flush"]);
+    let after = map(&uri, "base:allocation");
+    assert_eq!(after[0], (0, 8 << 20, 3), "a trim makes a hole: {after:?}");
+    assert_eq!(map(&uri, "twinblk:dirty"), [(0, 64 << 20, 0)]);
+
+    cluster.kill(B);
+    qemu_io(&uri, &["write -P 3 32M 128k", "flush"]);
+    let dirty = map(&uri, "twinblk:dirty");
+    let marked = |(start, len, status): &(u64, u64, u64)| {
+        *status == 1 && *start <= 32 << 20 && start + len >= (32 << 20) + (128 << 10)
+    };
+    assert!(dirty.iter().any(marked), "{dirty:?}");
+    assert!(dirty.iter().any(|(_, _, status)| *status == 0), "{dirty:?}");
+}
+
+/// What `nbdinfo --map` prints for a context: start, length and status of each extent.
+fn map(uri: &str, context: &str) -> Vec<(u64, u64, u64)> {
+    let text = program("nbdinfo", &[&format!("--map={context}"), "--json", uri]).ok();
+    let extents: Vec<serde_json::Value> = serde_json::from_str(&text).unwrap();
+    let field = |extent: &serde_json::Value, name: &str| extent[name].as_u64().unwrap();
+    let row = |e: &serde_json::Value| (field(e, "offset"), field(e, "length"), field(e, "type"));
+    extents.iter().map(row).collect()
+}
+
+fn qemu_io(uri: &str, commands: &[&str]) {
+    let mut arguments = vec!["-f", "raw", uri];
+    arguments.extend(commands.iter().flat_map(|command| ["-c", command]));
+    let said = program("qemu-io", &arguments).ok();
+    assert!(!said.contains("failed"), "{said}");
+}
+
 /// Trim, zeroes and odd offsets through qemu-io, checked by patterns.
 #[test]
 fn qemu_io_trims_zeroes_and_writes_at_odd_offsets() {
@@ -113,7 +176,6 @@ fn qemu_io_trims_zeroes_and_writes_at_odd_offsets() {
         return;
     }
     let cluster = Cluster::serving(&Setup::default());
-    let uri = cluster.nbd_uri(A);
     let commands = [
         "write -P 0x11 0 64k",
         "write -P 0x22 4000 200",
@@ -127,12 +189,7 @@ fn qemu_io_trims_zeroes_and_writes_at_odd_offsets() {
         "read -P 0x33 20k 512",
         "flush",
     ];
-    let mut arguments = vec!["-f", "raw", uri.as_str()];
-    for command in commands {
-        arguments.extend(["-c", command]);
-    }
-    let said = program("qemu-io", &arguments).ok();
-    assert!(!said.contains("failed"), "{said}");
+    qemu_io(&cluster.nbd_uri(A), &commands);
 }
 
 /// fio's nbd engine writes and verifies at depth.

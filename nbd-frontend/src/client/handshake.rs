@@ -1,4 +1,4 @@
-//! The client's handshake: flags, STRUCTURED_REPLY if wanted, GO.
+//! The client's handshake: flags, EXTENDED_HEADERS or STRUCTURED_REPLY if wanted, GO.
 
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
@@ -27,6 +27,7 @@ pub(super) struct Handshake {
 #[derive(Debug, Clone, Copy)]
 enum Stage {
     Greeting,
+    ExtendedHeaders,
     StructuredReply,
     Go,
 }
@@ -57,7 +58,7 @@ impl Handshake {
                 self.on_greeting(greeting, output)?;
                 Ok((GREETING_LEN, None))
             }
-            Stage::StructuredReply | Stage::Go => {
+            Stage::ExtendedHeaders | Stage::StructuredReply | Stage::Go => {
                 let Some((reply, len)) = parse_reply(bytes)? else {
                     return Ok((0, None));
                 };
@@ -77,12 +78,18 @@ impl Handshake {
         output.extend(u32::from(ours).to_be_bytes());
         match self.wanted {
             ReplyStyle::Simple => self.go(output),
-            ReplyStyle::Structured => {
-                output.extend(encode_option(option::STRUCTURED_REPLY, &[]));
-                self.stage = Stage::StructuredReply;
+            ReplyStyle::Structured => self.ask_for_structured_replies(output),
+            ReplyStyle::Extended => {
+                output.extend(encode_option(option::EXTENDED_HEADERS, &[]));
+                self.stage = Stage::ExtendedHeaders;
             }
         }
         Ok(())
+    }
+
+    fn ask_for_structured_replies(&mut self, output: &mut Vec<u8>) {
+        output.extend(encode_option(option::STRUCTURED_REPLY, &[]));
+        self.stage = Stage::StructuredReply;
     }
 
     fn go(&mut self, output: &mut Vec<u8>) {
@@ -102,6 +109,15 @@ impl Handshake {
         output: &mut Vec<u8>,
     ) -> Result<Option<ExportInfo>, ClientError> {
         match (self.stage, reply.reply_type) {
+            (Stage::ExtendedHeaders, option_reply::ACK) => {
+                self.agreed = ReplyStyle::Extended;
+                self.go(output);
+                Ok(None)
+            }
+            (Stage::ExtendedHeaders, option_reply::ERR_UNSUP) => {
+                self.ask_for_structured_replies(output);
+                Ok(None)
+            }
             (Stage::StructuredReply, option_reply::ACK) => {
                 self.agreed = ReplyStyle::Structured;
                 self.go(output);

@@ -31,6 +31,8 @@ pub(super) struct Replies {
 #[derive(Debug)]
 struct Partial {
     expected: Expected,
+    /// First byte of the request.
+    offset: u64,
     /// Allocated with the first chunk.
     data: Vec<u8>,
     /// Ranges of `data` that chunks gave, start to end.
@@ -51,9 +53,10 @@ impl Replies {
         }
     }
 
-    pub(super) fn expect(&mut self, cookie: u64, expected: Expected) {
+    pub(super) fn expect(&mut self, cookie: u64, offset: u64, expected: Expected) {
         let partial = Partial {
             expected,
+            offset,
             data: Vec::new(),
             covered: BTreeMap::new(),
             error: None,
@@ -90,6 +93,9 @@ impl Replies {
         head_len: usize,
         bytes: &[u8],
     ) -> Result<usize, ClientError> {
+        if self.style == ReplyStyle::Extended {
+            return broken("simple reply with extended headers");
+        }
         let Some(partial) = self.outstanding.get(&header.cookie) else {
             return broken("reply to no request");
         };
@@ -114,13 +120,20 @@ impl Replies {
         head_len: usize,
         bytes: &[u8],
     ) -> Result<usize, ClientError> {
-        if self.style == ReplyStyle::Simple {
-            return broken("chunk without structured replies");
+        let spoken = match header.offset {
+            None => ReplyStyle::Structured,
+            Some(_) => ReplyStyle::Extended,
+        };
+        if self.style != spoken {
+            return broken("chunk of a kind that was not agreed");
         }
         let Some(partial) = self.outstanding.get_mut(&header.cookie) else {
             return broken("chunk for no request");
         };
-        let payload_len = to_usize(header.payload_len);
+        if header.offset.is_some_and(|offset| offset != partial.offset) {
+            return broken("reply to another offset");
+        }
+        let payload_len = usize::try_from(header.payload_len).unwrap_or(usize::MAX);
         if payload_len > partial.payload_len_max(header.kind) {
             return broken("chunk longer than the request");
         }

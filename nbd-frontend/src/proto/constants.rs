@@ -1,6 +1,7 @@
 //! Every number of the protocol, under the name proto.md gives it (without the `NBD_` prefix).
 //!
-//! Source: NBD proto.md, sections "Values" and "Size constraints".
+//! Source: NBD proto.md, sections "Values" and "Size constraints"; for extended headers the same
+//! sections on the branch `extension-ext-header`.
 
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
@@ -12,10 +13,14 @@ pub const OPTION_MAGIC: u64 = 0x4948_4156_454f_5054;
 pub const OPTION_REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
 /// Head of a compact request.
 pub const REQUEST_MAGIC: u32 = 0x2560_9513;
+/// Head of an extended request.
+pub const EXTENDED_REQUEST_MAGIC: u32 = 0x21e4_1c71;
 /// Head of a simple reply.
 pub const SIMPLE_REPLY_MAGIC: u32 = 0x6744_6698;
 /// Head of a structured reply chunk.
 pub const STRUCTURED_REPLY_MAGIC: u32 = 0x668e_33ef;
+/// Head of an extended reply chunk.
+pub const EXTENDED_REPLY_MAGIC: u32 = 0x6e8a_278c;
 
 /// Length of the server's greeting in bytes.
 pub const GREETING_LEN: usize = 18;
@@ -27,10 +32,14 @@ pub const OPTION_HEADER_LEN: usize = 16;
 pub const OPTION_REPLY_HEADER_LEN: usize = 20;
 /// Length of a compact request header in bytes.
 pub const REQUEST_HEADER_LEN: usize = 28;
+/// Length of an extended request header in bytes.
+pub const EXTENDED_REQUEST_HEADER_LEN: usize = 32;
 /// Length of a simple reply header in bytes.
 pub const SIMPLE_REPLY_HEADER_LEN: usize = 16;
 /// Length of a structured reply chunk header in bytes.
 pub const STRUCTURED_REPLY_HEADER_LEN: usize = 20;
+/// Length of an extended reply chunk header in bytes.
+pub const EXTENDED_REPLY_HEADER_LEN: usize = 32;
 /// Zeroes after the answer to EXPORT_NAME unless both sides agreed on NO_ZEROES.
 pub const EXPORT_NAME_PADDING_LEN: usize = 124;
 /// Longest string of the protocol in bytes (proto.md "Strings": MUST NOT exceed 4096).
@@ -55,7 +64,7 @@ pub mod transmission_flag {
     pub const SEND_TRIM: u16 = 1 << 5;
     /// WRITE_ZEROES and NO_HOLE are understood.
     pub const SEND_WRITE_ZEROES: u16 = 1 << 6;
-    /// DF is understood; set exactly when structured replies were negotiated.
+    /// DF is understood; set exactly when structured replies or extended headers were negotiated.
     pub const SEND_DF: u16 = 1 << 7;
     /// FLUSH and FUA on one connection cover all connections.
     pub const CAN_MULTI_CONN: u16 = 1 << 8;
@@ -117,6 +126,8 @@ pub mod option_reply {
     pub const ERR_SHUTDOWN: u32 = ERROR_BIT | 7;
     /// The request is too large.
     pub const ERR_TOO_BIG: u32 = ERROR_BIT | 9;
+    /// Extended headers are in use and exclude what was asked for.
+    pub const ERR_EXT_HEADER_REQD: u32 = ERROR_BIT | 10;
 }
 
 /// Information types (`NBD_INFO_*`).
@@ -163,6 +174,8 @@ pub mod command_flag {
     pub const REQ_ONE: u16 = 1 << 3;
     /// WRITE_ZEROES must fail when not faster than a write.
     pub const FAST_ZERO: u16 = 1 << 4;
+    /// Extended headers only: the length is that of a payload, not of the effect.
+    pub const PAYLOAD_LEN: u16 = 1 << 5;
 }
 
 /// Structured reply chunk types (`NBD_REPLY_TYPE_*`). Errors have bit 15 set.
@@ -179,14 +192,28 @@ pub mod chunk {
     pub const OFFSET_HOLE: u16 = 2;
     /// Extents of one metadata context.
     pub const BLOCK_STATUS: u16 = 5;
+    /// The same with 64-bit lengths; with extended headers only this one.
+    pub const BLOCK_STATUS_EXT: u16 = 6;
     /// Error and text.
     pub const ERROR: u16 = ERROR_BIT | 1;
     /// Error, text and offset.
     pub const ERROR_OFFSET: u16 = ERROR_BIT | 2;
 }
 
-/// The one metadata context every server may offer.
+/// The metadata context that the protocol defines: what is allocated, what reads as zeroes.
 pub const BASE_ALLOCATION: &str = "base:allocation";
+/// This server's own: what another copy of the volume may lack.
+pub const TWINBLK_DIRTY: &str = "twinblk:dirty";
+
+/// Status flags of an extent.
+pub mod status {
+    /// `base:allocation`: not allocated. Never set without [`ZERO`] here.
+    pub const HOLE: u32 = 1 << 0;
+    /// `base:allocation`: reads as zeroes.
+    pub const ZERO: u32 = 1 << 1;
+    /// `twinblk:dirty`: another copy may lack these bytes.
+    pub const DIRTY: u32 = 1 << 0;
+}
 
 /// Smallest request in bytes: any alignment is served.
 pub const BLOCK_SIZE_MIN: u32 = 1;

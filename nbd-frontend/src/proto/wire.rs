@@ -17,8 +17,8 @@ enum Repr {
 
 impl WireBytes {
     /// Bytes that fit without an allocation: every reply header and every error chunk whose text
-    /// is at most 38 bytes.
-    pub const INLINE_LEN_MAX: usize = 64;
+    /// is at most 40 bytes.
+    pub const INLINE_LEN_MAX: usize = 78;
 
     /// Joins `parts`; allocates only when they are longer than [`Self::INLINE_LEN_MAX`].
     #[must_use]
@@ -170,8 +170,8 @@ mod tests {
         let short = WireBytes::from_parts(&[&[1, 2], &[], &[3]]);
         assert_eq!(short.as_ref(), [1, 2, 3]);
         assert!(matches!(short.0, Repr::Inline { .. }));
-        let long = WireBytes::from_parts(&[&[7; 60], &[8; 5]]);
-        assert_eq!(long.len(), 65);
+        let long = WireBytes::from_parts(&[&[7; 70], &[8; 9]]);
+        assert_eq!(long.len(), 79);
         assert!(matches!(long.0, Repr::Heap(_)));
     }
 

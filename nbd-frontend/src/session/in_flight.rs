@@ -5,7 +5,9 @@
 
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
+use super::block_status::Contexts;
 use super::limits::{REQUEST_BYTES_MAX, REQUEST_COUNT_MAX};
+use crate::proto::reply::ReplyTo;
 
 /// Names a submitted request within its session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -35,7 +37,7 @@ impl RequestHandle {
 /// What the reply to a request will need.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Pending {
-    pub(super) cookie: u64,
+    pub(super) to: ReplyTo,
     pub(super) answer: Answer,
     /// Payload bytes counted against [`REQUEST_BYTES_MAX`].
     pub(super) bytes: u32,
@@ -45,7 +47,13 @@ pub(super) struct Pending {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Answer {
     /// The data of a read.
-    Data { offset: u64, len: u32 },
+    Data { len: u32 },
+    /// Extents of these contexts, for a range of `len` bytes.
+    Status {
+        contexts: Contexts,
+        len: u64,
+        one: bool,
+    },
     /// No data.
     Done,
 }
@@ -129,7 +137,7 @@ mod tests {
 
     fn pending(cookie: u64, bytes: u32) -> Pending {
         Pending {
-            cookie,
+            to: ReplyTo { cookie, offset: 0 },
             answer: Answer::Done,
             bytes,
         }

@@ -17,6 +17,9 @@ pub const REQUEST_COUNT_MAX: usize = 128;
 /// advertised requests, and room for the largest accepted one while smaller ones are in flight.
 pub const REQUEST_BYTES_MAX: u64 = 96 << 20;
 
+/// Extents in one chunk of a block status: 16 KiB at most. The rest is asked for again.
+pub const STATUS_EXTENT_COUNT_MAX: usize = 1024;
+
 /// Bytes emitted and not yet reported as sent beyond which no further request is taken, so that a
 /// client that does not read its replies stalls only itself. Large enough to keep a fast socket
 /// busy while the next requests are parsed.

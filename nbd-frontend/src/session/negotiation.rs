@@ -6,13 +6,12 @@
 
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
+use super::block_status::Contexts;
 use super::limits::{OPTION_COUNT_MAX, OPTION_LEN_MAX};
 use super::output::Wire;
 use super::{Attachment, CloseReason, Pause};
 use crate::export::{Export, ExportIndex, ExportList};
-use crate::proto::constants::{
-    BASE_ALLOCATION, CLIENT_FLAGS_LEN, OPTION_HEADER_LEN, info, option, option_reply,
-};
+use crate::proto::constants::{CLIENT_FLAGS_LEN, OPTION_HEADER_LEN, info, option, option_reply};
 use crate::proto::handshake::{
     self, ClientFlags, InfoRequest, MetaContextRequest, OptionHeader, quoted,
 };
@@ -43,8 +42,8 @@ pub(super) struct Negotiation {
     option_count: u32,
     client: ClientFlags,
     style: ReplyStyle,
-    /// The export whose `base:allocation` context was selected last.
-    allocation_context: Option<ExportIndex>,
+    /// What was selected last, and of which export.
+    contexts: Option<(ExportIndex, Contexts)>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -68,7 +67,7 @@ impl Negotiation {
             option_count: 0,
             client: ClientFlags::default(),
             style: ReplyStyle::Simple,
-            allocation_context: None,
+            contexts: None,
         }
     }
 
@@ -183,6 +182,10 @@ impl Negotiation {
                 self.on_structured_reply(data, &mut answer);
                 None
             }
+            option::EXTENDED_HEADERS => {
+                self.on_extended_headers(data, &mut answer);
+                None
+            }
             option::LIST_META_CONTEXT => {
                 self.on_list_meta_context(data, offer, &mut answer);
                 None
@@ -205,6 +208,9 @@ impl Negotiation {
         offer: &Offer,
         wire: &mut Wire<'_, B, R>,
     ) -> Verdict {
+        if self.style == ReplyStyle::Extended {
+            return Verdict::Close(CloseReason::ExportNameWithExtendedHeaders);
+        }
         let found = handshake::parse_string(data)
             .ok()
             .and_then(|name| offer.find(name));
@@ -281,13 +287,35 @@ impl Negotiation {
     fn on_structured_reply<B, R>(&mut self, data: &[u8], answer: &mut Answer<'_, '_, B, R>) {
         if !data.is_empty() {
             answer.error(option_reply::ERR_INVALID, "STRUCTURED_REPLY takes no data");
-        } else if self.style == ReplyStyle::Structured {
-            answer.error(
+            return;
+        }
+        match self.style {
+            ReplyStyle::Simple => {
+                self.style = ReplyStyle::Structured;
+                answer.ack();
+            }
+            ReplyStyle::Structured => answer.error(
                 option_reply::ERR_INVALID,
                 "structured replies are already in use",
+            ),
+            ReplyStyle::Extended => answer.error(
+                option_reply::ERR_EXT_HEADER_REQD,
+                "extended headers are in use and cannot be taken back",
+            ),
+        }
+    }
+
+    /// Whether structured replies were agreed before makes no difference.
+    fn on_extended_headers<B, R>(&mut self, data: &[u8], answer: &mut Answer<'_, '_, B, R>) {
+        if !data.is_empty() {
+            answer.error(option_reply::ERR_INVALID, "EXTENDED_HEADERS takes no data");
+        } else if self.style == ReplyStyle::Extended {
+            answer.error(
+                option_reply::ERR_INVALID,
+                "extended headers are already in use",
             );
         } else {
-            self.style = ReplyStyle::Structured;
+            self.style = ReplyStyle::Extended;
             answer.ack();
         }
     }
@@ -301,12 +329,10 @@ impl Negotiation {
         let Some((_, queries)) = self.meta_context_request(data, offer, answer) else {
             return;
         };
-        let matches = |query: &&str| *query == "base:" || *query == BASE_ALLOCATION;
-        if queries.is_empty() || queries.iter().any(matches) {
-            answer.reply(
-                option_reply::META_CONTEXT,
-                &handshake::meta_context(0, BASE_ALLOCATION),
-            );
+        // A list gives no ids.
+        for (_, name) in Contexts::listed(&queries).iter() {
+            let context = handshake::meta_context(0, name);
+            answer.reply(option_reply::META_CONTEXT, &context);
         }
         answer.ack();
     }
@@ -317,13 +343,14 @@ impl Negotiation {
         offer: &Offer,
         answer: &mut Answer<'_, '_, B, R>,
     ) {
-        self.allocation_context = None;
+        self.contexts = None;
         let Some((index, queries)) = self.meta_context_request(data, offer, answer) else {
             return;
         };
-        if queries.contains(&BASE_ALLOCATION) {
-            self.allocation_context = Some(index);
-            let context = handshake::meta_context(ALLOCATION_CONTEXT_ID, BASE_ALLOCATION);
+        let selected = Contexts::selected(&queries);
+        self.contexts = Some((index, selected));
+        for (id, name) in selected.iter() {
+            let context = handshake::meta_context(id, name);
             answer.reply(option_reply::META_CONTEXT, &context);
         }
         answer.ack();
@@ -364,13 +391,13 @@ impl Negotiation {
             size: export.size,
             access: export.access,
             style: self.style,
-            allocation_context: self.allocation_context == Some(index),
+            contexts: match self.contexts {
+                Some((of, contexts)) if of == index => contexts,
+                _ => Contexts::default(),
+            },
         }
     }
 }
-
-/// Id of `base:allocation` once selected; the only context, so one number does.
-pub(super) const ALLOCATION_CONTEXT_ID: u32 = 1;
 
 impl Offer {
     fn find(&self, name: &str) -> Option<(ExportIndex, &Export)> {

@@ -3,6 +3,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
 use super::CloseReason;
+use super::block_status::Contexts;
 use super::in_flight::RequestHandle;
 use crate::export::ExportIndex;
 use crate::proto::wire::WireBytes;
@@ -58,8 +59,22 @@ pub enum RequestKind<B> {
         len: u64,
         /// The range must stay allocated.
         no_hole: bool,
+        /// Fail with [`NbdError::NotSupported`](crate::NbdError::NotSupported), at once and with
+        /// nothing changed, unless this is faster than writing as many bytes.
+        fast: bool,
         /// Complete only when durable.
         fua: bool,
+    },
+    /// Answer with [`Completion::Status`](super::Completion::Status).
+    BlockStatus {
+        /// First byte.
+        offset: u64,
+        /// Bytes.
+        len: u64,
+        /// What is asked about; not empty.
+        contexts: Contexts,
+        /// Only the first extent of each context is wanted.
+        one: bool,
     },
 }
 

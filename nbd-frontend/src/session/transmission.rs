@@ -17,12 +17,11 @@
 
 use super::in_flight::{Answer, InFlight, Pending, RequestHandle};
 use super::limits::{DIRECT_RECEIVE_LEN_MIN, DIRECT_RECEIVE_TAIL_MIN};
-use super::negotiation::ALLOCATION_CONTEXT_ID;
 use super::output::{Request, RequestKind, Wire};
 use super::validate::{self, Fault, Plan};
 use super::{Attachment, BufferPool, CloseReason, Completion, DirectReceive, Pause};
-use crate::proto::constants::{PAYLOAD_LEN_MAX, REQUEST_HEADER_LEN, command};
-use crate::proto::reply;
+use crate::proto::constants::{PAYLOAD_LEN_MAX, command};
+use crate::proto::reply::ReplyTo;
 use crate::proto::request::RequestHeader;
 use crate::proto::wire::Gather;
 
@@ -38,14 +37,14 @@ pub(super) struct Transmission<B> {
 enum Stage<B> {
     Header,
     Held {
-        cookie: u64,
+        to: ReplyTo,
         plan: Plan,
     },
     Payload(Incoming<B>),
     Lent(WriteHead),
     Skip {
         missing: u64,
-        cookie: u64,
+        to: ReplyTo,
         fault: Fault,
     },
     Draining(CloseReason),
@@ -112,13 +111,9 @@ impl<B: AsRef<[u8]> + AsMut<[u8]>> Transmission<B> {
         loop {
             let turn = match std::mem::replace(&mut self.stage, Stage::Header) {
                 Stage::Header => self.on_header(input, wire),
-                Stage::Held { cookie, plan } => self.on_held(cookie, plan, pool, wire),
+                Stage::Held { to, plan } => self.on_held(to, plan, pool, wire),
                 Stage::Payload(incoming) => self.on_payload(incoming, input, wire),
-                Stage::Skip {
-                    missing,
-                    cookie,
-                    fault,
-                } => self.on_skip(missing, cookie, fault, input, wire),
+                Stage::Skip { missing, to, fault } => self.on_skip(missing, to, fault, input, wire),
                 Stage::Lent(head) => {
                     self.stage = Stage::Lent(head);
                     Turn::Stop(Progress::Paused(Pause::DirectReceive))
@@ -139,10 +134,11 @@ impl<B: AsRef<[u8]> + AsMut<[u8]>> Transmission<B> {
         if !wire.has_room() {
             return Turn::Stop(Progress::Paused(Pause::Unsent));
         }
-        if !self.header.fill(input, REQUEST_HEADER_LEN) {
+        let format = self.attachment.style.request_format();
+        if !self.header.fill(input, format.header_len()) {
             return Turn::Stop(Progress::NeedsInput);
         }
-        let parsed = RequestHeader::parse_compact(self.header.bytes());
+        let parsed = RequestHeader::parse(format, self.header.bytes());
         self.header.clear();
         match parsed {
             Err(magic) => Turn::Stop(Progress::Close(CloseReason::BadRequestMagic { magic })),
@@ -155,29 +151,23 @@ impl<B: AsRef<[u8]> + AsMut<[u8]>> Transmission<B> {
             self.stage = Stage::Draining(CloseReason::Disconnected);
             return Turn::Again;
         }
-        let payload_len = if header.command == command::WRITE {
-            header.length
-        } else {
-            0
-        };
+        let payload_len = header.payload_len(self.attachment.style.request_format());
         if payload_len > u64::from(PAYLOAD_LEN_MAX) {
             return Turn::Stop(Progress::Close(CloseReason::PayloadTooLong {
                 len: payload_len,
             }));
         }
-        let cookie = header.cookie;
+        let to = ReplyTo {
+            cookie: header.cookie,
+            offset: header.offset,
+        };
         match validate::plan(header, &self.attachment) {
-            Ok(Plan::Nothing) => wire.send(self.attachment.style.done(cookie)),
-            Ok(Plan::BlockStatus { len }) => {
-                // Status 0, allocated data, is always true enough; one extent, so that REQ_ONE
-                // needs no special case.
-                wire.send(reply::block_status(cookie, ALLOCATION_CONTEXT_ID, len, 0));
-            }
-            Ok(plan) => self.stage = Stage::Held { cookie, plan },
+            Ok(Plan::Nothing) => wire.send(self.attachment.style.done(to)),
+            Ok(plan) => self.stage = Stage::Held { to, plan },
             Err(fault) => {
                 self.stage = Stage::Skip {
                     missing: payload_len,
-                    cookie,
+                    to,
                     fault,
                 }
             }
@@ -188,7 +178,7 @@ impl<B: AsRef<[u8]> + AsMut<[u8]>> Transmission<B> {
     /// Admits a request once a slot, its bytes and a buffer or room are there.
     fn on_held<P: BufferPool<Buffer = B>, R>(
         &mut self,
-        cookie: u64,
+        to: ReplyTo,
         plan: Plan,
         pool: &mut P,
         wire: &mut Wire<'_, B, R>,
@@ -205,23 +195,20 @@ impl<B: AsRef<[u8]> + AsMut<[u8]>> Transmission<B> {
             None
         };
         if let Some(pause) = missing {
-            self.stage = Stage::Held { cookie, plan };
+            self.stage = Stage::Held { to, plan };
             return Turn::Stop(Progress::Paused(pause));
         }
         if let Plan::Write { offset, len, fua } = plan {
-            return self.begin_write(cookie, plan, WriteRange { offset, len, fua }, pool);
+            return self.begin_write(to, plan, WriteRange { offset, len, fua }, pool);
         }
         if let Plan::Read { len, .. } = plan
             && !pool.reserve_read(usize::try_from(len).unwrap_or(usize::MAX))
         {
-            self.stage = Stage::Held { cookie, plan };
+            self.stage = Stage::Held { to, plan };
             return Turn::Stop(Progress::Paused(Pause::Pool));
         }
         let (answer, kind) = match plan {
-            Plan::Read { offset, len } => (
-                Answer::Data { offset, len },
-                RequestKind::Read { offset, len },
-            ),
+            Plan::Read { offset, len } => (Answer::Data { len }, RequestKind::Read { offset, len }),
             Plan::Flush => (Answer::Done, RequestKind::Flush),
             Plan::Trim { offset, len, fua } => {
                 (Answer::Done, RequestKind::Trim { offset, len, fua })
@@ -230,6 +217,7 @@ impl<B: AsRef<[u8]> + AsMut<[u8]>> Transmission<B> {
                 offset,
                 len,
                 no_hole,
+                fast,
                 fua,
             } => (
                 Answer::Done,
@@ -237,18 +225,29 @@ impl<B: AsRef<[u8]> + AsMut<[u8]>> Transmission<B> {
                     offset,
                     len,
                     no_hole,
+                    fast,
                     fua,
                 },
             ),
-            Plan::Nothing | Plan::BlockStatus { .. } | Plan::Write { .. } => {
+            Plan::BlockStatus {
+                offset,
+                len,
+                contexts,
+                one,
+            } => (
+                Answer::Status { contexts, len, one },
+                RequestKind::BlockStatus {
+                    offset,
+                    len,
+                    contexts,
+                    one,
+                },
+            ),
+            Plan::Nothing | Plan::Write { .. } => {
                 unreachable!("answered in judge or begun above: {plan:?}")
             }
         };
-        let handle = self.in_flight.insert(Pending {
-            cookie,
-            answer,
-            bytes,
-        });
+        let handle = self.in_flight.insert(Pending { to, answer, bytes });
         wire.submit(Request {
             handle,
             export: self.attachment.export,
@@ -259,7 +258,7 @@ impl<B: AsRef<[u8]> + AsMut<[u8]>> Transmission<B> {
 
     fn begin_write<P: BufferPool<Buffer = B>>(
         &mut self,
-        cookie: u64,
+        to: ReplyTo,
         plan: Plan,
         write: WriteRange,
         pool: &mut P,
@@ -267,14 +266,14 @@ impl<B: AsRef<[u8]> + AsMut<[u8]>> Transmission<B> {
         let WriteRange { offset, len, fua } = write;
         let wanted = usize::try_from(len).unwrap_or(usize::MAX);
         let Some(data) = pool.take(wanted) else {
-            self.stage = Stage::Held { cookie, plan };
+            self.stage = Stage::Held { to, plan };
             return Turn::Stop(Progress::Paused(Pause::Pool));
         };
         if data.as_ref().len() != wanted {
             return bug("the pool gave a buffer of another length");
         }
         let handle = self.in_flight.insert(Pending {
-            cookie,
+            to,
             answer: Answer::Done,
             bytes: len,
         });
@@ -332,7 +331,7 @@ impl<B: AsRef<[u8]> + AsMut<[u8]>> Transmission<B> {
     fn on_skip<R>(
         &mut self,
         missing: u64,
-        cookie: u64,
+        to: ReplyTo,
         fault: Fault,
         input: &mut &[u8],
         wire: &mut Wire<'_, B, R>,
@@ -342,12 +341,12 @@ impl<B: AsRef<[u8]> + AsMut<[u8]>> Transmission<B> {
         if here < missing {
             self.stage = Stage::Skip {
                 missing: missing - here,
-                cookie,
+                to,
                 fault,
             };
             return Turn::Stop(Progress::NeedsInput);
         }
-        wire.send(self.attachment.style.error(cookie, fault.error, fault.text));
+        wire.send(self.attachment.style.error(to, fault.error, fault.text));
         Turn::Again
     }
 
@@ -428,19 +427,26 @@ impl<B: AsRef<[u8]> + AsMut<[u8]>> Transmission<B> {
         let Some(pending) = self.in_flight.remove(handle) else {
             return Progress::Close(CloseReason::Bug("a completion for no request in flight"));
         };
-        let (style, cookie) = (self.attachment.style, pending.cookie);
+        let (style, to) = (self.attachment.style, pending.to);
         match (pending.answer, completion) {
-            (_, Completion::Failed(error)) => wire.send(style.error(cookie, error, error.text())),
-            (Answer::Done, Completion::Done) => wire.send(style.done(cookie)),
-            (Answer::Data { offset, len }, Completion::Data(data)) => {
+            (_, Completion::Failed(error)) => wire.send(style.error(to, error, error.text())),
+            (Answer::Done, Completion::Done) => wire.send(style.done(to)),
+            (Answer::Data { len }, Completion::Data(data)) => {
                 let data_len = data.as_ref().len();
                 if u32::try_from(data_len) != Ok(len) {
                     return Progress::Close(CloseReason::Bug("a read completed at wrong length"));
                 }
-                wire.send(style.data(cookie, offset, len));
+                wire.send(style.data(to, len));
                 wire.send_payload(data, data_len);
             }
-            (Answer::Done, Completion::Data(_)) | (Answer::Data { .. }, Completion::Done) => {
+            (Answer::Status { contexts, len, one }, Completion::Status(status)) => {
+                let mut contexts = contexts.iter().peekable();
+                while let Some((id, _)) = contexts.next() {
+                    let extents = status.answer(id, len, one);
+                    wire.send(style.block_status(to, id, &extents, contexts.peek().is_none()));
+                }
+            }
+            (Answer::Done | Answer::Data { .. } | Answer::Status { .. }, _) => {
                 return Progress::Close(CloseReason::Bug("a completion of the wrong kind"));
             }
         }

@@ -3,11 +3,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
 use super::Attachment;
+use super::block_status::Contexts;
 use crate::export::Access;
 use crate::proto::constants::{PAYLOAD_LEN_MAX, command, command_flag as flag};
 use crate::proto::error::NbdError;
 use crate::proto::reply::ReplyStyle;
-use crate::proto::request::RequestHeader;
+use crate::proto::request::{HeaderFormat, RequestHeader};
 
 /// What a valid request asks for. Ranges are inside the export and not empty.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,10 +34,14 @@ pub(super) enum Plan {
         offset: u64,
         len: u64,
         no_hole: bool,
+        fast: bool,
         fua: bool,
     },
     BlockStatus {
-        len: u32,
+        offset: u64,
+        len: u64,
+        contexts: Contexts,
+        one: bool,
     },
 }
 
@@ -66,7 +71,7 @@ pub(super) fn plan(header: &RequestHeader, attachment: &Attachment) -> Result<Pl
     } = *header;
     let fua = header.flags & flag::FUA != 0;
     let plan = match header.command {
-        command::BLOCK_STATUS => plan_block_status(len, attachment)?,
+        command::BLOCK_STATUS => plan_block_status(header, attachment)?,
         _ if len == 0 => Plan::Nothing,
         // Nothing to prefetch into: reads come from the disk or the peer each time.
         command::CACHE => Plan::Nothing,
@@ -84,6 +89,7 @@ pub(super) fn plan(header: &RequestHeader, attachment: &Attachment) -> Result<Pl
             offset,
             len,
             no_hole: header.flags & flag::NO_HOLE != 0,
+            fast: header.flags & flag::FAST_ZERO != 0,
             fua,
         },
         _ => return Err(UNKNOWN_COMMAND),
@@ -95,10 +101,12 @@ const UNKNOWN_COMMAND: Fault = fault(NbdError::Invalid, "unknown command");
 
 /// FUA is good on every command; any other flag only where it was negotiated.
 fn check_flags(header: &RequestHeader, attachment: &Attachment) -> Result<(), Fault> {
+    let extended = attachment.style.request_format() == HeaderFormat::Extended;
     let of_command = match header.command {
-        command::READ if attachment.style == ReplyStyle::Structured => flag::DF,
+        command::READ if attachment.style >= ReplyStyle::Structured => flag::DF,
+        command::WRITE if extended => flag::PAYLOAD_LEN,
         command::READ | command::WRITE | command::FLUSH | command::TRIM | command::CACHE => 0,
-        command::WRITE_ZEROES => flag::NO_HOLE,
+        command::WRITE_ZEROES => flag::NO_HOLE | flag::FAST_ZERO,
         command::BLOCK_STATUS => flag::REQ_ONE,
         _ => return Err(UNKNOWN_COMMAND),
     };
@@ -143,25 +151,31 @@ fn plan_flush(header: &RequestHeader) -> Result<Plan, Fault> {
     Ok(Plan::Flush)
 }
 
-fn plan_block_status(len: u64, attachment: &Attachment) -> Result<Plan, Fault> {
-    if !attachment.allocation_context {
+fn plan_block_status(header: &RequestHeader, attachment: &Attachment) -> Result<Plan, Fault> {
+    let contexts = attachment.contexts;
+    if contexts.is_empty() {
         return Err(fault(NbdError::Invalid, "no metadata context was selected"));
     }
-    match u32::try_from(len) {
-        Ok(len) if len > 0 => Ok(Plan::BlockStatus { len }),
+    if header.length == 0 {
         // An extent must not be empty.
-        _ => Err(fault(NbdError::Invalid, "block status of an empty range")),
+        return Err(fault(NbdError::Invalid, "block status of an empty range"));
     }
+    Ok(Plan::BlockStatus {
+        offset: header.offset,
+        len: header.length,
+        contexts,
+        one: header.flags & flag::REQ_ONE != 0,
+    })
 }
 
-/// EOVERFLOW is reserved for connections with structured replies, EINVAL is always good.
+/// EOVERFLOW is reserved for connections whose reads are answered in chunks, EINVAL is always good.
 fn payload_len(len: u64, attachment: &Attachment) -> Result<u32, Fault> {
     match u32::try_from(len) {
         Ok(len) if len <= PAYLOAD_LEN_MAX => Ok(len),
         _ => Err(fault(
             match attachment.style {
                 ReplyStyle::Simple => NbdError::Invalid,
-                ReplyStyle::Structured => NbdError::Overflow,
+                ReplyStyle::Structured | ReplyStyle::Extended => NbdError::Overflow,
             },
             "longer than 64 MiB",
         )),

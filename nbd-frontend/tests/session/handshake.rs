@@ -13,11 +13,12 @@ use crate::harness::{
 const UNSUP: u32 = 0x8000_0001;
 const POLICY: u32 = 0x8000_0002;
 const INVALID: u32 = 0x8000_0003;
+const EXT_HEADER_REQD: u32 = 0x8000_000a;
 const UNKNOWN: u32 = 0x8000_0006;
 const TOO_BIG: u32 = 0x8000_0009;
 
-/// HAS_FLAGS, FLUSH, FUA, TRIM, WRITE_ZEROES, CAN_MULTI_CONN, CACHE.
-const FLAGS: u16 = 0x56d;
+/// HAS_FLAGS, FLUSH, FUA, TRIM, WRITE_ZEROES, CAN_MULTI_CONN, CACHE, FAST_ZERO.
+const FLAGS: u16 = 0xd6d;
 const DF: u16 = 0x80;
 /// HAS_FLAGS, READ_ONLY, FLUSH, FUA, CAN_MULTI_CONN, CACHE.
 const FLAGS_READ_ONLY: u16 = 0x50f;
@@ -47,7 +48,7 @@ fn a_wrong_option_magic_closes() {
 
 #[test]
 fn an_unknown_option_is_unsupported_and_its_data_skipped() {
-    for number in [0, 4, 5, 11, 12, 99, u32::MAX] {
+    for number in [0, 4, 5, 12, 99, u32::MAX] {
         let mut server = Server::haggling();
         server.feed(&option(number, &vec![b'I'; 65_536]));
         assert_eq!(reply_types(&server.take_sent()), [UNSUP], "{number}");
@@ -298,10 +299,18 @@ fn metadata_contexts_need_structured_replies() {
 }
 
 #[test]
-fn list_meta_context_finds_allocation_by_name_wildcard_and_no_query() {
-    let found = [option_reply(9, 4, b"\0\0\0\0base:allocation"), ack(9)].concat();
-    let cases: [(&[&str], Vec<u8>); 6] = [
-        (&[], found.clone()),
+fn list_meta_context_finds_contexts_by_name_wildcard_and_no_query() {
+    let allocation = option_reply(9, 4, b"\0\0\0\0base:allocation");
+    let dirty = option_reply(9, 4, b"\0\0\0\0twinblk:dirty");
+    let found = [allocation.clone(), ack(9)].concat();
+    let cases: [(&[&str], Vec<u8>); 9] = [
+        (&[], [allocation.clone(), dirty.clone(), ack(9)].concat()),
+        (&["twinblk:"], [dirty.clone(), ack(9)].concat()),
+        (
+            &["twinblk:dirt", "twinblk:dirty"],
+            [dirty.clone(), ack(9)].concat(),
+        ),
+        (&["twinblk:", "base:"], [allocation, dirty, ack(9)].concat()),
         (&["base:"], found.clone()),
         (&["x-other:", "base:allocation", "base:"], found),
         (&["x-other:thing"], ack(9)),
@@ -316,9 +325,17 @@ fn list_meta_context_finds_allocation_by_name_wildcard_and_no_query() {
 }
 
 #[test]
-fn set_meta_context_selects_allocation_by_its_name_only() {
-    let found = [option_reply(10, 4, b"\0\0\0\x01base:allocation"), ack(10)].concat();
-    let cases: [(&[&str], Vec<u8>); 4] = [
+fn set_meta_context_selects_contexts_by_their_names_only() {
+    let allocation = option_reply(10, 4, b"\0\0\0\x01base:allocation");
+    let dirty = option_reply(10, 4, b"\0\0\0\x02twinblk:dirty");
+    let found = [allocation.clone(), ack(10)].concat();
+    let cases: [(&[&str], Vec<u8>); 7] = [
+        (&["twinblk:dirty"], [dirty.clone(), ack(10)].concat()),
+        (
+            &["twinblk:dirty", "base:allocation"],
+            [allocation, dirty, ack(10)].concat(),
+        ),
+        (&["twinblk:"], ack(10)),
         (&["base:allocation"], found.clone()),
         (&["base:allocation", "base:allocation"], found),
         (&["base:"], ack(10)),
@@ -351,6 +368,41 @@ fn malformed_metadata_requests_are_invalid_and_the_stream_stays_in_step() {
             assert_eq!(server.sent, ack(2));
         }
     }
+}
+
+#[test]
+fn extended_headers_are_agreed_once_with_or_without_structured_replies() {
+    for structured in [false, true] {
+        let mut server = Server::haggling();
+        if structured {
+            server.feed(&option(8, &[]));
+            server.sent.clear();
+        }
+        server.feed(&option(11, b"x"));
+        assert_eq!(reply_types(&server.take_sent()), [INVALID]);
+        server.feed(&option(11, &[]));
+        assert_eq!(server.take_sent(), ack(11));
+        server.feed(&option(11, &[]));
+        assert_eq!(reply_types(&server.take_sent()), [INVALID]);
+        server.feed(&option(8, &[]));
+        assert_eq!(reply_types(&server.take_sent()), [EXT_HEADER_REQD]);
+        server.feed(&option(9, &meta_request("r0", &["base:"])));
+        assert_eq!(reply_types(&server.take_sent()), [4, 1]);
+        server.feed(&option(6, &info_request("r0", &[])));
+        let expected = [option_reply(6, 3, &info_export(SIZE, FLAGS | DF)), ack(6)].concat();
+        assert_eq!(server.sent, expected);
+    }
+}
+
+#[test]
+fn export_name_after_extended_headers_closes() {
+    let mut server = Server::haggling();
+    server.feed(&option(11, &[]));
+    server.feed(&option(1, b"r0"));
+    assert_eq!(
+        server.closed,
+        Some(CloseReason::ExportNameWithExtendedHeaders)
+    );
 }
 
 #[test]

@@ -320,6 +320,16 @@ impl Server {
         Self::sized(size, true)
     }
 
+    /// Attached to "r0", with the contexts of `queries` selected.
+    pub(crate) fn with_contexts(style: u32, queries: &[&str]) -> Self {
+        let mut server = Self::haggling();
+        server.feed(&option(style, &[]));
+        server.feed(&option(10, &meta_request("", queries)));
+        server.feed(&option(7, &info_request("r0", &[])));
+        server.sent.clear();
+        server
+    }
+
     fn sized(size: u64, structured: bool) -> Self {
         let exports = ExportList::new(vec![Export::new("big", size)]).unwrap();
         let mut server = Self::new(None);

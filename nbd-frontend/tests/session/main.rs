@@ -4,6 +4,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on may panic")]
 
+mod extended;
 mod handshake;
 mod harness;
 mod limits;

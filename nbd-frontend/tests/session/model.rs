@@ -42,6 +42,7 @@ impl Disk {
                 Completion::Done
             }
             RequestKind::Flush => Completion::Done,
+            RequestKind::BlockStatus { .. } => Completion::Status(Default::default()),
         };
         self.done.push((handle, completion));
     }
@@ -224,15 +225,22 @@ impl World {
     }
 }
 
+fn any_style() -> impl Strategy<Value = ReplyStyle> {
+    prop_oneof![
+        Just(ReplyStyle::Simple),
+        Just(ReplyStyle::Structured),
+        Just(ReplyStyle::Extended)
+    ]
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(96))]
 
     #[test]
     fn random_operations_read_back_what_a_model_holds(
         operations in operations(),
-        structured in any::<bool>(),
+        style in any_style(),
     ) {
-        let style = if structured { ReplyStyle::Structured } else { ReplyStyle::Simple };
         let mut world = World::new(style);
         for operation in &operations {
             world.submit(operation);
@@ -255,13 +263,16 @@ proptest! {
     #[test]
     fn a_client_survives_any_server(
         junk in proptest::collection::vec(any::<u8>(), 0..400),
-        structured in any::<bool>(),
+        style in any_style(),
     ) {
-        let style = if structured { ReplyStyle::Structured } else { ReplyStyle::Simple };
         let mut world = World::new(style);
         world.client.submit(ClientCommand::Read { offset: 0, len: 8 }).unwrap();
         // A right magic and cookie get the junk past the first check.
-        let magic = if structured { [0x66, 0x8e, 0x33, 0xef] } else { [0x67, 0x44, 0x66, 0x98] };
+        let magic = match style {
+            ReplyStyle::Simple => [0x67, 0x44, 0x66, 0x98],
+            ReplyStyle::Structured => [0x66, 0x8e, 0x33, 0xef],
+            ReplyStyle::Extended => [0x6e, 0x8a, 0x27, 0x8c],
+        };
         let bytes = [magic.as_slice(), &junk].concat();
         let after_attach = world.client.handle_bytes(&bytes);
         let mut fresh = Client::new("r0", style);

@@ -2,9 +2,10 @@
 
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-use nbd_frontend::{CloseReason, Completion, RequestKind};
+use nbd_frontend::{BlockStatus, CloseReason, Completion, RequestKind};
 use proptest::prelude::*;
 
+use crate::extended::{extended, extended_write};
 use crate::harness::{
     CACHE, DISC, FLUSH, Header, READ, STATUS, Server, TRIM, ZEROES, info_request, meta_request,
     option, request, write,
@@ -57,6 +58,7 @@ fn run(script: &[u8], cuts: impl Iterator<Item = usize>, direct: bool) -> Seen {
             RequestKind::Read { len, .. } => {
                 Completion::Data(vec![b'r'; usize::try_from(*len).unwrap()])
             }
+            RequestKind::BlockStatus { .. } => Completion::Status(BlockStatus::default()),
             _ => Completion::Done,
         };
         submitted.push(request.kind);
@@ -104,7 +106,7 @@ fn a_script_fed_byte_by_byte_is_seen_as_if_fed_at_once() {
     let whole = run(&script, std::iter::once(usize::MAX), false);
     assert_eq!(
         (whole.submitted.len(), whole.closed),
-        (6, Some(CloseReason::Disconnected))
+        (7, Some(CloseReason::Disconnected))
     );
     for (cut, direct) in [(1, false), (7, true), (1000, true)] {
         assert!(
@@ -124,8 +126,8 @@ fn a_client_that_leaves_at_any_byte_leaves_a_session_that_ends() {
     }
 }
 
-/// Requests, most of them nearly right.
-fn any_request() -> impl Strategy<Value = Vec<u8>> {
+/// Requests, most of them nearly right; `long` with extended headers.
+fn any_request(long: bool) -> impl Strategy<Value = Vec<u8>> {
     let edge = prop_oneof![
         0u64..1 << 21,
         Just((1 << 20) - 1),
@@ -136,12 +138,24 @@ fn any_request() -> impl Strategy<Value = Vec<u8>> {
     let len = prop_oneof![0u32..2000, 60_000u32..140_000, Just(u32::MAX), any::<u32>()];
     (
         0u16..10,
-        prop_oneof![4 => Just(0u16), 2 => 0u16..32, 1 => any::<u16>()],
+        prop_oneof![4 => Just(0u16), 2 => 0u16..64, 1 => any::<u16>()],
         edge,
         len,
     )
-        .prop_map(|(command, flags, offset, len)| {
+        .prop_map(move |(command, flags, offset, len)| {
             let len = if command == 1 { len % 140_000 } else { len };
+            if long {
+                return match command {
+                    1 => extended_write(flags, offset, offset, &vec![b'p'; len as usize]),
+                    _ => extended(
+                        command,
+                        flags,
+                        offset,
+                        offset,
+                        u64::from(len) << (flags % 33),
+                    ),
+                };
+            }
             let header = Header {
                 flags,
                 command,
@@ -165,7 +179,7 @@ fn any_option() -> impl Strategy<Value = Vec<u8>> {
     ];
     // EXPORT_NAME, ABORT and GO end the handshake: seldom.
     let number = prop_oneof![
-        12 => prop_oneof![Just(3u32), Just(6), Just(8), Just(9), Just(10), 11u32..14],
+        12 => prop_oneof![Just(3u32), Just(6), Just(8), Just(9), Just(10), 12u32..14],
         1 => prop_oneof![Just(1u32), Just(2), Just(7), any::<u32>()],
     ];
     (number, data).prop_map(|(number, data)| option(number, &data))
@@ -173,12 +187,17 @@ fn any_option() -> impl Strategy<Value = Vec<u8>> {
 
 fn any_session() -> impl Strategy<Value = Vec<u8>> {
     let options = proptest::collection::vec(any_option(), 0..12);
-    let requests = proptest::collection::vec(any_request(), 0..24);
     let junk = proptest::collection::vec(any::<u8>(), 0..64);
+    let requests = any::<bool>().prop_flat_map(|long| {
+        proptest::collection::vec(any_request(long), 0..24).prop_map(move |all| (long, all))
+    });
     (0u32..4, options, prop::bool::weighted(0.8), requests, junk).prop_map(
-        |(flags, options, attach, requests, junk)| {
+        |(flags, options, attach, (long, requests), junk)| {
+            let agree = option(if long { 11 } else { 8 }, &[]);
+            let contexts = meta_request("r0", &["base:allocation", "twinblk:dirty"]);
+            let select = option(10, &contexts);
             let attach = if attach {
-                option(7, &info_request("r0", &[]))
+                [agree, select, option(7, &info_request("r0", &[]))].concat()
             } else {
                 Vec::new()
             };

@@ -31,6 +31,8 @@ pub(super) struct GuestRef {
     pub(super) handle: RequestHandle,
     /// Length of a read; 0 for others.
     pub(super) read_len: usize,
+    /// What a block status found so far.
+    pub(super) status: Option<Key>,
 }
 
 /// See the module.

@@ -1,7 +1,7 @@
 //! What the shard needs of an engine, so that it can be driven by a simpler one in tests.
 
-use replicator::engine::{Engine, EngineConfig, Input, Outbox, Snapshot};
-use replicator::types::Instant;
+use replicator::engine::{Engine, EngineConfig, Input, MarkRun, Outbox, Snapshot};
+use replicator::types::{BlockRange, Instant};
 
 use crate::daemon::api::{ResourceSetup, ShardSetup};
 
@@ -13,6 +13,15 @@ pub trait ReplicationEngine {
     fn next_deadline(&self) -> Option<Instant>;
     /// Its state as others may see it.
     fn snapshot(&self) -> Snapshot;
+    /// See [`Engine::reads_are_local`].
+    fn reads_are_local(&self) -> bool {
+        false
+    }
+    /// See [`Engine::marks`].
+    fn marks(&self, range: BlockRange, count_max: usize) -> Option<Vec<MarkRun>> {
+        let _ = (range, count_max);
+        None
+    }
 }
 
 /// Makes the engine of a resource.
@@ -30,6 +39,14 @@ impl ReplicationEngine for Engine {
 
     fn snapshot(&self) -> Snapshot {
         Engine::snapshot(self)
+    }
+
+    fn reads_are_local(&self) -> bool {
+        Engine::reads_are_local(self)
+    }
+
+    fn marks(&self, range: BlockRange, count_max: usize) -> Option<Vec<MarkRun>> {
+        Engine::marks(self, range, count_max)
     }
 }
 

@@ -18,6 +18,7 @@
 //! waits for anything but its socket.
 
 mod actions;
+mod block_status;
 mod client;
 mod commands;
 mod engine;
@@ -39,6 +40,7 @@ use std::thread::JoinHandle;
 
 use core::time::Duration;
 
+use nbd_frontend::NbdError;
 use nix::errno::Errno;
 use replicator::engine::{HeldReason, Input, Outbox};
 use replicator::io::clock::SuspendWatch;
@@ -46,6 +48,7 @@ use replicator::io::{Backend, BufferPool, Completion, Wait, clock, open_backend}
 use replicator::types::{Instant, Payload, ResourceId, Role, time::earliest};
 
 use crate::daemon::api::{ShardCommand, ShardEvent, ShardSetup, ShardSink};
+use block_status::StatusQuery;
 use client::{Client, GuestBuffers, GuestRef};
 pub use engine::{EngineFactory, ReplicationEngine, engines};
 use link::Link;
@@ -170,6 +173,8 @@ struct Shard {
     links: Slots<Link>,
     /// Guest requests that engines have not answered.
     requests: Slots<GuestRef>,
+    /// What block statuses among them found so far.
+    statuses: Slots<StatusQuery>,
     timers: BTreeSet<(Instant, Timer)>,
     link_listeners: Vec<links::Listener>,
     /// Sessions dialled so far; part of the next one's id.
@@ -179,6 +184,8 @@ struct Shard {
 
     /// Work of this turn.
     inputs: VecDeque<(Key, Input)>,
+    /// Guest requests that fail without an engine.
+    refused: VecDeque<(Key, NbdError)>,
     dirty_clients: Vec<Key>,
     dirty_links: Vec<Key>,
     /// Connections that wait for buffers to come back.
@@ -219,11 +226,13 @@ impl Shard {
             clients: Slots::new(),
             links: Slots::new(),
             requests: Slots::new(),
+            statuses: Slots::new(),
             timers: BTreeSet::new(),
             link_listeners: Vec::new(),
             sessions_dialled: 0,
             connections: 0,
             inputs: VecDeque::new(),
+            refused: VecDeque::new(),
             dirty_clients: Vec::new(),
             dirty_links: Vec::new(),
             starved: Vec::new(),
@@ -285,6 +294,7 @@ impl Shard {
             Some(Owner::LinkConnect(key)) => self.on_link_connected(key, &completion),
             Some(Owner::LinkRecv(key)) => self.on_link_received(key, completion),
             Some(Owner::LinkSend(key)) => self.on_link_sent(key, completion),
+            Some(Owner::Extents(key)) => self.on_extents_found(key, completion),
             None => tracing::error!(
                 token = completion.token.0,
                 "completion of nobody's operation"
@@ -294,6 +304,16 @@ impl Shard {
 
     /// Gives inputs to engines and carries out what they ask, until nothing is left to do.
     fn work(&mut self) {
+        loop {
+            self.work_inputs();
+            let Some((request, error)) = self.refused.pop_front() else {
+                return;
+            };
+            self.answer_request(request, |_, _| nbd_frontend::Completion::Failed(error));
+        }
+    }
+
+    fn work_inputs(&mut self) {
         while let Some((key, input)) = self.inputs.pop_front() {
             let Some(resource) = self.resources.get_mut(key) else {
                 continue;

@@ -8,8 +8,8 @@ use std::path::Path;
 use core::time::Duration;
 
 use nbd_frontend::{
-    DirectReceive, Export, ExportList, HANDSHAKE_TIMEOUT, Output, Pause, Phase, RequestKind,
-    Session,
+    DirectReceive, Export, ExportList, HANDSHAKE_TIMEOUT, NbdError, Output, Pause, Phase, Request,
+    RequestKind, Session,
 };
 use nix::errno::Errno;
 use nix::sys::socket::{getsockopt, sockopt};
@@ -17,13 +17,14 @@ use replicator::engine::{GuestError, GuestReply, GuestRequest, Input, Snapshot};
 use replicator::io::{AlignedBuf, Backend, Completion, Done, Op, Socket};
 use replicator::types::{BLOCK_LEN, Payload, RequestId, Role};
 
+use super::block_status::StatusQuery;
 use super::client::{Client, GuestRef, Incoming};
 use super::resource::{Accept, Resource};
 use super::slots::Key;
 use super::token::Owner;
 use super::{Shard, Timer};
 use crate::daemon::api::{NbdClient, ShardHandle};
-use crate::daemon::bridge;
+use crate::daemon::bridge::{self, Order};
 
 /// Unfinished handshakes per resource; the oldest gives way to a new one, so that idle connections
 /// cannot lock a guest out.
@@ -264,22 +265,8 @@ impl Shard {
             Output::Send(bytes) => client.queue.push(bytes.as_ref()),
             Output::SendPayload(payload) => client.queue.push_shared(payload.bytes().clone()),
             Output::Submit(request) => {
-                let read_len = match request.kind {
-                    RequestKind::Read { len, .. } => usize::try_from(len).unwrap_or(usize::MAX),
-                    _ => 0,
-                };
-                let id = self.requests.insert(GuestRef {
-                    client: key,
-                    handle: request.handle,
-                    read_len,
-                });
-                let request = GuestRequest {
-                    request: RequestId(id.to_u64()),
-                    kind: bridge::guest_kind(request.kind),
-                };
-                self.inputs
-                    .push_back((client.resource, Input::Guest(request)));
-                return;
+                let resource = client.resource;
+                return self.submit_request(key, resource, request);
             }
             Output::Close(reason) => {
                 tracing::debug!(%reason, "NBD session ended");
@@ -298,6 +285,34 @@ impl Shard {
         }
     }
 
+    fn submit_request(&mut self, client: Key, resource: Key, request: Request<AlignedBuf>) {
+        let read_len = match request.kind {
+            RequestKind::Read { len, .. } => usize::try_from(len).unwrap_or(usize::MAX),
+            _ => 0,
+        };
+        let id = self.requests.insert(GuestRef {
+            client,
+            handle: request.handle,
+            read_len,
+            status: None,
+        });
+        let kind = match bridge::order(request.kind) {
+            Order::Engine(kind) => kind,
+            Order::FastZeroes { kind, may_unmap } => {
+                let resource = self.resources.get(resource);
+                if !resource.is_some_and(|resource| resource.zeroes_are_fast(may_unmap)) {
+                    self.refused.push_back((id, NbdError::NotSupported));
+                    return;
+                }
+                kind
+            }
+            Order::Status(question) => return self.begin_status(id, resource, question),
+        };
+        let request = RequestId(id.to_u64());
+        let request = GuestRequest { request, kind };
+        self.inputs.push_back((resource, Input::Guest(request)));
+    }
+
     fn note_clients_changed(&mut self, key: Key) {
         let resource = self.clients.get(key).map(|client| client.resource);
         if let Some(resource) = resource.and_then(|key| self.resources.get_mut(key)) {
@@ -310,14 +325,28 @@ impl Shard {
         request: RequestId,
         result: Result<GuestReply, GuestError>,
     ) {
+        self.answer_request(Key::from_u64(request.0), |shard, status| match status {
+            None => bridge::completion(result),
+            Some(query) => shard.end_status(query, result),
+        });
+    }
+
+    /// Answers a request with what `completion` makes of it and, for a block status, of what that
+    /// found.
+    pub(super) fn answer_request(
+        &mut self,
+        request: Key,
+        completion: impl FnOnce(&Self, Option<StatusQuery>) -> nbd_frontend::Completion<Payload>,
+    ) {
         // None: its client is gone, or was dropped with everything in flight (R9).
-        let Some(request) = self.requests.remove(Key::from_u64(request.0)) else {
+        let Some(request) = self.requests.remove(request) else {
             return;
         };
+        let query = request.status.and_then(|key| self.statuses.remove(key));
+        let completion = completion(self, query);
         let Some(client) = self.clients.get_mut(request.client) else {
             return;
         };
-        let completion = bridge::completion(result);
         client
             .session
             .complete(request.handle, completion, &mut self.nbd_out);
@@ -403,7 +432,8 @@ impl Shard {
             .requests
             .keys_where(|request| clients.contains(&request.client))
         {
-            self.requests.remove(request);
+            let status = self.requests.remove(request).and_then(|gone| gone.status);
+            status.and_then(|key| self.statuses.remove(key));
         }
         for client in clients {
             self.drop_client(client);

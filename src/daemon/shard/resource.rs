@@ -3,9 +3,12 @@
 use core::time::Duration;
 use std::sync::atomic::Ordering;
 
-use replicator::engine::{Input, Outbox, Snapshot};
-use replicator::io::{BackendKind, DiskQueue, MetaQueue, OpKey, Socket};
-use replicator::types::{ConnectionState, DiskState, Instant, Role, ViewNumber, time::earliest};
+use replicator::engine::{Input, MarkRun, Outbox, Snapshot};
+use replicator::io::disk::DiskKind;
+use replicator::io::{BackendKind, DiskQueue, IoFile, MetaQueue, OpKey, Socket};
+use replicator::types::{
+    BlockRange, ConnectionState, DiskState, Instant, Role, ViewNumber, time::earliest,
+};
 
 use super::PUBLISH_INTERVAL;
 use super::engine::ReplicationEngine;
@@ -208,6 +211,23 @@ impl Resource {
     /// The same for the metadata area.
     pub(super) fn meta_in_use(&mut self) -> Option<&mut MetaQueue> {
         self.meta.as_mut().filter(|_| !self.letting_go)
+    }
+
+    /// Whether zeroes on the local disk are surely faster than a write.
+    pub(super) fn zeroes_are_fast(&self, may_unmap: bool) -> bool {
+        let disk = self.disk.as_ref().filter(|_| !self.letting_go);
+        disk.is_some_and(|queue| queue.zeroes_are_fast(may_unmap))
+    }
+
+    /// The file that holds what guests read now, if it is a file and the local one.
+    pub(super) fn file_of_guests(&self) -> Option<&IoFile> {
+        let disk = self.disk.as_ref().filter(|_| !self.letting_go)?.disk();
+        let knows_holes = disk.kind() == DiskKind::File && self.engine.reads_are_local();
+        knows_holes.then(|| disk.file())
+    }
+
+    pub(super) fn marks(&self, range: BlockRange, count_max: usize) -> Option<Vec<MarkRun>> {
+        self.engine.marks(range, count_max)
     }
 
     pub(super) fn is_letting_go(&self) -> bool {

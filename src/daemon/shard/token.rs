@@ -45,6 +45,8 @@ pub(super) enum Owner {
     LinkConnect(Key),
     LinkRecv(Key),
     LinkSend(Key),
+    /// A block status that looks for holes.
+    Extents(Key),
 }
 
 impl Owner {
@@ -59,6 +61,7 @@ impl Owner {
             Self::LinkConnect(key) => (6, key.index, key.generation),
             Self::LinkRecv(key) => (7, key.index, key.generation),
             Self::LinkSend(key) => (8, key.index, key.generation),
+            Self::Extents(key) => (9, key.index, key.generation),
         };
         assert!(
             index < 1 << INDEX_BITS,
@@ -89,6 +92,7 @@ impl Owner {
             6 => Self::LinkConnect(key),
             7 => Self::LinkRecv(key),
             8 => Self::LinkSend(key),
+            9 => Self::Extents(key),
             _ => return None,
         })
     }
@@ -114,6 +118,7 @@ mod tests {
             Owner::LinkConnect(key),
             Owner::LinkRecv(key),
             Owner::LinkSend(key),
+            Owner::Extents(key),
         ] {
             assert_eq!(Owner::of(owner.token()), Some(owner));
         }

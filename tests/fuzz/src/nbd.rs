@@ -7,8 +7,8 @@
 
 use nbd_frontend::proto::reply::ReplyStyle;
 use nbd_frontend::{
-    Access, BufferPool, Client, ClientCommand, CloseReason, Completion, Export, ExportList, Outbox,
-    Output, Request, RequestKind, Session,
+    Access, BlockStatus, BufferPool, Client, ClientCommand, CloseReason, Completion, Export,
+    ExportList, Outbox, Output, Request, RequestKind, Session, StatusExtent,
 };
 
 const SIZE: u64 = 1 << 20;
@@ -32,8 +32,12 @@ pub fn transmission(data: &[u8]) {
     };
     let mut script = 3u32.to_be_bytes().to_vec();
     if choice & 1 != 0 {
-        script.extend(option(8, &[]));
-        script.extend(option(10, b"\0\0\0\0\0\0\0\x01\0\0\0\x0fbase:allocation"));
+        let headers = if choice & 4 != 0 { 11 } else { 8 };
+        script.extend(option(headers, &[]));
+        script.extend(option(
+            10,
+            b"\0\0\0\0\0\0\0\x02\0\0\0\x0fbase:allocation\0\0\0\x0dtwinblk:dirty",
+        ));
     }
     let go: &[u8] = if choice & 2 != 0 {
         b"\0\0\0\x02ro\0\0"
@@ -42,7 +46,7 @@ pub fn transmission(data: &[u8]) {
     };
     script.extend(option(7, go));
     script.extend_from_slice(stream);
-    compare(None, &script, usize::from(choice >> 2));
+    compare(None, &script, usize::from(choice >> 3));
 }
 
 /// Fuzzes the client: one byte of choices, then the server's stream after the greeting.
@@ -50,16 +54,17 @@ pub fn client(data: &[u8]) {
     let Some((choice, stream)) = data.split_first() else {
         return;
     };
-    let style = if choice & 1 != 0 {
-        ReplyStyle::Structured
-    } else {
-        ReplyStyle::Simple
+    let style = match choice & 5 {
+        5 => ReplyStyle::Extended,
+        1 => ReplyStyle::Structured,
+        _ => ReplyStyle::Simple,
     };
     let mut client = Client::new("", style);
     let mut script = b"NBDMAGICIHAVEOPT\0\x03".to_vec();
     if choice & 2 != 0 {
         if choice & 1 != 0 {
-            script.extend(option_reply(8, 1, &[]));
+            let headers = if style == ReplyStyle::Extended { 11 } else { 8 };
+            script.extend(option_reply(headers, 1, &[]));
         }
         script.extend(option_reply(
             7,
@@ -92,7 +97,7 @@ pub fn client(data: &[u8]) {
             break;
         }
     }
-    for piece in stream.chunks(usize::from(choice >> 2).max(1)) {
+    for piece in stream.chunks(usize::from(choice >> 3).max(1)) {
         if client.handle_bytes(piece).is_err() {
             return;
         }
@@ -223,6 +228,9 @@ impl Server {
                 self.pool.left += data.len();
                 Completion::Done
             }
+            RequestKind::BlockStatus { offset, len, .. } => {
+                Completion::Status(some_status(*offset, *len))
+            }
             _ => Completion::Done,
         };
         self.session
@@ -262,6 +270,15 @@ impl Server {
     }
 }
 
+/// Knowledge of a range that depends on nothing but the range, and not always covers it.
+fn some_status(offset: u64, len: u64) -> BlockStatus {
+    let extent = |len, status| StatusExtent { len, status };
+    BlockStatus {
+        allocation: vec![extent(offset % 5, 3), extent(len / 2, 0), extent(7, 3)],
+        dirty: vec![extent(len & offset, 1), extent(u64::MAX, 0)],
+    }
+}
+
 fn check_range(kind: &RequestKind<Vec<u8>>) {
     let (offset, len) = match kind {
         RequestKind::Read { offset, len } => (*offset, u64::from(*len)),
@@ -269,6 +286,15 @@ fn check_range(kind: &RequestKind<Vec<u8>>) {
             (*offset, u64::try_from(data.len()).expect("a length fits"))
         }
         RequestKind::Trim { offset, len, .. } | RequestKind::WriteZeroes { offset, len, .. } => {
+            (*offset, *len)
+        }
+        RequestKind::BlockStatus {
+            offset,
+            len,
+            contexts,
+            ..
+        } => {
+            assert!(!contexts.is_empty());
             (*offset, *len)
         }
         RequestKind::Flush => return,
@@ -312,6 +338,35 @@ mod tests {
         .concat()
     }
 
+    fn extended(command: u16, flags: u16, offset: u64, len: u64) -> Vec<u8> {
+        [
+            [0x21, 0xe4, 0x1c, 0x71].as_slice(),
+            &flags.to_be_bytes(),
+            &command.to_be_bytes(),
+            &[0, 1, 2, 3, 4, 5, 6, 7],
+            &offset.to_be_bytes(),
+            &len.to_be_bytes(),
+        ]
+        .concat()
+    }
+
+    fn extended_requests() -> Vec<u8> {
+        let mut stream = extended(0, 4, 0, 4096);
+        stream.extend(extended(1, 33, 512, 70_000));
+        stream.extend([9; 70_000]);
+        stream.extend(extended(1, 32, SIZE, 512));
+        stream.extend([9; 512]);
+        stream.extend(extended(7, 32, 0, 12));
+        stream.extend([0; 12]);
+        for (command, flags) in [(4, 1), (5, 0), (6, 16), (7, 8), (7, 0), (1, 0), (99, 0)] {
+            stream.extend(extended(command, flags, 0, SIZE));
+        }
+        stream.extend(extended(6, 0, 0, u64::MAX));
+        stream.extend(extended(3, 0, 0, 0));
+        stream.extend(extended(2, 0, 0, 0));
+        stream
+    }
+
     fn requests() -> Vec<u8> {
         let mut stream = Vec::new();
         for _ in 0..150 {
@@ -343,6 +398,7 @@ mod tests {
             (3, &[][..]),
             (77, b"unknown"),
             (8, &[]),
+            (11, &[]),
             (9, b"\0\0\0\0\0\0\0\0"),
             (10, b"\0\0\0\x02rw\0\0\0\x01\0\0\0\x05base:"),
             (6, b"\0\0\0\x04nope\0\x01\0\x03"),
@@ -376,6 +432,7 @@ mod tests {
     #[test]
     fn the_transmission_target_runs_on_mutated_requests() {
         mutate_and_run(requests(), 300, transmission);
+        mutate_and_run(extended_requests(), 600, transmission);
     }
 
     #[test]
