@@ -7,11 +7,14 @@
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::time::Duration;
 
 use replicator::meta::activity_log::SLOTS_DEFAULT;
 use replicator::types::NodeId;
 
-use super::shape::{default_log, default_metrics, default_nbd, default_net, default_resync};
+use super::shape::{
+    DISK_TIMEOUT_DEFAULT, default_log, default_metrics, default_nbd, default_net, default_resync,
+};
 use super::types::{
     Config, GuestConfig, LogTarget, NodeRole, OnNoQuorum, QuorumConfig, Rate, ReplicaPaths,
     ResourceConfig, TimingProfile, Tls, VerifyConfig, VolumeConfig, Watchdog,
@@ -279,6 +282,13 @@ impl Config {
         if let Some(size) = volume.size {
             entries.push(required("size", text(&size_text(size.0))));
         }
+        let patience =
+            |timeout: Option<Duration>| text(&duration_text(timeout.unwrap_or_default()));
+        entries.push(optional(
+            "disk-timeout",
+            patience(volume.disk_timeout),
+            &patience(Some(DISK_TIMEOUT_DEFAULT)),
+        ));
         let slots = |slots: u16| Value::Number(slots.into());
         entries.push(optional(
             "al-extents",

@@ -284,6 +284,7 @@ fn resolve_volume(
     Some(VolumeConfig {
         id: VolumeId(u16::try_from(draft.id.value).unwrap_or(0)),
         size: size.map(ByteLen),
+        disk_timeout: draft.disk_timeout,
         al_extents: draft.al_extents,
         replicas: [
             ReplicaPaths {

@@ -66,6 +66,7 @@ pub(super) struct DraftResource<'a> {
 pub(super) struct DraftVolume<'a> {
     pub(super) id: Located<u32>,
     pub(super) size: Option<Located<u64>>,
+    pub(super) disk_timeout: Option<Duration>,
     pub(super) al_extents: u16,
     pub(super) disk: Option<Located<PerNode<'a>>>,
     pub(super) meta: Option<Located<PerNode<'a>>>,
@@ -460,9 +461,15 @@ fn read_failback(section: &mut Section<'_>, found: &mut Findings) -> String {
     text.value.to_owned()
 }
 
+/// Longer than a disk with a full queue takes for one operation of it. A flush gets more.
+pub(super) const DISK_TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
+
 fn read_volume<'a>(mut section: Section<'a>, found: &mut Findings) -> Option<DraftVolume<'a>> {
     let id = section.integer("id", 0..=u32::from(u16::MAX), found);
     let size = section.size("size", found);
+    let disk_timeout = section
+        .duration("disk-timeout", found)
+        .unwrap_or(DISK_TIMEOUT_DEFAULT);
     let al_range = u32::from(SLOTS_MIN)..=u32::from(SLOTS_MAX);
     let al_extents = section.integer("al-extents", al_range, found);
     let disk = section.string_per_node("disk", found);
@@ -474,6 +481,8 @@ fn read_volume<'a>(mut section: Section<'a>, found: &mut Findings) -> Option<Dra
     Some(DraftVolume {
         id: id?,
         size,
+        // DRBD's word for never.
+        disk_timeout: Some(disk_timeout).filter(|timeout| !timeout.is_zero()),
         al_extents: al_extents
             .and_then(|slots| u16::try_from(slots.value).ok())
             .unwrap_or(SLOTS_DEFAULT),

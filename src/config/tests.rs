@@ -7,6 +7,8 @@ use proptest::prelude::*;
 
 use replicator::types::NodeId;
 
+use std::time::Duration;
+
 use super::*;
 
 const CLUSTER: &str = include_str!("../../docs/examples/twinblk.toml");
@@ -118,6 +120,27 @@ fn commented_keys_of_the_example_are_unknown_until_they_can_do_something() {
             found.iter().any(|one| one.id == ErrorId::UnknownKey),
             "{key}"
         );
+    }
+}
+
+#[test]
+fn a_disk_timeout_is_read_and_nothing_means_never() {
+    for (key, wanted) in [
+        ("", Some(5_000)),
+        ("disk-timeout = \"300ms\"\n", Some(300)),
+        ("disk-timeout = \"0s\"\n", None),
+    ] {
+        let text = WEB.replace("id = 0\n", &format!("id = 0\n{key}"));
+        let files = [
+            example()[0].clone(),
+            file(FileKind::Resources, "vm-web.toml", &text),
+        ];
+        let config = parse(&files).unwrap().config;
+        let timeout = config.resources[0].volumes[0].disk_timeout;
+        assert_eq!(timeout, wanted.map(Duration::from_millis), "{key}");
+        let again = file(FileKind::Cluster, "x", &config.to_toml(true));
+        let again = parse(&[again]).unwrap().config;
+        assert_eq!(again.resources[0].volumes[0].disk_timeout, timeout, "{key}");
     }
 }
 

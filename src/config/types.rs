@@ -219,6 +219,8 @@ pub struct VolumeConfig {
     pub id: VolumeId,
     /// As configured, whole blocks; `None`: as the smaller disk.
     pub size: Option<ByteLen>,
+    /// A disk operation that is not over after this long counts as failed; `None`: never.
+    pub disk_timeout: Option<Duration>,
     /// Slots of the activity log that `create-md` makes.
     pub al_extents: u16,
     /// Where it is, by data node.

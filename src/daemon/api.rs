@@ -64,6 +64,8 @@ pub struct ResourceSetup {
     pub lease: Arc<AtomicU64>,
     /// How long the peer may leave a request or ping unanswered.
     pub peer_timeout: core::time::Duration,
+    /// How long the disk may leave an operation unanswered.
+    pub disk_timeout: Option<core::time::Duration>,
 }
 
 /// Backing devices to open for a resource. The shard opens and locks them (R14), then offers them

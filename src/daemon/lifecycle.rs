@@ -183,6 +183,10 @@ impl Node {
             nbd_socket: status::nbd_socket(&self.run_dir, &resource.name),
             lease,
             peer_timeout: self.config.net.timeout,
+            disk_timeout: resource
+                .volumes
+                .first()
+                .and_then(|volume| volume.disk_timeout),
         })));
         let added = self.board.wait(DOWN_TIMEOUT, |board| {
             let known = board.resource(id);

@@ -181,6 +181,7 @@ fn suspended(engine: &Snapshot) -> Option<&'static str> {
         HeldReason::Peer => "peer",
         HeldReason::NoData => "no-data",
         HeldReason::Quiesce => "quiesce",
+        HeldReason::Disk => "disk",
     })
 }
 
@@ -206,7 +207,7 @@ fn volume_status(
         nbd_clients: shard.map_or(0, |it| {
             u32::try_from(it.nbd_clients.len()).unwrap_or(u32::MAX)
         }),
-        disk_error: shard.and_then(attach_words),
+        disk_error: shard.and_then(disk_words),
         statistics: shard
             .filter(|it| it.engine.disk != DiskState::Diskless)
             .map(|it| statistics(it.engine.counters)),
@@ -322,8 +323,11 @@ pub fn refusal_words(refusal: Refusal) -> String {
     .to_owned()
 }
 
-/// Why the disk could not be attached, in words.
-fn attach_words(shard: &ResourceSnapshot) -> Option<String> {
+/// Why the disk could not be attached, or cannot be used, in words.
+fn disk_words(shard: &ResourceSnapshot) -> Option<String> {
+    if shard.engine.held == Some(HeldReason::Disk) {
+        return Some("the disk does not answer".to_owned());
+    }
     shard
         .attach_error
         .as_ref()

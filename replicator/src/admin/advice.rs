@@ -55,6 +55,7 @@ fn advise(node: &str, cluster: &ClusterStatus, resource: &ResourceStatus) -> Opt
     }
     guests_wait(node, cluster, resource)
         .or_else(|| local_disk_away(node, resource))
+        .or_else(|| local_disk_silent(node, resource))
         .or_else(|| resyncing(resource))
         .or_else(|| {
             resource
@@ -100,6 +101,10 @@ fn guests_wait(node: &str, cluster: &ClusterStatus, resource: &ResourceStatus) -
                 resource.name
             ),
         ),
+        "disk" => (
+            format!("the disk of {node} does not answer and has the only copy: requests wait"),
+            "mend the disk; what waits then goes on, nothing is lost by waiting".to_owned(),
+        ),
         "quiesce" => (
             "reads and writes are held while the role changes".to_owned(),
             String::new(),
@@ -136,6 +141,29 @@ fn local_disk_away(node: &str, resource: &ResourceStatus) -> Option<Advice> {
             "mend the disk, then: twinadm attach {}",
             resource.name
         )),
+    })
+}
+
+/// Attached, and something is wrong with it all the same.
+fn local_disk_silent(node: &str, resource: &ResourceStatus) -> Option<Advice> {
+    let attached = |disk| {
+        matches!(
+            disk,
+            DiskState::UpToDate
+                | DiskState::Consistent
+                | DiskState::Outdated
+                | DiskState::Inconsistent
+        )
+    };
+    let why = resource
+        .volumes
+        .iter()
+        .filter(|volume| volume.disk.is_some_and(attached))
+        .find_map(|volume| volume.disk_error.as_ref())?;
+    Some(Advice {
+        problem: Some(ErrorId::LocalDiskAway),
+        status: format!("the replica on {node} cannot be used: {why}"),
+        action: Some("mend the disk; the replica then goes on by itself".to_owned()),
     })
 }
 

@@ -62,6 +62,12 @@ impl Engine {
             out.push(Action::Event(Event::Attached(Err(AttachError::Serving))));
             return;
         }
+        if self.disk_ops > 0 || self.meta_ops > 0 {
+            // What the failed disk still does may land on what is resynced (R14).
+            let error = AttachError::Disk(DiskError::Timeout);
+            out.push(Action::Event(Event::Attached(Err(error))));
+            return;
+        }
         self.end_session(CloseReason::DiskChanged, out);
         self.forget_replica();
         self.seal = self.seal.max(request.seal);
@@ -212,6 +218,7 @@ impl Engine {
         };
         self.meta_ops -= 1;
         self.note_op_ended(era);
+        self.note_meta_answer();
         match result {
             Ok(reply) => self.on_meta(then, reply, out),
             Err(error) if self.local == LocalDisk::Attaching => {

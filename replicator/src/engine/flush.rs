@@ -244,7 +244,7 @@ impl Engine {
             Leg::Pending | Leg::Lost => false,
         };
         let failed = match round.local {
-            Leg::Failed(error) if !strict => Some(error),
+            Leg::Failed(error) if !strict && error != DiskError::Timeout => Some(error),
             Leg::Unneeded if !strict => Some(DiskError::Gone),
             _ => None,
         };

@@ -92,6 +92,7 @@ impl Engine {
     pub(super) fn held_reason(&self) -> Option<HeldReason> {
         match self.may_admit() {
             Err(Closed::Held(reason)) => Some(reason),
+            Ok(()) | Err(_) if self.disk_is_silent() => Some(HeldReason::Disk),
             Ok(()) | Err(Closed::NotPrimary | Closed::Busy) => None,
         }
     }

@@ -11,7 +11,8 @@
 //! * the other side of a write: `replica`;
 //! * what may differ: `tracking` (bitmap, activity log, unretired writes);
 //! * meeting the peer: `session`, [`handshake`] (the decision table), `resync`, `target`;
-//! * the local replica: `attach`; role and view: `role`; what others see: `snapshot`.
+//! * the local replica: `attach`, and `stall` when it does not answer; role and view: `role`; what
+//!   others see: `snapshot`.
 //!
 //! Dropped alternatives: one state machine for each role (a node changes role with operations in
 //! flight, R14, so both would need the same table of them); tasks with channels (their
@@ -34,6 +35,7 @@ mod role;
 mod session;
 mod slab;
 mod snapshot;
+mod stall;
 mod target;
 mod tracking;
 mod write;
@@ -79,6 +81,8 @@ pub struct EngineConfig {
     pub volume: VolumeId,
     /// A peer that says nothing for this long is gone.
     pub timeout: Duration,
+    /// A disk operation that is not over after this long counts as failed; `None`: never.
+    pub disk_timeout: Option<Duration>,
     /// Compare digests before copying in every resync, not only after a crash.
     pub checksum_first: bool,
     /// Random id of this boot.
@@ -125,6 +129,7 @@ pub struct Engine {
     era: u64,
     /// Disk and metadata operations of before the present connection.
     old_ops: usize,
+    stall: stall::Stall,
 
     local: LocalDisk,
     attaching: Option<Attaching>,
@@ -202,6 +207,11 @@ impl Engine {
     /// A peer that answers pings but none of what it owes for so long has a hanging disk: it is
     /// lost. Longer than a healthy disk takes to write back its whole cache.
     pub const PEER_STALLED_AFTER: Duration = Duration::from_secs(20);
+    /// A disk that does something else meanwhile, or flushes, gets so many disk timeouts.
+    pub const SLOW_DISK_TIMEOUTS: u32 = 4;
+    /// What is late may be over already and wait to be heard, after the process was stopped: for
+    /// so long.
+    pub const LATE_GRACE: Duration = Duration::from_millis(100);
     /// Writes between two barriers, so that memory and the marks after a lost session are bounded.
     pub const UNRETIRED_MAX: usize = 4096;
     /// A round closes the last epoch after this much idleness, so that the activity log is not
@@ -239,6 +249,7 @@ impl Engine {
             meta_ops: 0,
             era: 0,
             old_ops: 0,
+            stall: stall::Stall::default(),
             local: LocalDisk::Diskless,
             attaching: None,
             replica: None,
@@ -330,7 +341,7 @@ impl Engine {
         let idle = (self.unretired_len() > 0 && self.round.is_none() && self.active.is_some())
             .then(|| self.last_write.plus(Self::IDLE_ROUND_AFTER));
         let session = earliest(self.session_deadline(), self.target_deadline());
-        earliest(session, idle)
+        earliest(earliest(session, idle), self.stall_deadline())
     }
 
     fn handle_admin(&mut self, request: AdminRequest, out: &mut Outbox) {
@@ -364,7 +375,18 @@ impl Engine {
         };
         self.disk_ops -= 1;
         self.note_op_ended(era);
+        self.note_disk_answer(what);
+        self.route_disk_result(what, result, out);
+    }
+
+    fn route_disk_result(
+        &mut self,
+        what: DiskOp,
+        result: Result<DiskReply, DiskError>,
+        out: &mut Outbox,
+    ) {
         match what {
+            DiskOp::Late => {}
             DiskOp::Write(key) => self.on_local_write(key, done(result), out),
             DiskOp::Edge { .. } | DiskOp::Read(_) => match data(result) {
                 Ok(data) => self.on_guest_blocks(what, Ok(data), out),
@@ -384,6 +406,7 @@ impl Engine {
     /// Everything that the input may have made possible, cheap when nothing is. Two passes: what
     /// the first lets go may open the gate for what it held.
     fn pump(&mut self, out: &mut Outbox) {
+        self.tick_disk(out);
         self.pump_serving(out);
         for _ in 0..2 {
             for key in core::mem::take(&mut self.lost_legs) {
@@ -430,7 +453,10 @@ impl Engine {
     fn report_lost_peer(&mut self, out: &mut Outbox) {
         let serving = self.active.as_ref().is_some_and(|active| active.serving);
         let equalising = self.will_be_equal();
-        let lost = serving && self.strict() && !self.peer_is_equal() && !equalising;
+        // What keeps the session from being made again may be this side's own disk: no reason to
+        // do without the replica that answers, until it is clear that waiting does not help.
+        let own_fault = !self.disk_is_quiet() && !self.disk_is_silent();
+        let lost = serving && self.strict() && !self.peer_is_equal() && !equalising && !own_fault;
         if lost && !self.peer_lost_reported {
             out.push(Action::Event(Event::PeerLost));
         }

@@ -31,6 +31,8 @@ pub(super) enum DiskOp {
     TargetWrite(Key),
     /// The flush before the device is let go.
     DetachFlush,
+    /// Given up: it counts until the disk says that it is over (R14).
+    Late,
 }
 
 /// An operation in flight.
@@ -54,6 +56,7 @@ impl Engine {
         let era = self.era;
         let key = self.ops.insert(Op::Disk { what, era });
         self.disk_ops += 1;
+        self.watch_disk_op(key, &command);
         out.push(Action::Disk {
             op: OpId(key.0),
             command,
@@ -82,6 +85,7 @@ impl Engine {
         let era = self.era;
         let key = self.ops.insert(Op::Meta { then, era });
         self.meta_ops += 1;
+        self.watch_meta_op(key);
         out.push(Action::Meta {
             op: OpId(key.0),
             request,

@@ -358,4 +358,7 @@ pub enum HeldReason {
     NoData,
     /// An orderly demotion or stop.
     Quiesce,
+    /// This node's disk does not answer, and nobody can serve instead (`suspended:disk`); or this
+    /// is a Secondary that joins its Primary again once it does.
+    Disk,
 }

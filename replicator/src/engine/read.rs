@@ -109,7 +109,8 @@ impl Engine {
         error: DiskError,
         out: &mut Outbox,
     ) {
-        if !self.strict() || (self.local_usable() && !self.peer_is_equal()) {
+        let hopeless = !self.strict() && error != DiskError::Timeout;
+        if hopeless || (self.local_usable() && !self.peer_is_equal()) {
             self.on_guest_blocks(what, Err(error), out);
             return;
         }
@@ -219,7 +220,8 @@ impl Engine {
     pub(super) fn pump_parked_reads(&mut self, out: &mut Outbox) {
         while let Some(parked) = self.parked_reads.front().copied() {
             let answerable = self.strict() && self.peer_is_equal();
-            let waits = self.strict() && !self.local_usable();
+            let late = parked.error == DiskError::Timeout;
+            let waits = (self.strict() || late) && !self.local_usable();
             if answerable && self.remote_window_fits(parked.range) {
                 self.parked_reads.pop_front();
                 self.ask_peer(parked, out);

@@ -332,8 +332,7 @@ impl Engine {
 
     pub(super) fn pump_drain(&mut self, out: &mut Outbox) {
         if let Some(seal) = self.draining
-            && self.disk_ops == 0
-            && self.meta_ops == 0
+            && self.disk_is_quiet()
         {
             self.draining = None;
             out.push(Action::Event(Event::Drained {

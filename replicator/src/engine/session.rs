@@ -162,7 +162,7 @@ impl Engine {
         if self.active.is_some() && !self.strict() {
             self.old_ops == 0
         } else {
-            self.disk_ops == 0 && self.meta_ops == 0
+            self.disk_is_quiet()
         }
     }
 
@@ -332,7 +332,7 @@ impl Engine {
     }
 
     /// Whether the peer's replica is the one the view counts on, as far as the view says which.
-    fn peer_is_recorded(&self) -> bool {
+    pub(super) fn peer_is_recorded(&self) -> bool {
         let peer = self.session.as_ref().and_then(Session::peer_replica);
         self.active.as_ref().is_some_and(|active| {
             let recorded = active.view.replicas[self.config.node.peer().index()];

@@ -297,6 +297,8 @@ impl Engine {
                 (Leg::Done, _) => Some(Ok(())),
                 // The only good replica failed: the guest must know, whatever a peer that catches
                 // up made of it.
+                // It may still land: no error may say that it did not.
+                (Leg::Failed(DiskError::Timeout), _) => None,
                 (Leg::Failed(error), _) => Some(Err(error)),
                 (Leg::Unneeded | Leg::Lost, _) => Some(Err(DiskError::Gone)),
             };

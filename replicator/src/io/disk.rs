@@ -290,11 +290,14 @@ pub fn proves_zero(path: &Path) -> io::Result<bool> {
 #[must_use]
 pub fn disk_error(errno: Errno) -> DiskError {
     match errno {
-        Errno::EIO | Errno::EREMOTEIO | Errno::EBADMSG | Errno::EILSEQ => DiskError::Io,
+        // A timeout of the kernel's is over like any other error; the engine's own means that it
+        // is not.
+        Errno::EIO | Errno::EREMOTEIO | Errno::EBADMSG | Errno::EILSEQ | Errno::ETIMEDOUT => {
+            DiskError::Io
+        }
         Errno::ENOSPC | Errno::EDQUOT | Errno::EFBIG => DiskError::NoSpace,
         Errno::ENODEV | Errno::ENXIO | Errno::ENOTCONN | Errno::ESTALE => DiskError::Gone,
         Errno::EROFS | Errno::EPERM | Errno::EACCES | Errno::EBADF => DiskError::ReadOnly,
-        Errno::ETIMEDOUT => DiskError::Timeout,
         other => DiskError::Other(other as i32),
     }
 }

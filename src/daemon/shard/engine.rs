@@ -62,6 +62,7 @@ pub(super) fn config(shard: &ShardSetup, resource: &ResourceSetup) -> EngineConf
         resource: resource.resource,
         volume: resource.volume,
         timeout: resource.peer_timeout,
+        disk_timeout: resource.disk_timeout,
         checksum_first: false,
         boot_id: shard.boot_id,
         incarnation: shard.incarnation,

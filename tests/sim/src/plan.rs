@@ -209,6 +209,8 @@ pub enum FaultWhat {
     },
     /// Disk operations end only afterwards.
     DiskStall(NodeId),
+    /// Neither data nor metadata operations end before the fault does, and some long after it.
+    DiskHang(NodeId),
     /// Store writes take so much longer.
     StoreStall {
         /// Where.
@@ -260,6 +262,9 @@ impl Plan {
             .flat_map(|nr| draw_faults(seed, nr, &options))
             .collect();
         faults.sort_by_key(|fault| fault.at);
+        if let Some(hang) = draw_lone_hang(seed, &options) {
+            faults = vec![hang];
+        }
         Self {
             seed,
             options,
@@ -372,6 +377,12 @@ fn all_wires(joins: impl Fn(NodeId, NodeId) -> bool) -> Vec<Wire> {
 
 /// Keys of the draw whether an operator moves a Primary or stops its daemon.
 const STOPS: u64 = 1 << 32;
+/// Keys of the draw whether a disk stalls or hangs.
+const HANGS: u64 = 1 << 33;
+/// Key of the draw whether a disk that hangs is all that happens.
+const ONLY_A_HANG: u64 = 1 << 34;
+/// Longest hang: most last until the heal.
+const HANG_MAX: u64 = 30 * SECS;
 
 fn draw_faults(seed: u64, nr: u64, options: &Options) -> Vec<Fault> {
     let mut rng = Rng::keyed(seed, Stream::Faults, nr);
@@ -435,7 +446,17 @@ fn draw_faults(seed: u64, nr: u64, options: &Options) -> Vec<Fault> {
             node: data,
             per_mille: rng.log_between(5, 1000),
         }),
-        FaultKind::DiskStall => one(FaultWhat::DiskStall(data)),
+        FaultKind::DiskStall => {
+            // With a key of its own, so that the other draws stay what they were.
+            let mut rng = Rng::keyed(seed, Stream::Faults, HANGS + nr);
+            if rng.chance(500) {
+                let length = rng.log_between(SECS, HANG_MAX);
+                let what = FaultWhat::DiskHang(data);
+                vec![Fault { at, length, what }]
+            } else {
+                one(FaultWhat::DiskStall(data))
+            }
+        }
         FaultKind::StoreStall => one(FaultWhat::StoreStall {
             node,
             extra: rng.log_between(10 * MILLIS, 2 * SECS),
@@ -449,6 +470,17 @@ fn draw_faults(seed: u64, nr: u64, options: &Options) -> Vec<Fault> {
             to: rng.pick(&[NodeId::A, NodeId::B]),
         }),
     }
+}
+
+/// With other faults about, nobody can be asked for an answer in bounded time: now and then a disk
+/// that hangs, early enough for the bound to end before the heal, is the only one.
+fn draw_lone_hang(seed: u64, options: &Options) -> Option<Fault> {
+    let mut rng = Rng::keyed(seed, Stream::Faults, ONLY_A_HANG);
+    rng.chance(30).then(|| Fault {
+        at: SimTime(rng.between(options.safety.0 / 8, options.safety.0 / 4)),
+        length: HANG_MAX,
+        what: FaultWhat::DiskHang(rng.pick(&[NodeId::A, NodeId::B])),
+    })
 }
 
 /// Both data nodes, at nearly the same moment, returning in either order.

@@ -97,6 +97,20 @@ fn each_way_of_losing_a_copy_is_a_problem() {
 }
 
 #[test]
+fn a_disk_that_does_not_answer_is_a_problem_for_guests_or_for_the_second_copy() {
+    let (problem, sentence, _) =
+        conclude(|status| status.resources[0].suspended = Some("disk".to_owned()));
+    assert_eq!(problem.as_deref(), Some("E0503"));
+    assert!(sentence.unwrap().contains("does not answer"));
+    let (problem, sentence, _) = conclude(|status| {
+        let volume = &mut status.resources[0].volumes[0];
+        volume.disk_error = Some("the disk does not answer".to_owned());
+    });
+    assert_eq!(problem.as_deref(), Some("W0109"));
+    assert!(sentence.unwrap().ends_with("the disk does not answer"));
+}
+
+#[test]
 fn why_a_disk_is_away_is_told_with_it() {
     let (_, sentence, _) = conclude(|status| {
         let volume = &mut status.resources[0].volumes[0];

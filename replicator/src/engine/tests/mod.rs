@@ -12,6 +12,7 @@ mod pair;
 mod questions;
 mod random;
 mod resyncs;
+mod stalling;
 mod takeover;
 
 use self::pair::{Pair, block};

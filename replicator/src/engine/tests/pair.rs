@@ -10,6 +10,9 @@ use crate::types::{
     QuorumEvidence, ReplicaId, RequestId, Role, SessionId, ViewCause, VoterId, VoterSet,
 };
 
+/// What engines in tests give their disks.
+pub(super) const DISK_TIMEOUT: Duration = Duration::from_secs(5);
+
 pub(super) fn block(byte: u8) -> Vec<u8> {
     vec![byte; 4096]
 }
@@ -158,6 +161,7 @@ pub(super) fn config(node: NodeId, boot_id: u128) -> EngineConfig {
         resource: ResourceId(1),
         volume: VolumeId(0),
         timeout: Duration::from_secs(3),
+        disk_timeout: Some(DISK_TIMEOUT),
         checksum_first: false,
         boot_id,
         incarnation: u128::from(node.raw()) + 1,

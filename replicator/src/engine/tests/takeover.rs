@@ -248,6 +248,7 @@ fn a_node_that_is_not_primary_answers_nobody() {
         resource: ResourceId(1),
         volume: VolumeId(0),
         timeout: Duration::from_secs(3),
+        disk_timeout: Some(super::pair::DISK_TIMEOUT),
         checksum_first: false,
         boot_id: 1,
         incarnation: 1,

@@ -233,6 +233,7 @@ impl Node {
             nbd_socket: self.socket(),
             lease: Arc::clone(&self.lease),
             peer_timeout: Duration::from_secs(3),
+            disk_timeout: Some(Duration::from_secs(5)),
         };
         self.send(ShardCommand::Add(Box::new(setup)));
     }

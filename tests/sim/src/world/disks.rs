@@ -5,12 +5,16 @@ use replicator::meta::layout::{ACTIVITY_LOG_OFFSET, BITMAP_OFFSET, SUPERBLOCK_OF
 use replicator::types::{BLOCK_LEN, BlockRange, ByteOffset, DiskError, NodeId, OpId, Payload};
 
 use crate::checkers::Violation;
+use crate::clock::SECS;
 use crate::disk::{Content, FlushTicket, PAGE_LEN};
 use crate::plan::DiskOp;
 use crate::rng::Stream;
 
-use super::node::Arrival;
+use super::node::{Arrival, Node};
 use super::{Event, Planted, World};
+
+/// What a hanging disk was asked lands at most this long after it answers again.
+const LATE_LANDING_MAX: u64 = 3 * SECS;
 
 /// A data operation under way.
 #[derive(Debug)]
@@ -36,6 +40,9 @@ pub(super) struct Broken {
     pub(super) meta: Vec<u64>,
     pub(super) stalls: u32,
     stalled: Vec<u64>,
+    /// Hangs are stalls of the metadata too, and what stalled in one ends late.
+    hangs: u32,
+    meta_stalled: bool,
     pub(super) store_extra: u64,
 }
 
@@ -63,6 +70,12 @@ fn pages(command: &DiskCommand) -> Vec<(u64, Content)> {
             (block.0, payload.map(cut))
         })
         .collect()
+}
+
+impl Node {
+    pub(super) fn all_jobs_are_of_this_life(&self) -> bool {
+        self.jobs.values().all(|job| job.life == self.life)
+    }
 }
 
 impl World {
@@ -190,7 +203,12 @@ impl World {
     }
 
     pub(super) fn meta_ends(&mut self, node: NodeId, life: u32) {
-        if self.node(node).life != life {
+        let target = self.node(node);
+        if target.life != life {
+            return;
+        }
+        if target.broken.hangs > 0 {
+            target.broken.meta_stalled = true;
             return;
         }
         let mut rng = self.rng(Stream::Disk);
@@ -257,6 +275,7 @@ impl World {
             }
         }
         target.meta_queue.clear();
+        target.broken.meta_stalled = false;
     }
 
     /// The power went: what was under way is torn.
@@ -274,16 +293,53 @@ impl World {
             }
         }
         target.meta_queue.clear();
+        target.broken.meta_stalled = false;
     }
 
     /// A stalled disk answers again.
     pub(super) fn disk_resumes(&mut self, node: NodeId) {
+        self.end_stall(node, self.plan.options.disk_latency);
+    }
+
+    fn end_stall(&mut self, node: NodeId, latency: [u64; 2]) {
         if self.node(node).broken.stalls > 0 {
             return;
         }
+        let mut rng = self.rng(Stream::Disk);
         for job in core::mem::take(&mut self.node(node).broken.stalled) {
-            let latency = self.draw(Stream::Disk, self.plan.options.disk_latency);
+            let latency = rng.between(latency[0], latency[1]);
             self.schedule(latency, Event::JobEnds { node, job });
+        }
+    }
+
+    /// From now on the disk answers nothing at all.
+    pub(super) fn disk_hangs(&mut self, node: NodeId) {
+        let broken = &mut self.node(node).broken;
+        broken.stalls += 1;
+        broken.hangs += 1;
+    }
+
+    /// A planted defect: the engine is told that what hangs is over, and it is not.
+    pub(super) fn forget_late_jobs(&mut self, node: NodeId) {
+        let target = self.node(node);
+        let life = target.life;
+        let ops: Vec<_> = target.jobs.values().map(|job| job.op).collect();
+        for op in ops {
+            let result = Err(DiskError::Io);
+            let what = Arrival::Engine(EngineInput::DiskDone { op, result });
+            self.schedule(0, Event::Arrive { node, life, what });
+        }
+    }
+
+    /// It does again, to what is asked now; what it was asked before lands some time.
+    pub(super) fn disk_answers(&mut self, node: NodeId) {
+        let broken = &mut self.node(node).broken;
+        broken.stalls -= 1;
+        broken.hangs -= 1;
+        let meta = broken.hangs == 0 && core::mem::take(&mut broken.meta_stalled);
+        self.end_stall(node, [0, LATE_LANDING_MAX]);
+        if meta && !self.node(node).meta_queue.is_empty() {
+            self.begin_meta(node);
         }
     }
 }

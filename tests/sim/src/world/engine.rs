@@ -6,7 +6,7 @@ use replicator::engine::{
 };
 use replicator::protocol::Message;
 use replicator::types::time::Duration;
-use replicator::types::{BlockCount, ByteLen, NodeId, OpId, RequestId, VolumeId};
+use replicator::types::{BlockCount, ByteLen, DiskError, NodeId, OpId, RequestId, VolumeId};
 use twinblk::controller::input::ReplicaMark;
 use twinblk::controller::{EngineReport, Input as ControllerInput, ReplicaFacts};
 
@@ -33,6 +33,7 @@ impl World {
             boot_id: target.boot_id,
             incarnation: incarnation.clone().next_id(),
             timeout: self.peer_timeout(),
+            disk_timeout: Some(self.disk_timeout()),
             checksum_first: self.plan.seed.is_multiple_of(4),
         })
     }
@@ -44,6 +45,11 @@ impl World {
         })
     }
 
+    /// Above the latency of a slow disk, and short enough to run out within a run.
+    pub(super) fn disk_timeout(&self) -> Duration {
+        self.peer_timeout()
+    }
+
     /// The daemon wants the backing device attached as soon as nothing of before may land (R14).
     pub(super) fn want_attach(&mut self, node: NodeId) {
         if let Some(side) = self.node(node).engine_side() {
@@ -53,9 +59,13 @@ impl World {
     }
 
     pub(super) fn attach_if_quiet(&mut self, node: NodeId) {
-        let hasty = self.planted == Some(Planted::LateWrites);
+        let planted = self.planted;
         let target = self.node(node);
-        let quiet = target.jobs.is_empty() || hasty;
+        let quiet = match planted {
+            Some(Planted::LateWrites) => true,
+            Some(Planted::LateForgotten) => target.all_jobs_are_of_this_life(),
+            _ => target.jobs.is_empty(),
+        };
         let Some(side) = target.engine_side() else {
             return;
         };
@@ -258,6 +268,11 @@ impl World {
         };
         if let Some(report) = report {
             self.tell_controller(node, ControllerInput::Engine { resource, report });
+        }
+        if self.planted == Some(Planted::LateForgotten)
+            && event == EngineEvent::DiskFailed(DiskError::Timeout)
+        {
+            self.forget_late_jobs(node);
         }
         match event {
             EngineEvent::Attached(Err(error)) => {

@@ -1,11 +1,12 @@
 //! The plan's faults, and the heal after which everything must come right.
 
-use replicator::types::{DiskState, NodeId, Role};
+use replicator::engine::Engine;
+use replicator::types::{DiskState, NodeId, ReplicationState, Role};
 use twinblk::controller::Order;
 
 use crate::checkers::{Violation, state};
 use crate::clock::{MILLIS, SECS};
-use crate::plan::FaultWhat;
+use crate::plan::{Fault, FaultWhat};
 
 use super::{Event, Planted, World};
 
@@ -21,6 +22,7 @@ impl World {
         self.figures.faults += 1;
         self.trace
             .say(self.now, || format!("FAULT {nr} begins: {:?}", fault.what));
+        self.expect_answers_despite(nr, &fault);
         match fault.what {
             FaultWhat::Kill(node) => {
                 self.node(node).held_down += 1;
@@ -44,12 +46,60 @@ impl World {
                 self.node(node).broken.meta.push(per_mille);
             }
             FaultWhat::DiskStall(node) => self.node(node).broken.stalls += 1,
+            FaultWhat::DiskHang(node) => self.disk_hangs(node),
             FaultWhat::StoreStall { node, extra } => self.node(node).broken.store_extra += extra,
             FaultWhat::Move { from, .. } => self.order(from, Order::Secondary),
             FaultWhat::Stop(node) => self.order(node, Order::HandOver),
         }
         self.active_faults.insert(nr);
         self.schedule(fault.length, Event::FaultEnds(nr));
+    }
+
+    /// A Primary's disk hangs while nothing else is wrong: its guests are answered within a bound
+    /// all the same (promise 10).
+    fn expect_answers_despite(&mut self, nr: usize, fault: &Fault) {
+        self.watched_hang = None;
+        let FaultWhat::DiskHang(node) = fault.what else {
+            return;
+        };
+        let state = |node: NodeId| Some(self.nodes[node.index()].engine()?.snapshot());
+        let (Some(own), Some(peer)) = (state(node), state(node.peer())) else {
+            return;
+        };
+        let serves = own.role == Role::Primary && own.held.is_none();
+        let mirrored = own.disk == DiskState::UpToDate
+            && peer.disk == DiskState::UpToDate
+            && own.replication == ReplicationState::Established;
+        let arbitrator = self.nodes[NodeId::ARBITRATOR.index()].process.is_some();
+        if self.active_faults.is_empty() && serves && mirrored && arbitrator {
+            self.watched_hang = Some(nr);
+            self.schedule(self.hang_bound(), Event::HangLook { nr, node });
+        }
+    }
+
+    /// Time to find out and to commit a Leave over a bad network.
+    fn hang_bound(&self) -> u64 {
+        let found_out = self.disk_timeout() * Engine::SLOW_DISK_TIMEOUTS;
+        u64::try_from(found_out.as_nanos()).expect("seconds") + 2 * SECS
+    }
+
+    pub(super) fn hang_look(&mut self, nr: usize, node: NodeId) {
+        if self.watched_hang != Some(nr) || !self.active_faults.contains(&nr) {
+            return;
+        }
+        let asked_by = self.now.0 - self.hang_bound();
+        let Some(side) = self.node(node).engine_side() else {
+            return;
+        };
+        let waits = side
+            .asked
+            .values()
+            .find(|asked| asked.invoked.0 <= asked_by);
+        if let Some(waits) = waits {
+            let detail = format!("{node:?}'s disk hangs, and {waits:?} waits for it");
+            self.fail(Violation::new("bounded stall", detail));
+        }
+        self.schedule(LOOK_EVERY, Event::HangLook { nr, node });
     }
 
     pub(super) fn fault_ends(&mut self, nr: usize) {
@@ -92,6 +142,7 @@ impl World {
                 self.node(node).broken.stalls -= 1;
                 self.disk_resumes(node);
             }
+            FaultWhat::DiskHang(node) => self.disk_answers(node),
             FaultWhat::StoreStall { node, extra } => self.node(node).broken.store_extra -= extra,
             FaultWhat::Move { to, .. } => self.order(to, Order::Primary),
             FaultWhat::Stop(node) => {

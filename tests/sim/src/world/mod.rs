@@ -65,11 +65,13 @@ pub enum Planted {
     /// A takeover does not wait for the peer's lease (R5). The other rules of the register need
     /// more luck than seeds have: the explorer takes each of them away.
     NoGrantWait,
+    /// What a disk that hangs was asked counts as over as soon as it is given up (R14).
+    LateForgotten,
 }
 
 impl Planted {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::AckWithoutPeer,
         Self::FlushIgnored,
         Self::BitmapNotWritten,
@@ -77,6 +79,7 @@ impl Planted {
         Self::LateWrites,
         Self::PowerCutUnnoticed,
         Self::NoGrantWait,
+        Self::LateForgotten,
     ];
 
     fn rules(self) -> Rules {
@@ -115,6 +118,8 @@ enum Event {
     FaultBegins(usize),
     /// A fault ends.
     FaultEnds(usize),
+    /// A disk has hung for so long that nobody may wait for it.
+    HangLook { nr: usize, node: NodeId },
     /// A process is started.
     Start { node: NodeId },
     /// An operator looks whether an order is needed.
@@ -175,6 +180,8 @@ pub struct World {
     requests: u64,
     healed: bool,
     active_faults: BTreeSet<usize>,
+    /// The fault of a hanging disk that is the only thing wrong.
+    watched_hang: Option<usize>,
     /// Blocks of a bad combination of faults: only safety is demanded.
     over_budget: bool,
     history: History,
@@ -211,6 +218,7 @@ impl World {
             requests: 0,
             healed: false,
             active_faults: BTreeSet::new(),
+            watched_hang: None,
             over_budget: false,
             history: History::new(cells),
             writer: OneWriter::default(),
@@ -277,6 +285,7 @@ impl World {
             Event::Operator => (0x109, 0),
             Event::Heal => (0x10a, 0),
             Event::Look => (0x10b, 0),
+            Event::HangLook { nr, node } => (0x10c | (*nr as u64) << 16, node.raw()),
         };
         self.trace.note(self.now, code << 2 | u64::from(node));
         match event {
@@ -293,6 +302,7 @@ impl World {
             Event::Operator => self.operator_turn(),
             Event::Heal => self.heal(),
             Event::Look => self.look(),
+            Event::HangLook { nr, node } => self.hang_look(nr, node),
         }
     }
 

@@ -1,0 +1,236 @@
+//! A disk that does not answer.
+//!
+//! An operation may fail; it may also never end. One that is not over after the disk timeout is
+//! *late*. What follows depends on who else has the data:
+//!
+//! * A Primary whose peer is whole treats it like an error: the replica is out and the peer serves
+//!   from here on (`fail_local_disk`, `pump_leave`). But a late operation may still land (R14), so
+//!   it is counted until the disk says that it is over: before that the device is neither let go
+//!   of nor attached again. Guests do not wait for it: a failed replica is written to by nobody,
+//!   so its blocks need no lock.
+//! * The only replica waits. An error would be a lie: the write may land a second later.
+//! * A Secondary says so and ends the session, so that the Primary goes on without it. It wrote
+//!   nothing off: it greets again when its disk has answered, and gets what it missed.
+//!
+//! A disk that does other things meanwhile is slow rather than hung, and one that flushes has a
+//! whole cache to write back: both get [`Engine::SLOW_DISK_TIMEOUTS`] times as long.
+
+use core::time::Duration;
+use std::collections::VecDeque;
+
+use super::ops::{DiskOp, Op};
+use super::output::{Action, CloseReason, DiskCommand, Event, Outbox};
+use super::session::Phase;
+use super::slab::Key;
+use super::{Engine, LocalDisk, MetaThen};
+use crate::protocol::{Message, WriteId};
+use crate::types::time::earliest;
+use crate::types::{DiskError, InSync, Instant};
+
+/// When the operations under way on a device began, oldest first.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Watch {
+    /// Some may be over already; the first one never is.
+    begun: VecDeque<(Instant, Key)>,
+    last_end: Instant,
+}
+
+impl Watch {
+    /// Entries of operations that are over, before they are swept out: twice what is under way and
+    /// this many.
+    const SWEEP_ABOVE: usize = 64;
+
+    fn begin(&mut self, now: Instant, op: Key) {
+        self.begun.push_back((now, op));
+    }
+
+    fn end(&mut self, now: Instant, under_way: usize, is_live: impl Fn(Key) -> bool) {
+        self.last_end = now;
+        while self.begun.front().is_some_and(|(_, op)| !is_live(*op)) {
+            self.begun.pop_front();
+        }
+        if self.begun.len() > 2 * under_way + Self::SWEEP_ABOVE {
+            self.begun.retain(|(_, op)| is_live(*op));
+        }
+    }
+
+    fn oldest(&self) -> Option<Instant> {
+        self.begun.front().map(|(began, _)| *began)
+    }
+
+    /// When nothing has ended for `patience`, however long the queue.
+    fn silent_at(&self, patience: Duration) -> Option<Instant> {
+        Some(self.oldest()?.max(self.last_end).plus(patience))
+    }
+}
+
+/// What is known of the local disk's answers.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Stall {
+    data: Watch,
+    flushes: Watch,
+    meta: Watch,
+    /// Data operations given up and not over.
+    given_up: usize,
+    /// Since when an operation has been late.
+    late_since: Option<Instant>,
+    /// It was given its moment, and waiting for it is all that is left.
+    silent: bool,
+}
+
+impl Engine {
+    pub(super) fn watch_disk_op(&mut self, op: Key, command: &DiskCommand) {
+        let watch = match command {
+            DiskCommand::Flush => &mut self.stall.flushes,
+            _ => &mut self.stall.data,
+        };
+        watch.begin(self.now, op);
+    }
+
+    pub(super) fn watch_meta_op(&mut self, op: Key) {
+        self.stall.meta.begin(self.now, op);
+    }
+
+    pub(super) fn note_disk_answer(&mut self, what: DiskOp) {
+        if what == DiskOp::Late {
+            self.stall.given_up -= 1;
+        }
+        let (now, under_way, ops) = (self.now, self.disk_ops, &self.ops);
+        for watch in [&mut self.stall.data, &mut self.stall.flushes] {
+            watch.end(now, under_way, |op| ops.get(op).is_some());
+        }
+    }
+
+    pub(super) fn note_meta_answer(&mut self) {
+        let (now, under_way, ops) = (self.now, self.meta_ops, &self.ops);
+        let watch = &mut self.stall.meta;
+        watch.end(now, under_way, |op| ops.get(op).is_some());
+    }
+
+    /// Whether nothing that may still touch the disk matters to a session: a replica that is out
+    /// is neither read nor written by any, until it is attached again after all of it (R14).
+    pub(super) fn disk_is_quiet(&self) -> bool {
+        if self.local == LocalDisk::Failed {
+            self.disk_ops == self.stall.given_up
+        } else {
+            self.disk_ops == 0 && self.meta_ops == 0
+        }
+    }
+
+    /// Whether an operation is late and was not given up: nobody else has what this disk has.
+    pub(super) fn disk_is_silent(&self) -> bool {
+        self.stall.silent
+    }
+
+    /// When the oldest operation is late, if it is one that somebody may wait for.
+    fn late_at(&self) -> Option<Instant> {
+        let short = self.config.disk_timeout?;
+        let long = short * Self::SLOW_DISK_TIMEOUTS;
+        let Stall {
+            data,
+            flushes,
+            meta,
+            ..
+        } = &self.stall;
+        let slow = data.oldest().map(|began| began.plus(long));
+        let hung = earliest(slow, data.silent_at(short));
+        let of_data = earliest(hung, flushes.oldest().map(|began| began.plus(long)));
+        match self.local {
+            LocalDisk::Attached => earliest(of_data, meta.silent_at(long)),
+            LocalDisk::Failed | LocalDisk::LettingGo => of_data,
+            LocalDisk::Diskless | LocalDisk::Attaching | LocalDisk::Detaching => None,
+        }
+    }
+
+    pub(super) fn stall_deadline(&self) -> Option<Instant> {
+        match self.stall.late_since {
+            None => self.late_at(),
+            // Beyond that it depends on others, who are inputs themselves.
+            Some(since) => Some(since.plus(Self::LATE_GRACE)).filter(|at| *at > self.now),
+        }
+    }
+
+    /// A process that was stopped finds everything late, and the answers waiting behind: they get
+    /// a moment to be heard.
+    pub(super) fn tick_disk(&mut self, out: &mut Outbox) {
+        let late = self.late_at().is_some_and(|at| at <= self.now);
+        let since = late.then(|| self.stall.late_since.unwrap_or(self.now));
+        self.stall.late_since = since;
+        if since.is_some_and(|since| self.now >= since.plus(Self::LATE_GRACE)) {
+            self.act_on_late_ops(out);
+        }
+        let silent = self
+            .stall
+            .late_since
+            .is_some_and(|since| self.now >= since.plus(Self::LATE_GRACE));
+        if silent != self.stall.silent {
+            self.stall.silent = silent;
+            out.push(Action::Event(Event::Changed));
+        }
+    }
+
+    fn act_on_late_ops(&mut self, out: &mut Outbox) {
+        if self.local != LocalDisk::Attached {
+            // It failed, or is let go of. Guests of the only replica wait all the same.
+            if !self.is_only_replica() {
+                self.give_up_disk_ops(out);
+            }
+        } else if self.active.is_some() {
+            if self.can_go_on_without_disk() {
+                self.fail_local_disk(DiskError::Timeout, out);
+                self.give_up_disk_ops(out);
+            }
+        } else if self.holds_up_primary() {
+            let error = DiskError::Timeout.into();
+            let write = WriteId(0);
+            self.send(Message::NegAck { write, error }, out);
+            self.end_session(CloseReason::DiskChanged, out);
+        }
+    }
+
+    /// Whether the peer's replica is as good as this one, and the peer is there to serve from it.
+    fn can_go_on_without_disk(&self) -> bool {
+        let whole = self.session.as_ref().is_some_and(|session| {
+            let claim = session
+                .peer
+                .as_ref()
+                .and_then(|hello| hello.replica.as_ref());
+            !session.stranger
+                && claim.is_some_and(|claim| {
+                    !claim.blank && !claim.inconsistent && !claim.lost_volatile
+                })
+        });
+        self.peer_is_named() && self.peer_is_recorded() && (self.peer_is_equal() || whole)
+    }
+
+    /// Whether a Primary may be waiting for this Secondary's disk although it need not.
+    fn holds_up_primary(&self) -> bool {
+        let only = InSync::only(self.config.node);
+        let needed = self.view.is_some_and(|view| view.in_sync == only);
+        let phase = self.session.as_ref().map(|session| &session.phase);
+        !needed && matches!(phase, Some(Phase::MirrorTarget | Phase::SyncTarget(_)))
+    }
+
+    /// Whoever waits for the disk is told that it failed; what it does with the operations after
+    /// all is only counted.
+    fn give_up_disk_ops(&mut self, out: &mut Outbox) {
+        self.stall.data.begun.clear();
+        self.stall.flushes.begun.clear();
+        self.stall.meta.begun.clear();
+        self.stall.late_since = None;
+        let mut waiting = Vec::new();
+        for key in self.ops.keys() {
+            match self.ops.get_mut(key) {
+                Some(Op::Disk { what, .. }) if *what != DiskOp::Late => {
+                    waiting.push(core::mem::replace(what, DiskOp::Late));
+                }
+                Some(Op::Meta { then, .. }) => *then = MetaThen::Nothing,
+                Some(Op::Disk { .. } | Op::Mark) | None => {}
+            }
+        }
+        self.stall.given_up += waiting.len();
+        for what in waiting {
+            self.route_disk_result(what, Err(DiskError::Timeout), out);
+        }
+    }
+}
