@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use replicator::engine::{AttachError, Event, Input, ReplicaMark, Snapshot};
-use replicator::io::OpenError;
+use replicator::io::{Disk, OpenError};
 use replicator::types::{
     Instant, NodeId, OpId, ReplicaId, ResourceId, StoreError, ViewNumber, VolumeId,
 };
@@ -137,6 +137,15 @@ pub enum ShardCommand {
         /// What.
         setup: Box<AttachSetup>,
     },
+    /// From the shard's own helper: the devices of an attach are open, or cannot be opened.
+    Opened {
+        /// Of which.
+        resource: ResourceId,
+        /// Of which attach.
+        order: u64,
+        /// Data and metadata.
+        devices: Result<Box<(Disk, Disk)>, OpenError>,
+    },
     /// Hand this to the resource's engine.
     Engine {
         /// Which.
@@ -255,4 +264,6 @@ pub trait ShardHandle: Send + Sync {
     fn send(&self, command: ShardCommand);
     /// Wakes the shard so that it looks at the leases again: a lapsed one returned.
     fn wake(&self);
+    /// Turns made so far. One that waits makes another when woken; one that hangs does not.
+    fn turns(&self) -> u64;
 }

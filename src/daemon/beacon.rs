@@ -13,12 +13,14 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use replicator::engine::Input as EngineInput;
 use replicator::io::clock::SuspendWatch;
 use replicator::io::{clock, realtime};
+use replicator::types::time::earliest;
 use replicator::types::{Instant, ResourceId, StoreError};
 
 use super::api::ShardCommand;
 use super::beacon_io::{Carrier, DATAGRAM_LEN_MAX};
 use super::node::{ControllerRequest, Node, NodeSink};
 use super::store_thread::StoreRequest;
+use super::watchdog::{HUNG_LOOKS, LOOK_EVERY, Verdict, Watchdog};
 use crate::controller::{
     Action, Controller, ControllerEvent, Datagram, EngineCommand, Input, StepDownReason,
 };
@@ -53,6 +55,7 @@ pub(super) fn start(
             actions: Vec::new(),
             published: None,
             suspend: SuspendWatch::new(clock::suspended),
+            watchdog: Watchdog::default(),
         };
         beacon.run();
     })
@@ -67,6 +70,7 @@ struct Beacon {
     /// When the board last got snapshots.
     published: Option<Instant>,
     suspend: SuspendWatch,
+    watchdog: Watchdog,
 }
 
 impl Beacon {
@@ -77,7 +81,7 @@ impl Beacon {
             if !more_waiting {
                 self.wait();
             }
-            if self.has_slept() {
+            if self.has_slept() || self.shard_hangs() {
                 return;
             }
             let mut changed = false;
@@ -103,7 +107,9 @@ impl Beacon {
     }
 
     fn wait(&self) {
-        let timeout = match self.controller.next_deadline() {
+        // A node without a shard has nobody to watch.
+        let look = self.node.shard.get().map(|_| clock::now().plus(LOOK_EVERY));
+        let timeout = match earliest(self.controller.next_deadline(), look) {
             None => PollTimeout::NONE,
             Some(deadline) => {
                 // Rounded up: waking a little early would only spin.
@@ -135,6 +141,26 @@ impl Beacon {
         self.node.fatal(&format!(
             "this machine was suspended for {} ms: its leases are void; ending, to be started anew",
             slept.as_millis()
+        ));
+        true
+    }
+
+    /// The data path's thread is stuck. Guests wait, and the peer would wait for ever while beacons
+    /// go out: the process ends.
+    fn shard_hangs(&mut self) -> bool {
+        let Some(shard) = self.node.shard.get() else {
+            return false;
+        };
+        match self.watchdog.look(clock::now(), shard.turns()) {
+            Verdict::Fine => return false,
+            Verdict::Poke => {
+                shard.wake();
+                return false;
+            }
+            Verdict::Hung => {}
+        }
+        self.node.fatal(&format!(
+            "the data path has not moved for {HUNG_LOOKS} s; ending, so that the peer can take over"
         ));
         true
     }

@@ -34,6 +34,7 @@ mod start;
 pub mod status;
 pub mod store_thread;
 pub mod voter_store;
+mod watchdog;
 mod words;
 
 use std::ffi::OsString;

@@ -162,3 +162,75 @@ fn a_full_filesystem_under_one_of_two_replicas_costs_the_guest_nothing() {
     drop(nbd);
     drop(cluster);
 }
+
+/// A filesystem on a disk of its own, whose writes can be made to hang.
+struct Hanging(PathBuf);
+
+impl Hanging {
+    fn mount(cluster: &Cluster) -> Self {
+        let image = cluster.dir.join("hanging.img");
+        File::create(&image).unwrap().set_len(64 << 20).unwrap();
+        program("mkfs.ext4", &["-q", image.to_str().unwrap()]).ok();
+        let at = cluster.dir.join("hanging");
+        fs::create_dir_all(&at).unwrap();
+        let (image, at_text) = (image.to_str().unwrap(), at.to_str().unwrap());
+        program("mount", &["-o", "loop", image, at_text]).ok();
+        Self(at)
+    }
+
+    fn freeze(&self, frozen: bool) {
+        let flag = if frozen { "--freeze" } else { "--unfreeze" };
+        program("fsfreeze", &[flag, self.0.to_str().unwrap()]).ok();
+    }
+}
+
+impl Drop for Hanging {
+    fn drop(&mut self) {
+        let at = self.0.to_str().unwrap();
+        // Whether or not it is frozen still: a process that waits for it could not be killed.
+        program("fsfreeze", &["--unfreeze", at]);
+        program("umount", &["--lazy", at]).ok();
+    }
+}
+
+/// The guest waits for `disk-timeout` and goes on with the peer; what lands when the disk answers
+/// again is made good by the resync.
+#[test]
+fn a_disk_that_hangs_costs_a_stall_and_what_lands_late_is_overwritten() {
+    if !(am_root() && have(&["mount", "umount", "mkfs.ext4", "fsfreeze"])) {
+        return;
+    }
+    let mut cluster = Cluster::new(&Setup {
+        disk_len: 16 << 20,
+        ..Setup::default()
+    });
+    let hanging = Hanging::mount(&cluster);
+    let image = hanging.0.join("image");
+    fs::write(&image, vec![0; 16 << 20]).unwrap();
+    fs::remove_file(cluster.disk(A)).unwrap();
+    symlink(image, cluster.disk(A)).unwrap();
+    cluster.bring_up();
+    let mut nbd = Nbd::attach(&cluster.nbd_socket(A), RES, 4 * LIMIT).unwrap();
+    nbd.write(4096, &[1; 4096]).unwrap();
+    hanging.freeze(true);
+    nbd.write(4096, &[2; 4096]).unwrap();
+    nbd.write(4096, &[3; 4096]).unwrap();
+    nbd.flush().unwrap();
+    assert_eq!(nbd.read(4096, 4096).unwrap(), [3; 4096]);
+    cluster.wait_status(A, "its replica is out", |status| {
+        status["role"] == "Primary" && status["volumes"][0]["disk"] == "Failed"
+    });
+    drop(nbd);
+    hanging.freeze(false);
+    cluster.adm(A, &["secondary", RES]).ok();
+    cluster.adm(B, &["primary", RES]).ok();
+    cluster.adm(A, &["detach", RES]).ok();
+    cluster.adm(A, &["attach", RES]).ok();
+    cluster.wait_both_up_to_date(B);
+    cluster.kill(A);
+    cluster.kill(B);
+    let bytes = [A, B].map(|node| fs::read(cluster.disk(node)).unwrap());
+    assert!(bytes[0] == bytes[1], "both devices hold the same");
+    assert_eq!(bytes[0][4096..8192], [3; 4096]);
+    drop(cluster);
+}

@@ -52,6 +52,10 @@ impl Nbd {
         .map(drop)
     }
 
+    pub(crate) fn flush(&mut self) -> Result<(), NbdFailure> {
+        self.order(ClientCommand::Flush).map(drop)
+    }
+
     pub(crate) fn read(&mut self, offset: u64, len: u32) -> Result<Vec<u8>, NbdFailure> {
         self.order(ClientCommand::Read { offset, len })
     }

@@ -518,11 +518,13 @@ impl Engine {
             }
             // There is nothing to flush for; what it still does may land all the same.
             LocalDisk::Failed => self.let_go(out),
+            // Nobody counted on it yet. Its last metadata operation may hang: that is waited for.
+            LocalDisk::Attaching => {
+                self.attaching = None;
+                self.let_go(out);
+            }
             LocalDisk::Diskless => out.push(Action::Event(Event::Detached)),
-            LocalDisk::Attached
-            | LocalDisk::Attaching
-            | LocalDisk::Detaching
-            | LocalDisk::LettingGo => {}
+            LocalDisk::Attached | LocalDisk::Detaching | LocalDisk::LettingGo => {}
         }
     }
 

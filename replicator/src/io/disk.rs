@@ -72,6 +72,12 @@ pub enum OpenError {
         /// Its logical sector size in bytes.
         sector_len: u32,
     },
+    /// The kernel has not said anything yet.
+    #[error("{path} does not answer: opening it takes too long")]
+    NoAnswer {
+        /// Which.
+        path: PathBuf,
+    },
     /// Anything else the kernel said.
     #[error("{path}: {}", errno.desc())]
     Os {

@@ -2,7 +2,7 @@
 
 use std::net::UdpSocket;
 use std::path::PathBuf;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Mutex, OnceLock};
 
 use replicator::types::{NodeId, ReplicaId, Role, ViewNumber, VoterId};
@@ -42,14 +42,26 @@ meta = { kvm-a = "/m/a", kvm-b = "/m/b" }
 
 /// A shard that only remembers what it was told.
 #[derive(Default)]
-struct Told(Mutex<Vec<ShardCommand>>);
+struct Told {
+    commands: Mutex<Vec<ShardCommand>>,
+    turns: AtomicU64,
+    hangs: AtomicBool,
+}
 
 impl ShardHandle for Told {
     fn send(&self, command: ShardCommand) {
-        self.0.lock().unwrap().push(command);
+        self.commands.lock().unwrap().push(command);
     }
 
-    fn wake(&self) {}
+    fn wake(&self) {
+        if !self.hangs.load(Ordering::Relaxed) {
+            self.turns.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn turns(&self) -> u64 {
+        self.turns.load(Ordering::Relaxed)
+    }
 }
 
 struct Lab {
@@ -197,7 +209,7 @@ fn three_fresh_nodes_found_a_register_and_lease_it_over_real_sockets() {
     lab.tell(0, EngineReport::ResyncDone);
     // The shard is asked to prepare the Add; this one is always ready.
     let view = poll_until(|| {
-        let told = lab.shards[0].0.lock().unwrap();
+        let told = lab.shards[0].commands.lock().unwrap();
         told.iter().find_map(|command| match command {
             ShardCommand::Engine { input, .. } => match **input {
                 EngineInput::BeginAdd { view } => Some(view),
@@ -268,4 +280,15 @@ fn poll_until<T>(look: impl Fn() -> Option<T>) -> T {
         assert!(clock::now() < deadline, "it did not happen");
         thread::yield_now();
     }
+}
+
+#[test]
+fn a_data_path_that_hangs_ends_its_process_and_no_other() {
+    let lab = Lab::start("hang");
+    lab.shards[0].hangs.store(true, Ordering::Relaxed);
+    let why = lab.nodes[0]
+        .board
+        .wait(PATIENCE, |board| board.fatal.clone());
+    assert!(why.expect("it is noticed").contains("has not moved"));
+    assert_eq!(lab.nodes[1].board.read(|board| board.fatal.clone()), None);
 }

@@ -1,23 +1,12 @@
 //! Commands of the rest of the daemon.
 
-use core::time::Duration;
+use replicator::engine::{AdminRequest, Input};
+use replicator::types::{NodeId, ResourceId};
 
-use replicator::engine::{AdminRequest, AttachRequest, Input};
-use replicator::io::{Disk, DiskQueue, MetaQueue, OpenError};
-use replicator::types::{BLOCK_LEN, ByteLen, ByteOffset, DiskState, NodeId, ResourceId};
-
-use super::resource::{Accept, Attaching, Dial, Resource};
+use super::resource::{Accept, Dial, Resource};
 use super::slots::Key;
-use super::token::{Owner, Place};
 use super::{Shard, nbd};
-use crate::daemon::api::{AttachFailure, AttachSetup, ResourceSetup, ShardCommand, ShardEvent};
-
-/// Devices in use are tried again this often, and given up after [`ATTACH_WAIT`].
-const ATTACH_PAUSE: Duration = Duration::from_millis(100);
-/// How long an attach waits for operations of an earlier process to end (R14). A disk answers or
-/// fails its operations within this; what holds the device longer is a stranger, and a person must
-/// look.
-const ATTACH_WAIT: Duration = Duration::from_secs(10);
+use crate::daemon::api::{ResourceSetup, ShardCommand, ShardEvent};
 
 impl Shard {
     pub(super) fn on_command(&mut self, command: ShardCommand) {
@@ -25,6 +14,11 @@ impl Shard {
             ShardCommand::Add(setup) => self.add(*setup),
             ShardCommand::Remove { resource } => self.remove(resource),
             ShardCommand::Attach { resource, setup } => self.attach(resource, *setup),
+            ShardCommand::Opened {
+                resource,
+                order,
+                devices,
+            } => self.on_opened(resource, order, devices.map(|it| *it)),
             ShardCommand::Engine { resource, input } => self.input_for(resource, *input),
             ShardCommand::MarkDone {
                 resource,
@@ -116,100 +110,5 @@ impl Shard {
             self.sink.publish(id, None);
             self.sink.tell(ShardEvent::Removed { resource: id });
         }
-    }
-
-    fn attach(&mut self, id: ResourceId, setup: AttachSetup) {
-        let Some(&key) = self.by_id.get(&id) else {
-            return;
-        };
-        let Some(resource) = self.resources.get_mut(key) else {
-            return;
-        };
-        resource.attaching = Some(Attaching {
-            setup,
-            waiting: false,
-            retry_at: self.now,
-            give_up_at: self.now.plus(ATTACH_WAIT),
-        });
-        self.try_attach(key);
-    }
-
-    pub(super) fn try_attach(&mut self, key: Key) {
-        let Some(resource) = self.resources.get_mut(key) else {
-            return;
-        };
-        let Some(mut attaching) = resource.attaching.take() else {
-            return;
-        };
-        let closing = resource.is_letting_go() || resource.snapshot().disk == DiskState::Detaching;
-        if resource.disk.is_some() && !closing {
-            // Opening it a second time would wait for our own lock; the engine knows what it has.
-            tracing::error!(name = resource.setup.name, "attach of an attached resource");
-            return;
-        }
-        resource.note_change();
-        let devices = if closing {
-            // Its own last operations hold the lock.
-            let path = attaching.setup.disk.clone();
-            Err(OpenError::InUse { path })
-        } else {
-            Disk::open(&attaching.setup.disk)
-                .and_then(|disk| Disk::open(&attaching.setup.meta).map(|meta| (disk, meta)))
-        };
-        let (disk, meta) = match devices {
-            Ok(devices) => devices,
-            Err(error) if error.is_transient() && self.now < attaching.give_up_at => {
-                if !attaching.waiting {
-                    tracing::info!(name = resource.setup.name, %error, "attach waits");
-                }
-                attaching.waiting = true;
-                attaching.retry_at = self.now.plus(ATTACH_PAUSE);
-                resource.attaching = Some(attaching);
-                return;
-            }
-            Err(error) => {
-                resource.attach_error = Some(AttachFailure::Open(error.clone()));
-                let resource = resource.setup.resource;
-                self.sink.tell(ShardEvent::OpenFailed { resource, error });
-                return;
-            }
-        };
-        let request = AttachRequest {
-            device_len: usable_len(disk.len(), attaching.setup.size_max),
-            meta_len: meta.len(),
-            boot_id: self.setup.boot_id,
-            marked_failed: attaching.setup.stored.failed,
-            expected_replica: attaching.setup.stored.replica,
-            seal: attaching.setup.stored.seal,
-        };
-        let place = Place::of(key);
-        let (disk_tokens, meta_tokens) = (Owner::Disk(place).token(), Owner::Meta(place).token());
-        resource.disk = Some(DiskQueue::new(disk, self.pool.clone(), disk_tokens));
-        resource.meta = Some(MetaQueue::new(
-            meta,
-            ByteOffset(0),
-            self.pool.clone(),
-            meta_tokens,
-        ));
-        self.inputs
-            .push_back((key, Input::Admin(AdminRequest::Attach(request))));
-    }
-}
-
-fn usable_len(device: ByteLen, size_max: Option<u64>) -> ByteLen {
-    let len = size_max.map_or(device.0, |max| device.0.min(max));
-    ByteLen(len - len % BLOCK_LEN)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_usable_length_is_whole_blocks_of_the_configured_size_at_most() {
-        let usable = |device, max| usable_len(ByteLen(device), max).0;
-        assert_eq!(usable(10_000, None), 8192);
-        assert_eq!(usable(1 << 20, Some(8192)), 8192);
-        assert_eq!(usable(4096, Some(1 << 20)), 4096);
     }
 }

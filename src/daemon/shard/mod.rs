@@ -18,6 +18,7 @@
 //! waits for anything but its socket.
 
 mod actions;
+mod attach;
 mod block_status;
 mod client;
 mod commands;
@@ -48,6 +49,7 @@ use replicator::io::{Backend, BufferPool, Completion, Wait, clock, open_backend}
 use replicator::types::{Instant, Payload, ResourceId, Role, time::earliest};
 
 use crate::daemon::api::{ShardCommand, ShardEvent, ShardSetup, ShardSink};
+pub use attach::{Devices, Opener};
 use block_status::StatusQuery;
 use client::{Client, GuestBuffers, GuestRef};
 pub use engine::{EngineFactory, ReplicationEngine, engines};
@@ -92,6 +94,8 @@ pub struct Surroundings {
     pub backend: Box<dyn FnOnce() -> Result<Box<dyn Backend>, Errno> + Send>,
     /// Time the machine has been suspended since it booted.
     pub suspended: Box<dyn Fn() -> Duration + Send>,
+    /// Opens devices, on a thread of its own.
+    pub opener: Opener,
 }
 
 impl Surroundings {
@@ -101,6 +105,7 @@ impl Surroundings {
         Self {
             backend: Box::new(open_backend),
             suspended: Box::new(clock::suspended),
+            opener: Arc::new(attach::open_devices),
         }
     }
 }
@@ -120,10 +125,14 @@ pub fn start_in(
         .name("shard".to_owned())
         .spawn(move || {
             // The ring is made by the thread that uses it: the kernel insists on one issuer.
-            let Surroundings { backend, suspended } = surroundings;
+            let Surroundings {
+                backend,
+                suspended,
+                opener,
+            } = surroundings;
             let shard = backend()
                 .map_err(io::Error::from)
-                .and_then(|backend| Shard::new(setup, sink, engines, backend, suspended));
+                .and_then(|backend| Shard::new(setup, sink, engines, backend, suspended, opener));
             match shard {
                 Ok(shard) => {
                     if ready.send(Ok(Arc::clone(&shard.queue))).is_ok() {
@@ -169,6 +178,10 @@ struct Shard {
 
     resources: Slots<Resource>,
     by_id: BTreeMap<ResourceId, Key>,
+    opener: Opener,
+    /// Resources whose devices a thread is opening, and for which attach.
+    opening: BTreeMap<ResourceId, u64>,
+    attach_orders: u64,
     clients: Slots<Client>,
     links: Slots<Link>,
     /// Guest requests that engines have not answered.
@@ -206,6 +219,7 @@ impl Shard {
         engines: EngineFactory,
         backend: Box<dyn Backend>,
         suspended: Box<dyn Fn() -> Duration + Send>,
+        opener: Opener,
     ) -> io::Result<Self> {
         let listeners = std::mem::take(&mut setup.listeners);
         let mut shard = Self {
@@ -223,6 +237,9 @@ impl Shard {
             stopping: false,
             resources: Slots::new(),
             by_id: BTreeMap::new(),
+            opener,
+            opening: BTreeMap::new(),
+            attach_orders: 0,
             clients: Slots::new(),
             links: Slots::new(),
             requests: Slots::new(),
@@ -266,6 +283,7 @@ impl Shard {
             let for_two = self.requests.len() == 1 && self.fresh_mirrored_writes == 1;
             self.fresh_mirrored_writes = 0;
             self.backend.turn(Wait { timeout, for_two }, &mut done)?;
+            self.queue.note_turn();
             self.now = clock::now();
             self.look_at_suspension();
             self.look_at_leases();

@@ -1,6 +1,7 @@
 //! How other threads reach the shard.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use replicator::io::Waker;
@@ -12,6 +13,7 @@ use crate::daemon::api::{SHARD_COMMANDS_MAX, ShardCommand, ShardHandle};
 pub struct ShardQueue {
     commands: Mutex<VecDeque<ShardCommand>>,
     waker: Waker,
+    turns: AtomicU64,
 }
 
 impl ShardQueue {
@@ -19,6 +21,7 @@ impl ShardQueue {
         Self {
             commands: Mutex::default(),
             waker,
+            turns: AtomicU64::new(0),
         }
     }
 
@@ -30,6 +33,10 @@ impl ShardQueue {
         } else {
             std::mem::take(&mut commands)
         }
+    }
+
+    pub(super) fn note_turn(&self) {
+        self.turns.fetch_add(1, Ordering::Relaxed);
     }
 
     fn lock(&self) -> MutexGuard<'_, VecDeque<ShardCommand>> {
@@ -51,5 +58,9 @@ impl ShardHandle for ShardQueue {
 
     fn wake(&self) {
         self.waker.wake();
+    }
+
+    fn turns(&self) -> u64 {
+        self.turns.load(Ordering::Relaxed)
     }
 }

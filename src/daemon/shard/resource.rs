@@ -54,6 +54,8 @@ pub(super) struct Resource {
 /// Devices that are in use and will be tried again.
 pub(super) struct Attaching {
     pub(super) setup: AttachSetup,
+    /// Number of the attach: what was opened for another is not for this one.
+    pub(super) order: u64,
     /// Tried before, and told.
     pub(super) waiting: bool,
     pub(super) retry_at: Instant,

@@ -4,5 +4,6 @@
 mod clients;
 mod faulty;
 mod letting_go;
+mod opening;
 mod pair;
 mod rig;

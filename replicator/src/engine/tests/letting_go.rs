@@ -88,3 +88,23 @@ fn a_lease_of_zero_takes_back_the_one_that_held() {
     pair.run();
     assert!(pair.answer(read).is_some());
 }
+
+#[test]
+fn a_detach_while_the_metadata_is_read_is_not_lost() {
+    // The first read of it hangs.
+    let mut pair = Pair::in_sync();
+    pair.crash(B);
+    pair.state(B).meta_held = true;
+    pair.begin_attach(B);
+    pair.run();
+    assert_eq!(pair.snapshot(B).disk, DiskState::Attaching);
+    pair.admin(B, AdminRequest::Detach);
+    pair.run();
+    let detached = |event: &Event| *event == Event::Detached;
+    assert!(!pair.saw(B, detached), "the read may still be under way");
+    pair.state(B).meta_held = false;
+    pair.run();
+    assert!(pair.saw(B, detached));
+    assert_eq!(pair.snapshot(B).disk, DiskState::Diskless);
+    pair.attach(B);
+}

@@ -45,6 +45,7 @@ impl Faults {
         Surroundings {
             backend: Box::new(make),
             suspended: Box::new(clock::suspended),
+            ..Surroundings::real()
         }
     }
 }

@@ -136,6 +136,7 @@ fn sleeper(slept: &Arc<AtomicU64>) -> Surroundings {
     Surroundings {
         backend: Box::new(|| Ok(Box::new(Portable::new()?))),
         suspended: Box::new(move || Duration::from_secs(slept.load(Ordering::Acquire))),
+        ..Surroundings::real()
     }
 }
 

@@ -1,0 +1,199 @@
+//! Opening a resource's devices and offering them to its engine.
+//!
+//! An open may take as long as the device likes: a thread of its own does it, at most one for each
+//! resource, and its result comes back as a command. Until then the shard serves everybody else,
+//! and a detach or the end of the resource leaves the thread to itself: what it opens is closed.
+
+use core::time::Duration;
+use std::path::Path;
+use std::sync::Arc;
+
+use replicator::engine::{AdminRequest, AttachRequest, Input};
+use replicator::io::{Disk, DiskQueue, MetaQueue, OpenError};
+use replicator::types::{BLOCK_LEN, ByteLen, ByteOffset, DiskState, ResourceId};
+
+use super::Shard;
+use super::resource::Attaching;
+use super::slots::Key;
+use super::token::{Owner, Place};
+use crate::daemon::api::{AttachFailure, AttachSetup, ShardCommand, ShardEvent, ShardHandle};
+
+/// The data device and the metadata area, held.
+pub type Devices = (Disk, Disk);
+
+/// Opens both; may block.
+pub type Opener = Arc<dyn Fn(&Path, &Path) -> Result<Devices, OpenError> + Send + Sync>;
+
+/// Devices in use are tried again this often, and given up after [`ATTACH_WAIT`].
+const ATTACH_PAUSE: Duration = Duration::from_millis(100);
+/// How long an attach waits for operations of an earlier process to end (R14). A disk answers or
+/// fails its operations within this; what holds the device longer is a stranger, and a person must
+/// look.
+const ATTACH_WAIT: Duration = Duration::from_secs(10);
+
+pub(super) fn open_devices(disk: &Path, meta: &Path) -> Result<Devices, OpenError> {
+    Disk::open(disk).and_then(|disk| Disk::open(meta).map(|meta| (disk, meta)))
+}
+
+impl Shard {
+    pub(super) fn attach(&mut self, id: ResourceId, setup: AttachSetup) {
+        let Some(&key) = self.by_id.get(&id) else {
+            return;
+        };
+        let Some(resource) = self.resources.get_mut(key) else {
+            return;
+        };
+        self.attach_orders += 1;
+        resource.attaching = Some(Attaching {
+            setup,
+            order: self.attach_orders,
+            waiting: false,
+            retry_at: self.now,
+            give_up_at: self.now.plus(ATTACH_WAIT),
+        });
+        self.try_attach(key);
+    }
+
+    pub(super) fn try_attach(&mut self, key: Key) {
+        let Some(resource) = self.resources.get_mut(key) else {
+            return;
+        };
+        let Some(mut attaching) = resource.attaching.take() else {
+            return;
+        };
+        let closing = resource.is_letting_go() || resource.snapshot().disk == DiskState::Detaching;
+        if resource.disk.is_some() && !closing {
+            // Opening it a second time would wait for our own lock; the engine knows what it has.
+            tracing::error!(name = resource.setup.name, "attach of an attached resource");
+            return;
+        }
+        resource.note_change();
+        let id = resource.setup.resource;
+        let path = attaching.setup.disk.clone();
+        if closing {
+            // Its own last operations hold the lock.
+            self.attach_failed(key, attaching, OpenError::InUse { path });
+        } else if self.opening.contains_key(&id) {
+            if self.now >= attaching.give_up_at {
+                self.attach_failed(key, attaching, OpenError::NoAnswer { path });
+                return;
+            }
+            // `on_opened` comes first, or never.
+            attaching.retry_at = attaching.give_up_at;
+            resource.attaching = Some(attaching);
+        } else {
+            let (order, meta) = (attaching.order, attaching.setup.meta.clone());
+            let (queue, opener) = (Arc::clone(&self.queue), Arc::clone(&self.opener));
+            let open = move || {
+                let devices = opener(&path, &meta).map(Box::new);
+                queue.send(ShardCommand::Opened {
+                    resource: id,
+                    order,
+                    devices,
+                });
+            };
+            let thread = std::thread::Builder::new().name("open".to_owned());
+            attaching.retry_at = match thread.spawn(open) {
+                Ok(_) => {
+                    self.opening.insert(id, order);
+                    attaching.give_up_at
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "no thread to open a device; tried again");
+                    self.now.plus(ATTACH_PAUSE)
+                }
+            };
+            resource.attaching = Some(attaching);
+        }
+    }
+
+    /// The thread that opens devices is done.
+    pub(super) fn on_opened(
+        &mut self,
+        id: ResourceId,
+        order: u64,
+        devices: Result<Devices, OpenError>,
+    ) {
+        self.opening.remove(&id);
+        let Some(&key) = self.by_id.get(&id) else {
+            return;
+        };
+        let Some(resource) = self.resources.get_mut(key) else {
+            return;
+        };
+        let Some(attaching) = resource.attaching.take_if(|it| it.order == order) else {
+            // Nobody waits for these any more; whoever waits now tries for himself.
+            drop(devices);
+            self.try_attach(key);
+            return;
+        };
+        match devices {
+            Ok(devices) => self.offer(key, &attaching.setup, devices),
+            Err(error) => self.attach_failed(key, attaching, error),
+        }
+    }
+
+    /// Later again, if that may help and there is time left.
+    fn attach_failed(&mut self, key: Key, mut attaching: Attaching, error: OpenError) {
+        let Some(resource) = self.resources.get_mut(key) else {
+            return;
+        };
+        resource.note_change();
+        if error.is_transient() && self.now < attaching.give_up_at {
+            if !attaching.waiting {
+                tracing::info!(name = resource.setup.name, %error, "attach waits");
+            }
+            attaching.waiting = true;
+            attaching.retry_at = self.now.plus(ATTACH_PAUSE);
+            resource.attaching = Some(attaching);
+            return;
+        }
+        resource.attach_error = Some(AttachFailure::Open(error.clone()));
+        let resource = resource.setup.resource;
+        self.sink.tell(ShardEvent::OpenFailed { resource, error });
+    }
+
+    fn offer(&mut self, key: Key, setup: &AttachSetup, (disk, meta): Devices) {
+        let Some(resource) = self.resources.get_mut(key) else {
+            return;
+        };
+        resource.note_change();
+        let request = AttachRequest {
+            device_len: usable_len(disk.len(), setup.size_max),
+            meta_len: meta.len(),
+            boot_id: self.setup.boot_id,
+            marked_failed: setup.stored.failed,
+            expected_replica: setup.stored.replica,
+            seal: setup.stored.seal,
+        };
+        let place = Place::of(key);
+        let (disk_tokens, meta_tokens) = (Owner::Disk(place).token(), Owner::Meta(place).token());
+        resource.disk = Some(DiskQueue::new(disk, self.pool.clone(), disk_tokens));
+        resource.meta = Some(MetaQueue::new(
+            meta,
+            ByteOffset(0),
+            self.pool.clone(),
+            meta_tokens,
+        ));
+        self.inputs
+            .push_back((key, Input::Admin(AdminRequest::Attach(request))));
+    }
+}
+
+fn usable_len(device: ByteLen, size_max: Option<u64>) -> ByteLen {
+    let len = size_max.map_or(device.0, |max| device.0.min(max));
+    ByteLen(len - len % BLOCK_LEN)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_usable_length_is_whole_blocks_of_the_configured_size_at_most() {
+        let usable = |device, max| usable_len(ByteLen(device), max).0;
+        assert_eq!(usable(10_000, None), 8192);
+        assert_eq!(usable(1 << 20, Some(8192)), 8192);
+        assert_eq!(usable(4096, Some(1 << 20)), 4096);
+    }
+}
