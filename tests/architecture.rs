@@ -178,6 +178,7 @@ const DEPENDENCIES: &[(&str, &[&str], &[&str])] = &[
         &["twinblk", "replicator", "bytes", "thiserror"],
         &["proptest"],
     ),
+    ("tests/nbd_conformance/Cargo.toml", &[], &[]),
 ];
 
 const LINES_MAX: usize = 800;

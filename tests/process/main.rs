@@ -19,5 +19,6 @@ mod idle;
 mod isolation;
 mod nbd;
 mod nbd_clients;
+mod nbd_conformance;
 mod passing_on;
 mod tools;

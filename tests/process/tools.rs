@@ -88,37 +88,32 @@ fn find(program: &str) -> Option<PathBuf> {
         .find(|path| path.is_file())
 }
 
-/// Path of `twinadm`, built with the same cargo if it is not up to date: it belongs to another
-/// package, so that cargo does not build it for these tests.
+/// Path of `twinadm`.
 pub(crate) fn twinadm() -> &'static Path {
     static PATH: OnceLock<PathBuf> = OnceLock::new();
-    PATH.get_or_init(|| {
-        let daemon = Path::new(env!("CARGO_BIN_EXE_twinblkd"));
-        let profile_dir = daemon.parent().expect("a program lies in a directory");
-        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        let mut build = Command::new(cargo);
-        build.args([
-            "build",
-            "--quiet",
-            "--package",
-            "twinblk-tools",
-            "--bins",
-            "--target-dir",
-        ]);
-        build.arg(
-            profile_dir
-                .parent()
-                .expect("a profile's directory lies in the target directory"),
-        );
-        if profile_dir.ends_with("release") {
-            build.arg("--release");
-        }
-        assert!(
-            build.status().expect("cargo starts").success(),
-            "twinadm builds"
-        );
-        profile_dir.join("twinadm")
-    })
+    PATH.get_or_init(|| built("twinblk-tools", "twinadm"))
+}
+
+/// Path of a program of another package, built with the same cargo if it is not up to date: cargo
+/// does not build those for these tests.
+pub(crate) fn built(package: &str, program: &str) -> PathBuf {
+    let daemon = Path::new(env!("CARGO_BIN_EXE_twinblkd"));
+    let profile_dir = daemon.parent().expect("a program lies in a directory");
+    let target_dir = profile_dir
+        .parent()
+        .expect("a profile's directory lies in the target directory");
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut build = Command::new(cargo);
+    build.args(["build", "--quiet", "--package", package, "--bins"]);
+    build.arg("--target-dir").arg(target_dir);
+    if profile_dir.ends_with("release") {
+        build.arg("--release");
+    }
+    assert!(
+        build.status().expect("cargo starts").success(),
+        "{program} builds"
+    );
+    profile_dir.join(program)
 }
 
 /// Runs to the end; stdout and stderr as text and whether it exited 0.

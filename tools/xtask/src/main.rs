@@ -70,6 +70,11 @@ const VERBS: &[Verb] = &[
         run: plan::bench_peers,
     },
     Verb {
+        name: "nbd-conformance",
+        summary: "judge an NBD server by its specification: --uri URI, --strict; writes to the export",
+        run: plan::nbd_conformance,
+    },
+    Verb {
         name: "packages",
         summary: "only install what the tests drive (Debian, as root)",
         run: plan::packages,
@@ -103,7 +108,7 @@ fn main() -> ExitCode {
 fn usage() -> String {
     let mut text = String::from("usage: cargo xtask VERB [ARGUMENT...]\n\n");
     for verb in VERBS {
-        text.push_str(&format!("  {:<9} {}\n", verb.name, verb.summary));
+        text.push_str(&format!("  {:<15} {}\n", verb.name, verb.summary));
     }
     text
 }
@@ -128,7 +133,10 @@ mod tests {
         for document in ["README.md", "CONTRIBUTING.md", "docs/ARCHITECTURE.md"] {
             let text = std::fs::read_to_string(run::root().join(document)).unwrap();
             for after in text.split("cargo xtask ").skip(1) {
-                let word: String = after.chars().take_while(char::is_ascii_lowercase).collect();
+                let word: String = after
+                    .chars()
+                    .take_while(|c| c.is_ascii_lowercase() || *c == '-')
+                    .collect();
                 assert!(
                     word.is_empty() || VERBS.iter().any(|verb| verb.name == word),
                     "{document} names `cargo xtask {word}`"

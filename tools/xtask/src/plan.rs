@@ -107,6 +107,11 @@ pub(crate) fn explore(arguments: &[String]) -> Outcome {
     optimised("--bin explore", arguments)
 }
 
+pub(crate) fn nbd_conformance(arguments: &[String]) -> Outcome {
+    let mut command = run::cargo("run --quiet --locked -p nbd-conformance --");
+    run::passes(command.args(arguments))
+}
+
 pub(crate) fn packages(_arguments: &[String]) -> Outcome {
     Ok(debian::install()? & kernel::fetch()?)
 }
