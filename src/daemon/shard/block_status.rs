@@ -9,22 +9,34 @@
 //!       └───────any other disk, or not asked───────────────────────────────┴▶ engine ─▶ end_status
 //! ```
 //!
+//! A disk that does not answer holds up no block status for long: after [`LOOK_TIMEOUT`] it goes on
+//! without, and the look is left to itself.
+//!
 //! Invariant: a hole is claimed only of a file that guests read, both before it was looked at and
 //! when the answer is given. Whatever is not known is left out, which the session takes for data.
 
 // SPDX-License-Identifier: MIT OR Apache-2.0
+
+use core::time::Duration;
 
 use nbd_frontend::proto::constants::status;
 use nbd_frontend::session::limits::STATUS_EXTENT_COUNT_MAX;
 use nbd_frontend::{BlockStatus, StatusExtent};
 use replicator::engine::{GuestError, GuestKind, GuestReply, GuestRequest, Input};
 use replicator::io::{Completion, FileExtent, Op};
-use replicator::types::{BLOCK_LEN, ByteLen, ByteRange, Payload, RequestId};
+use replicator::types::{BLOCK_LEN, ByteLen, ByteRange, Instant, Payload, RequestId};
 
-use super::Shard;
 use super::slots::Key;
 use super::token::Owner;
+use super::{Shard, Timer};
 use crate::daemon::bridge::{self, StatusQuestion};
+
+/// Looks at a time, of all resources. Each occupies one of the backend's eight threads for files that
+/// may block, and those of a disk that hangs for as long as it does; the others are left for reads
+/// and writes. Whoever finds them all taken does without.
+const LOOKS_MAX: usize = 4;
+/// How long one look may take: a healthy filesystem answers in microseconds, or in a few reads.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A block status under way.
 #[derive(Debug)]
@@ -33,6 +45,8 @@ pub(super) struct StatusQuery {
     resource: Key,
     question: StatusQuestion,
     holes: Vec<FileExtent>,
+    /// When the look for holes is given up; `None` while there is none.
+    look_until: Option<Instant>,
 }
 
 impl Shard {
@@ -42,18 +56,23 @@ impl Shard {
             let asked = question.contexts.allocation;
             asked.then(|| resource.file_of_guests().cloned()).flatten()
         });
+        let file = file.filter(|_| self.looks < LOOKS_MAX);
+        let look_until = file.is_some().then(|| self.now.plus(LOOK_TIMEOUT));
         let key = self.statuses.insert(StatusQuery {
             request,
             resource,
             holes: Vec::new(),
             question,
+            look_until,
         });
         if let Some(guest) = self.requests.get_mut(request) {
             guest.status = Some(key);
         }
-        let Some(file) = file else {
+        let (Some(file), Some(until)) = (file, look_until) else {
             return self.ask_gate(key);
         };
+        self.looks += 1;
+        self.timers.insert((until, Timer::Look(key)));
         let find = Op::FindExtents {
             file,
             offset: range.offset().0,
@@ -65,15 +84,28 @@ impl Shard {
     }
 
     pub(super) fn on_extents_found(&mut self, key: Key, completion: Completion) {
-        // None: the client was dropped meanwhile.
+        self.looks -= 1;
+        let holes = match (completion.result, completion.op) {
+            (Ok(_), Op::FindExtents { found, .. }) => found,
+            (result, _) => {
+                tracing::debug!(?result, "looking for holes");
+                Vec::new()
+            }
+        };
+        self.end_look(key, holes);
+    }
+
+    /// The look is over or given up: on to the engine, once.
+    pub(super) fn end_look(&mut self, key: Key, holes: Vec<FileExtent>) {
+        // None: its client was dropped meanwhile.
         let Some(query) = self.statuses.get_mut(key) else {
             return;
         };
-        match (completion.result, completion.op) {
-            (Ok(_), Op::FindExtents { found, .. }) => query.holes = found,
-            (Err(errno), _) => tracing::debug!(%errno, "looking for holes"),
-            _ => {}
-        }
+        let Some(until) = query.look_until.take() else {
+            return;
+        };
+        query.holes = holes;
+        self.timers.remove(&(until, Timer::Look(key)));
         self.ask_gate(key);
     }
 

@@ -156,6 +156,8 @@ enum Timer {
     Client(Key),
     /// A link's set-up or farewell takes too long.
     Link(Key),
+    /// A look for holes takes too long.
+    Look(Key),
 }
 
 struct Shard {
@@ -188,6 +190,8 @@ struct Shard {
     requests: Slots<GuestRef>,
     /// What block statuses among them found so far.
     statuses: Slots<StatusQuery>,
+    /// Looks for holes under way, also those that nobody waits for any more.
+    looks: usize,
     timers: BTreeSet<(Instant, Timer)>,
     link_listeners: Vec<links::Listener>,
     /// Sessions dialled so far; part of the next one's id.
@@ -244,6 +248,7 @@ impl Shard {
             links: Slots::new(),
             requests: Slots::new(),
             statuses: Slots::new(),
+            looks: 0,
             timers: BTreeSet::new(),
             link_listeners: Vec::new(),
             sessions_dialled: 0,
@@ -410,6 +415,7 @@ impl Shard {
             match timer {
                 Timer::Client(key) => self.on_client_timer(key),
                 Timer::Link(key) => self.on_link_timer(key),
+                Timer::Look(key) => self.end_look(key, Vec::new()),
             }
         }
     }

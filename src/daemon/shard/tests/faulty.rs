@@ -81,7 +81,8 @@ impl Backend for Faulty {
         let mut ended = Vec::new();
         self.inner.turn(wait, &mut ended)?;
         for mut completion in ended {
-            let of_disk = matches!(Owner::of(completion.token), Some(Owner::Disk(_)));
+            let owner = Owner::of(completion.token);
+            let of_disk = matches!(owner, Some(Owner::Disk(_) | Owner::Extents(_)));
             let flush = matches!(completion.op, Op::Sync { .. });
             if of_disk && flush && self.faults.fail_flushes.load(Ordering::Acquire) {
                 completion.result = Err(Errno::EIO);
