@@ -20,5 +20,6 @@ mod isolation;
 mod nbd;
 mod nbd_clients;
 mod nbd_conformance;
+mod nbd_model;
 mod passing_on;
 mod tools;

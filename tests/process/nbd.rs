@@ -26,6 +26,16 @@ pub(crate) enum NbdFailure {
 impl Nbd {
     /// Attaches; every wait on the connection ends after `limit`.
     pub(crate) fn attach(socket: &Path, export: &str, limit: Duration) -> Result<Self, NbdFailure> {
+        Self::attach_in(socket, export, limit, ReplyStyle::Simple)
+    }
+
+    /// The same with a reply style.
+    pub(crate) fn attach_in(
+        socket: &Path,
+        export: &str,
+        limit: Duration,
+        style: ReplyStyle,
+    ) -> Result<Self, NbdFailure> {
         let stream = UnixStream::connect(socket).map_err(|error| failure(&error))?;
         stream
             .set_read_timeout(Some(limit))
@@ -35,7 +45,7 @@ impl Nbd {
             .map_err(|error| failure(&error))?;
         let mut nbd = Self {
             stream,
-            client: Client::new(export, ReplyStyle::Simple),
+            client: Client::new(export, style),
         };
         while nbd.client.export().is_none() {
             nbd.turn()?;
@@ -60,10 +70,23 @@ impl Nbd {
         self.order(ClientCommand::Read { offset, len })
     }
 
-    fn order(&mut self, command: ClientCommand<'_>) -> Result<Vec<u8>, NbdFailure> {
+    /// Queues a request; its cookie.
+    pub(crate) fn submit(&mut self, command: ClientCommand<'_>) -> Result<u64, NbdFailure> {
         self.client
             .submit(command)
-            .map_err(|error| NbdFailure::Closed(error.to_string()))?;
+            .map_err(|error| NbdFailure::Closed(error.to_string()))
+    }
+
+    /// Sends what is queued.
+    pub(crate) fn send(&mut self) -> Result<(), NbdFailure> {
+        let output = self.client.take_output();
+        self.stream
+            .write_all(&output)
+            .map_err(|error| failure(&error))
+    }
+
+    fn order(&mut self, command: ClientCommand<'_>) -> Result<Vec<u8>, NbdFailure> {
+        self.submit(command)?;
         let reply = self.answer()?;
         reply
             .result
@@ -81,10 +104,7 @@ impl Nbd {
     }
 
     fn turn(&mut self) -> Result<(), NbdFailure> {
-        let output = self.client.take_output();
-        self.stream
-            .write_all(&output)
-            .map_err(|error| failure(&error))?;
+        self.send()?;
         let mut buffer = [0; 64 * 1024];
         match self.stream.read(&mut buffer) {
             Ok(0) => Err(NbdFailure::Closed("end of stream".to_owned())),

@@ -1,10 +1,14 @@
 //! The clients people use, against a served volume.
 
 use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::time::Duration;
 
-use crate::cluster::{A, B, Cluster, Setup};
-use crate::tools::{have, now, program};
+use crate::cluster::{A, B, Cluster, RES, Setup};
+use crate::nbd::Nbd;
+use crate::tools::{have, hold_for, now, program};
 
 /// `nbdinfo` sees the export under its name, its size, and what it can do.
 #[test]
@@ -59,6 +63,36 @@ fn unknown_exports_and_secondaries_refuse_at_once() {
         program("qemu-img", &["info", "-f", "raw", uri]).exits(1);
     }
     assert!(begun.elapsed().as_secs() < 4, "took {:?}", begun.elapsed());
+}
+
+/// A client that says nothing, and one that says it byte by byte, are gone ten seconds after they
+/// came; one that is attached may be silent for as long as it likes.
+#[test]
+fn a_slow_handshake_ends_after_ten_seconds() {
+    let cluster = Cluster::serving(&Setup::default());
+    let limit = Duration::from_secs(20);
+    let mut attached = Nbd::attach(&cluster.nbd_socket(A), RES, limit).unwrap();
+    let connect = || {
+        let stream = UnixStream::connect(cluster.nbd_socket(A)).unwrap();
+        stream.set_read_timeout(Some(limit)).unwrap();
+        stream
+    };
+    let (begun, mut silent, mut slow) = (now(), connect(), connect());
+    // Unknown options without data, one after the other.
+    let options = b"IHAVEOPT\0\0\0\x63\0\0\0\0".iter().cycle();
+    let mut bytes = [0, 0, 0, 3].iter().chain(options);
+    hold_for(Duration::from_secs(9), || {
+        let sent = slow.write(&[*bytes.next().unwrap()]);
+        assert!(sent.is_ok(), "closed after {:?}", begun.elapsed());
+    });
+    let mut told = Vec::new();
+    silent.read_to_end(&mut told).unwrap();
+    assert_eq!(told.len(), 18, "the greeting");
+    // What it had said last may not have been read: then the end is a reset.
+    drop(slow.read_to_end(&mut told));
+    let took = begun.elapsed();
+    assert!((9..12).contains(&took.as_secs()), "took {took:?}");
+    attached.read(0, 512).unwrap();
 }
 
 /// A file copied in and out again by libnbd's and by QEMU's tools is the same file.
