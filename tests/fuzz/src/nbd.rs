@@ -444,5 +444,20 @@ mod tests {
             b"\x66\x8e\x33\xef\0\x01\x80\x01\0\0\0\0\0\0\0\x01\0\0\0\x06\0\0\0\x05\0\0",
         ];
         mutate_and_run(replies.concat(), 5000, client);
+        let mut extended = Vec::new();
+        for (kind, cookie, offset, payload) in [
+            (0, 2, 0, &[][..]),
+            (1, 4, 4096, b"\0\0\0\0\0\0\x10\0abc"),
+            (0x8001, 1, 0, b"\0\0\0\x05\0\0"),
+        ] {
+            extended.extend(0x6e8a_278c_u32.to_be_bytes());
+            extended.extend([0, 1]);
+            extended.extend(u16::to_be_bytes(kind));
+            extended.extend(u64::to_be_bytes(cookie));
+            extended.extend(u64::to_be_bytes(offset));
+            extended.extend((payload.len() as u64).to_be_bytes());
+            extended.extend(payload);
+        }
+        mutate_and_run(extended, 5000, client);
     }
 }
