@@ -7,7 +7,7 @@ use std::hint::black_box;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use nbd_frontend::{Access, BufferPool, Completion, Export, ExportList, Output, Session};
 use replicator::meta::{ActivityLog, Bitmap, Layout};
-use replicator::protocol::{DataKind, Header, Message, WriteId, encode};
+use replicator::protocol::{DataKind, Header, Message, WriteId, WriteTerms, encode};
 use replicator::types::{
     BlockCount, BlockIndex, BlockRange, Payload, ReplicaId, SessionId, ViewNumber,
 };
@@ -24,7 +24,7 @@ fn frames(c: &mut Criterion) {
         write: WriteId(1),
         range: blocks(5, 1),
         kind: DataKind::Write(payload),
-        fua: false,
+        terms: WriteTerms::default(),
     };
     let mut group = c.benchmark_group("frame");
     group.throughput(Throughput::Bytes(4096));
@@ -106,7 +106,7 @@ fn nbd(c: &mut Criterion) {
         .submit(ClientCommand::Write {
             offset: 0,
             data: &data,
-            fua: false,
+            terms: WriteTerms::default(),
         })
         .expect("attached");
     let request = client.take_output();

@@ -8,11 +8,11 @@ mod hex;
 use replicator::protocol::{
     DataKind, Decoded, DiskErrorCode, Frame, HEADER_LEN, Hello, Message, Opening, Preamble,
     PreambleReply, PreambleStatus, Refusal, RelayPreamble, ReplicaClaim, ResyncReply, VersionRange,
-    WriteId, decode, encode,
+    WriteId, WriteTerms, decode, encode,
 };
 use replicator::types::{
     BlockCount, BlockIndex, BlockRange, DataGeneration, InSync, NodeId, Payload, ReplicaId,
-    ResourceId, SessionId, ViewNumber, VolumeId, WriteEpoch,
+    ReplicationProtocol, ResourceId, SessionId, ViewNumber, VolumeId, WriteEpoch,
 };
 
 const SESSION: SessionId = SessionId(0x1122_3344_5566_7788);
@@ -39,7 +39,16 @@ fn hello(replica: Option<ReplicaClaim>) -> Message {
         seal: ViewNumber(8),
         boot_id: 0xb007,
         incarnation: 0x1234,
+        protocol: ReplicationProtocol::C,
     }))
+}
+
+fn under_b() -> Message {
+    let Message::Hello(mut hello) = hello(None) else {
+        unreachable!("made above");
+    };
+    hello.protocol = ReplicationProtocol::B;
+    Message::Hello(hello)
 }
 
 fn claim() -> ReplicaClaim {
@@ -61,11 +70,23 @@ fn messages() -> Vec<(&'static str, Message)> {
     let (write, range, id, read) = (WRITE, range(), WRITE, WRITE);
     let (epoch, view) = (WriteEpoch(77), ViewNumber(10));
     let error = DiskErrorCode(2);
-    let data = |kind, fua| Message::Data {
+    let under = |kind, terms| Message::Data {
         write,
         range,
         kind,
-        fua,
+        terms,
+    };
+    let data = |kind, fua| {
+        let terms = WriteTerms {
+            fua,
+            ..WriteTerms::default()
+        };
+        under(kind, terms)
+    };
+    let ordered = |protocol| WriteTerms {
+        fua: false,
+        protocol,
+        after_earlier: true,
     };
     let resync = |reply, last| Message::ResyncData {
         id,
@@ -134,6 +155,16 @@ fn messages() -> Vec<(&'static str, Message)> {
         ("Ping", Message::Ping),
         ("Pong", Message::Pong),
         ("Goodbye", Message::Goodbye),
+        (
+            "Data under A, in order",
+            under(DataKind::Write(block()), ordered(ReplicationProtocol::A)),
+        ),
+        (
+            "Data under B, in order",
+            under(zeroes(false), ordered(ReplicationProtocol::B)),
+        ),
+        ("ReceiveAck", Message::ReceiveAck { write }),
+        ("Hello under B", under_b()),
     ]
 }
 

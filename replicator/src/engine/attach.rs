@@ -12,7 +12,9 @@ use super::tracking::Replica;
 use super::{Engine, LocalDisk, ReplicaMark};
 use crate::meta::{Loader, OpenError, ReplicaState, Superblock};
 use crate::protocol::{Message, ReplicaClaim, WriteId};
-use crate::types::{BlockCount, DiskError, OpId, ReplicaId, SessionId, ViewNumber};
+use crate::types::{
+    BlockCount, DiskError, OpId, ReplicaId, ReplicationProtocol, SessionId, ViewNumber,
+};
 
 /// What follows a metadata operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,6 +120,8 @@ impl Engine {
             return self.refuse_attach(error, out);
         }
         let lost_volatile = superblock.open && superblock.boot_id != request.boot_id;
+        // One that was writing for guests completed whatever they were told of.
+        let restarted = superblock.open && recovered.replayed.is_empty();
         let replica_id = superblock.replica;
         self.coarse = superblock.bits_coarse;
         self.replica = Some(Replica {
@@ -125,6 +129,7 @@ impl Engine {
             activity_log: recovered.activity_log,
             bitmap: recovered.bitmap,
             lost_volatile,
+            restarted,
         });
         if let Some(repair) = recovered.activity_log_repair {
             self.persist_bitmap(MetaThen::Nothing, out);
@@ -308,8 +313,20 @@ impl Engine {
             inconsistent: failed
                 || (superblock.state == ReplicaState::SyncTarget
                     && superblock.in_sync_from.is_none()),
-            lost_volatile: replica.lost_volatile,
+            lost_volatile: self.lost_volatile(),
         })
+    }
+
+    /// Whether writes may be missing here that this replica once answered for: another boot, or
+    /// below protocol C another process, lost what the disk had not been given (R16). The Primary
+    /// of record answered for nothing that its disk had not completed.
+    pub(super) fn lost_volatile(&self) -> bool {
+        let node = self.config.node;
+        let was_primary = self.view.is_some_and(|view| view.primary == node);
+        let memory_counts = self.config.protocol != ReplicationProtocol::C && !was_primary;
+        self.replica
+            .as_ref()
+            .is_some_and(|it| it.lost_volatile || (it.restarted && memory_counts))
     }
 
     /// Source: the marks are relative to this peer from now on, and durable before that is said.
@@ -373,7 +390,8 @@ impl Engine {
         let Some(replica) = &mut self.replica else {
             return;
         };
-        let lost = core::mem::take(&mut replica.lost_volatile);
+        let lost =
+            core::mem::take(&mut replica.lost_volatile) | core::mem::take(&mut replica.restarted);
         let state = replica.superblock.current().state;
         if !lost && matches!(state, ReplicaState::InSync { .. }) {
             return;
@@ -400,6 +418,7 @@ impl Engine {
         let boot_id = self.config.boot_id;
         if let Some(replica) = &mut self.replica {
             replica.lost_volatile = false;
+            replica.restarted = false;
         }
         // Or a restart before this node hears of the view would find the replica failed.
         self.mark(ReplicaMark::Clean, out);
@@ -530,7 +549,7 @@ impl Engine {
 
     /// Flushes, or says that the device is let go, once nothing else is under way.
     pub(super) fn pump_detach(&mut self, out: &mut Outbox) {
-        if self.disk_ops > 0 || self.meta_ops > 0 {
+        if self.disk_ops > 0 || self.meta_ops > 0 || !self.peer_work.is_empty() {
             return;
         }
         match self.local {
@@ -555,7 +574,7 @@ impl Engine {
         self.persist_bitmap(MetaThen::Nothing, out);
         let clean = result.is_ok();
         // Writes that an earlier boot lost are not there because this one flushed.
-        let whole = self.replica.as_ref().is_some_and(|it| !it.lost_volatile);
+        let whole = self.replica.is_some() && !self.lost_volatile();
         let only = self.is_only_replica();
         self.record(
             |superblock| {

@@ -228,6 +228,7 @@ mod tests {
             seal: ViewNumber::NONE,
             boot_id: 0,
             incarnation: 0,
+            protocol: crate::types::ReplicationProtocol::C,
         }
     }
 

@@ -66,8 +66,8 @@ use self::tracking::{Replica, Unretired};
 use crate::protocol::Refusal;
 use crate::types::time::earliest;
 use crate::types::{
-    DiskError, Instant, NodeId, OpId, Payload, ResourceId, SessionId, View, ViewNumber, VolumeId,
-    WriteEpoch,
+    DiskError, Instant, NodeId, OpId, Payload, ReplicationProtocol, ResourceId, SessionId, View,
+    ViewNumber, VolumeId, WriteEpoch,
 };
 
 /// What an engine is made with; never changes.
@@ -83,6 +83,8 @@ pub struct EngineConfig {
     pub timeout: Duration,
     /// A disk operation that is not over after this long counts as failed; `None`: never.
     pub disk_timeout: Option<Duration>,
+    /// When guests' writes are answered. Below C the peer may lack what a guest was told of.
+    pub protocol: ReplicationProtocol,
     /// Compare digests before copying in every resync, not only after a crash.
     pub checksum_first: bool,
     /// Random id of this boot.
@@ -178,6 +180,13 @@ pub struct Engine {
     epoch: WriteEpoch,
     /// Writes of the open epoch with a leg under way.
     open_writes: usize,
+    /// A guest was told of a write that the peer may not have on its disk: the next one sent is not
+    /// to be begun there before that one is over (protocols A and B; interleavings F4).
+    answered_ahead: bool,
+    /// Bytes of such writes.
+    ahead_bytes: u64,
+    /// A session of protocol A ended with such writes on their way: only this disk may have them.
+    ahead_lost: bool,
     /// Writes the peer has not acknowledged in this session.
     owed_acks: usize,
     unretired: Unretired,
@@ -190,6 +199,7 @@ pub struct Engine {
 
     peer_work: Slab<replica::PeerWork>,
     peer_epochs: replica::PeerEpochs,
+    peer_order: replica::PeerOrder,
     source_reads: Slab<resync::SourceRead>,
     target_requests: Slab<target::TargetRequest>,
     target_writes: Slab<target::TargetWrite>,
@@ -202,6 +212,9 @@ impl Engine {
     /// Guest write parts in progress; more wait at the gate. Bounds the payload memory of a
     /// Primary whose peer is slow: 1,024 parts of at most 1 MiB, and NBD's own cap is far lower.
     pub const WRITES_MAX: usize = 1024;
+    /// Bytes guests were told of before the peer has them on its disk (protocols A and B); more
+    /// waits at the gate. What a lost Primary may cost, and what a slow link may hold in memory.
+    pub const AHEAD_BYTES_MAX: u64 = 64 << 20;
     /// Guest reads in progress; more wait at the gate, like writes.
     pub const READS_MAX: usize = 1024;
     /// A peer that answers pings but none of what it owes for so long has a hanging disk: it is
@@ -285,6 +298,9 @@ impl Engine {
             granting: false,
             epoch: WriteEpoch(1),
             open_writes: 0,
+            answered_ahead: false,
+            ahead_bytes: 0,
+            ahead_lost: false,
             owed_acks: 0,
             unretired: Unretired::default(),
             round: None,
@@ -294,6 +310,7 @@ impl Engine {
             starved: false,
             peer_work: Slab::default(),
             peer_epochs: replica::PeerEpochs::default(),
+            peer_order: replica::PeerOrder::default(),
             source_reads: Slab::default(),
             target_requests: Slab::default(),
             target_writes: Slab::default(),

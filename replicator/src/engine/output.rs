@@ -332,6 +332,10 @@ pub struct Snapshot {
     pub size_blocks: Option<u64>,
     /// Round trip of the last ping, if any.
     pub rtt: Option<core::time::Duration>,
+    /// Bytes guests were told of and the peer may not have on its disk yet (protocols A and B).
+    pub lag_bytes: u64,
+    /// Since when, for the oldest of them.
+    pub lag_since: Option<Instant>,
     /// Guest requests in flight.
     pub inflight: usize,
     /// Counters.

@@ -3,6 +3,10 @@
 //! Writes pass the same overlap tracker as everything else, in stream order (interleavings F4).
 //! A barrier closes an epoch: when its writes have completed the disk is flushed, then the barrier
 //! is acknowledged. Epochs are acknowledged in order.
+//!
+//! Under protocols A and B a guest was told of a write before it was on this disk, so what it wrote
+//! next must not get there first (F4), and what was received is carried out even if the session
+//! ends: this replica is at any moment what the Primary's disk was a little earlier.
 
 use std::collections::VecDeque;
 
@@ -13,8 +17,8 @@ use super::session::Phase;
 use super::slab::Key;
 use super::write::disk_command;
 use super::{CloseReason, Engine, LockOwner};
-use crate::protocol::{DataKind, Message, WriteId};
-use crate::types::{BlockRange, DiskError, Payload, SessionId, WriteEpoch};
+use crate::protocol::{DataKind, Message, WriteId, WriteTerms};
+use crate::types::{BlockRange, DiskError, Payload, ReplicationProtocol, SessionId, WriteEpoch};
 
 /// Work for the Primary.
 #[derive(Clone, Debug)]
@@ -24,17 +28,72 @@ pub(super) struct PeerWork {
     range: BlockRange,
     kind: PeerKind,
     ticket: Ticket,
-    started: bool,
+    stage: Stage,
+    /// Of writes: whose turn it is, see [`PeerOrder`].
+    turn: u64,
+}
+
+/// What a piece of work waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Its blocks.
+    Lock,
+    /// It has them; the writes it may not overtake.
+    Turn,
+    /// The disk.
+    Disk,
 }
 
 #[derive(Clone, Debug)]
 enum PeerKind {
     Write {
         kind: DataKind,
-        fua: bool,
+        terms: WriteTerms,
         epoch: u64,
     },
     Read,
+}
+
+/// Which writes may be on the disk at the same time: those of one turn. A write that says so begins
+/// the next turn, which comes when every write of this one has completed.
+#[derive(Clone, Debug, Default)]
+pub(super) struct PeerOrder {
+    /// The turn it is.
+    now: u64,
+    /// Writes not completed, of each turn from `now` on; the last is the one that new ones join.
+    pending: VecDeque<usize>,
+    /// Writes of later turns, in order of arrival. Some may be gone.
+    later: VecDeque<Key>,
+}
+
+impl PeerOrder {
+    /// The turn of a write that arrives now.
+    fn join(&mut self, after_earlier: bool) -> u64 {
+        let fresh = match self.pending.back() {
+            None => true,
+            Some(last) => after_earlier && *last > 0,
+        };
+        if fresh {
+            self.pending.push_back(0);
+        }
+        if let Some(last) = self.pending.back_mut() {
+            *last += 1;
+        }
+        self.now + self.pending.len() as u64 - 1
+    }
+
+    /// A write of `turn` is over. Whether another turn has come.
+    fn leave(&mut self, turn: u64) -> bool {
+        let at = usize::try_from(turn - self.now).expect("few turns are known at a time");
+        self.pending[at] -= 1;
+        let mut moved = false;
+        while self.pending.len() > 1 && self.pending.front() == Some(&0) {
+            self.pending.pop_front();
+            self.now += 1;
+            moved = true;
+        }
+        moved
+    }
 }
 
 /// Epochs of the session that are not acknowledged, oldest first; the last one is open.
@@ -58,7 +117,7 @@ impl Engine {
         id: WriteId,
         range: BlockRange,
         kind: DataKind,
-        fua: bool,
+        terms: WriteTerms,
         out: &mut Outbox,
     ) {
         let fits = match &kind {
@@ -77,8 +136,12 @@ impl Engine {
         if let Some(open) = self.peer_epochs.epochs.back_mut() {
             open.pending += 1;
         }
-        let kind = PeerKind::Write { kind, fua, epoch };
-        self.queue_peer_work(id, range, kind, Access::Exclusive, out);
+        let turn = self.peer_order.join(terms.after_earlier);
+        if terms.protocol == ReplicationProtocol::B {
+            self.send(Message::ReceiveAck { write: id }, out);
+        }
+        let kind = PeerKind::Write { kind, terms, epoch };
+        self.queue_peer_work(id, range, kind, turn, out);
     }
 
     pub(super) fn on_read_request(&mut self, id: WriteId, range: BlockRange, out: &mut Outbox) {
@@ -94,7 +157,8 @@ impl Engine {
             self.end_session(CloseReason::Protocol, out);
             return;
         }
-        self.queue_peer_work(id, range, PeerKind::Read, Access::Shared, out);
+        let turn = self.peer_order.now;
+        self.queue_peer_work(id, range, PeerKind::Read, turn, out);
     }
 
     fn queue_peer_work(
@@ -102,11 +166,15 @@ impl Engine {
         id: WriteId,
         range: BlockRange,
         kind: PeerKind,
-        access: Access,
+        turn: u64,
         out: &mut Outbox,
     ) {
         let Some(session) = self.session.as_ref().map(|session| session.id) else {
             return;
+        };
+        let access = match kind {
+            PeerKind::Write { .. } => Access::Exclusive,
+            PeerKind::Read => Access::Shared,
         };
         let ticket = Ticket::default();
         let work = PeerWork {
@@ -115,9 +183,13 @@ impl Engine {
             range,
             kind,
             ticket,
-            started: false,
+            stage: Stage::Lock,
+            turn,
         };
         let key = self.peer_work.insert(work);
+        if turn != self.peer_order.now {
+            self.peer_order.later.push_back(key);
+        }
         let (ticket, held) = self.overlap.acquire(range, access, LockOwner::Peer(key));
         if let Some(work) = self.peer_work.get_mut(key) {
             work.ticket = ticket;
@@ -131,13 +203,39 @@ impl Engine {
         let Some(work) = self.peer_work.get_mut(key) else {
             return;
         };
-        work.started = true;
+        if work.turn != self.peer_order.now {
+            work.stage = Stage::Turn;
+            return;
+        }
+        work.stage = Stage::Disk;
         let range = work.range;
         match &work.kind {
             PeerKind::Read => self.disk(DiskOp::PeerRead(key), DiskCommand::Read(range), out),
-            PeerKind::Write { kind, fua, .. } => {
-                let command = disk_command(range, kind.clone(), *fua);
+            PeerKind::Write { kind, terms, .. } => {
+                let command = disk_command(range, kind.clone(), terms.fua);
                 self.disk(DiskOp::PeerWrite(key), command, out);
+            }
+        }
+    }
+
+    /// A write is over, or dropped: those of the next turn that have their blocks begin.
+    fn leave_turn(&mut self, turn: u64, out: &mut Outbox) {
+        if self.peer_work.is_empty() {
+            // Also after a failed one, whose turn never ended.
+            self.peer_order = PeerOrder::default();
+            return;
+        }
+        if !self.peer_order.leave(turn) {
+            return;
+        }
+        while let Some(key) = self.peer_order.later.front().copied() {
+            let work = self.peer_work.get(key);
+            if work.is_some_and(|work| work.turn > self.peer_order.now) {
+                break;
+            }
+            self.peer_order.later.pop_front();
+            if work.is_some_and(|work| work.stage == Stage::Turn) {
+                self.on_peer_locked(key, out);
             }
         }
     }
@@ -151,11 +249,14 @@ impl Engine {
         let Some(work) = self.peer_work.remove(key) else {
             return;
         };
-        self.release_lock(work.ticket, out);
         let current = self
             .session
             .as_ref()
             .is_some_and(|session| session.id == work.session);
+        if result.is_ok() || self.peer_work.is_empty() {
+            self.leave_turn(work.turn, out);
+        }
+        self.release_lock(work.ticket, out);
         if let Err(error) = result {
             if current {
                 let write = work.id;
@@ -168,6 +269,7 @@ impl Engine {
                 );
             }
             self.fail_local_disk(error, out);
+            self.drop_unbegun_peer_work(|_| false, out);
             return;
         }
         if !current {
@@ -262,20 +364,36 @@ impl Engine {
         self.pump_peer_flush(out);
     }
 
-    /// The session is gone. Protocol C acknowledged nothing that has not completed, so what waits
-    /// for a lock is the unacknowledged tail and is dropped; what is on the disk ends by itself
-    /// (R13, R14).
+    /// The session is gone. Protocol C acknowledged nothing that has not completed, so what was not
+    /// begun is the unacknowledged tail and is dropped. Of protocol B it was acknowledged, and of A
+    /// whoever takes over had better have it: carried out, as long as there is a disk. What is on
+    /// the disk ends by itself (R13, R14).
     pub(super) fn drop_peer_work(&mut self, out: &mut Outbox) {
-        let mut tickets = Vec::new();
+        let attached = self.local == super::LocalDisk::Attached;
+        let kept = |work: &PeerWork| match &work.kind {
+            PeerKind::Write { terms, .. } => attached && terms.protocol != ReplicationProtocol::C,
+            PeerKind::Read => false,
+        };
+        self.drop_unbegun_peer_work(kept, out);
+        self.peer_epochs = PeerEpochs::default();
+    }
+
+    fn drop_unbegun_peer_work(&mut self, kept: impl Fn(&PeerWork) -> bool, out: &mut Outbox) {
+        let mut dropped = Vec::new();
         for key in self.peer_work.keys() {
-            let waiting = self.peer_work.get(key).is_some_and(|work| !work.started);
-            if waiting && let Some(work) = self.peer_work.remove(key) {
-                tickets.push(work.ticket);
+            let drop = self
+                .peer_work
+                .get(key)
+                .is_some_and(|work| work.stage != Stage::Disk && !kept(work));
+            if drop && let Some(work) = self.peer_work.remove(key) {
+                dropped.push(work);
             }
         }
-        for ticket in tickets {
-            self.release_lock(ticket, out);
+        for work in dropped {
+            if matches!(work.kind, PeerKind::Write { .. }) {
+                self.leave_turn(work.turn, out);
+            }
+            self.release_lock(work.ticket, out);
         }
-        self.peer_epochs = PeerEpochs::default();
     }
 }

@@ -66,6 +66,7 @@ impl Engine {
         self.lease_until = Instant::ZERO;
         self.draining = None;
         self.quiesce = None;
+        self.ahead_lost = false;
         self.peer_lost_reported = false;
         self.view = Some(view);
         self.active = Some(Active {
@@ -78,6 +79,7 @@ impl Engine {
         });
         if let Some(replica) = &mut self.replica {
             replica.lost_volatile = false;
+            replica.restarted = false;
         }
         let boot_id = self.config.boot_id;
         self.record(
@@ -108,7 +110,7 @@ impl Engine {
     /// can land any more (R14): a write of the old Primary that this disk was slow to take would
     /// show up after a flush that did not cover it. A takeover drained before; a claim did not.
     pub(super) fn pump_serving(&mut self, out: &mut Outbox) {
-        let drained = self.old_ops == 0 || !self.local_usable();
+        let drained = (self.old_ops == 0 && self.peer_work.is_empty()) || !self.local_usable();
         if let Some(active) = &mut self.active
             && active.recorded
             && drained
@@ -333,6 +335,7 @@ impl Engine {
     pub(super) fn pump_drain(&mut self, out: &mut Outbox) {
         if let Some(seal) = self.draining
             && self.disk_is_quiet()
+            && self.peer_work.is_empty()
         {
             self.draining = None;
             out.push(Action::Event(Event::Drained {

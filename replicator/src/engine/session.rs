@@ -10,7 +10,7 @@ use super::input::LinkDownReason;
 use super::output::{Action, CloseReason, Event, Outbox};
 use super::resync::{SourceSync, TargetSync};
 use crate::protocol::{Hello, Message, Refusal};
-use crate::types::{Instant, ReplicaId, SessionId, View, ViewNumber};
+use crate::types::{Instant, ReplicaId, ReplicationProtocol, SessionId, View, ViewNumber};
 
 /// The connection to the peer and what was agreed on it.
 #[derive(Clone, Debug)]
@@ -100,6 +100,15 @@ impl Session {
         }
     }
 
+    /// The stricter of what both sides are configured with, so that neither is surprised while one
+    /// of them has a new configuration already.
+    pub(super) fn protocol(&self) -> ReplicationProtocol {
+        match (&self.hello_sent, &self.peer) {
+            (Some(own), Some(peer)) => own.protocol.stricter(peer.protocol),
+            _ => ReplicationProtocol::C,
+        }
+    }
+
     pub(super) fn peer_replica(&self) -> Option<ReplicaId> {
         Some(self.peer.as_ref()?.replica.as_ref()?.replica)
     }
@@ -162,7 +171,7 @@ impl Engine {
         if self.active.is_some() && !self.strict() {
             self.old_ops == 0
         } else {
-            self.disk_is_quiet()
+            self.disk_is_quiet() && self.peer_work.is_empty()
         }
     }
 
@@ -210,6 +219,7 @@ impl Engine {
             seal: self.seal,
             boot_id: self.config.boot_id,
             incarnation: self.config.incarnation,
+            protocol: self.config.protocol,
         }
     }
 
@@ -297,6 +307,11 @@ impl Engine {
                 self.record_whole(out);
             }
             Verdict::ForwardSource if !self.peer_is_recorded() => self.enter(Phase::Idle, out),
+            // What guests were told of and only the failed disk has cannot be served from here.
+            Verdict::ForwardSource if self.ahead_lost => {
+                self.enter(Phase::Idle, out);
+                out.push(Action::Event(Event::PeerLostWrites));
+            }
             Verdict::ForwardSource => self.enter(Phase::ForwardSource, out),
             Verdict::ForwardTarget => self.enter(Phase::ForwardTarget, out),
             Verdict::SyncSource(sync) => self.begin_source(sync, out),
@@ -346,6 +361,7 @@ impl Engine {
         let (source, target) = (session.is_replicating(), session.is_replica());
         match message {
             Message::WriteAck { write } if source => self.on_write_ack(write, out),
+            Message::ReceiveAck { write } if source => self.on_receive_ack(write, out),
             Message::NegAck { .. } if source => self.on_peer_disk_failed(out),
             Message::BarrierAck { epoch } if source => self.on_barrier_ack(epoch, out),
             Message::ReadReply { read, range, data } if source => {
@@ -375,9 +391,9 @@ impl Engine {
                 write,
                 range,
                 kind,
-                fua,
+                terms,
             } if target => {
-                self.on_data(write, range, kind, fua, out);
+                self.on_data(write, range, kind, terms, out);
             }
             Message::Barrier { epoch } if target => self.on_barrier(epoch, out),
             Message::ReadRequest { read, range } if target => {

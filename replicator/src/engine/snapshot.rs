@@ -46,6 +46,8 @@ impl Engine {
             held: self.held_reason(),
             size_blocks: Some(self.volume_blocks().0).filter(|blocks| *blocks > 0),
             rtt: self.session.as_ref().and_then(|session| session.rtt),
+            lag_bytes: self.ahead_bytes,
+            lag_since: self.ahead_since(),
             inflight: self.requests.len() + self.held.len(),
             counters: self.counters,
         }
@@ -78,7 +80,7 @@ impl Engine {
             eligible: self.eligible(),
             size_blocks,
             blank: superblock.state == ReplicaState::Blank,
-            lost_volatile: replica.lost_volatile,
+            lost_volatile: self.lost_volatile(),
             unclean: !replica.bitmap.is_empty(),
         })
     }

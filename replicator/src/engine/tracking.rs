@@ -8,10 +8,12 @@ use std::collections::VecDeque;
 use super::output::{MetaPage, Outbox};
 use super::overlap::Ticket;
 use super::slab::Key;
-use super::write::{Leg, Submitted};
+use super::write::Leg;
 use super::{Engine, LockOwner, MetaThen};
 use crate::meta::{Acquire, ActivityLog, Begin, Bitmap, SuperblockWriter};
-use crate::types::{BlockCount, BlockIndex, BlockRange, ExtentNr, Payload, WriteEpoch};
+use crate::types::{
+    BlockCount, BlockIndex, BlockRange, ExtentNr, Payload, ReplicationProtocol, WriteEpoch,
+};
 
 /// The attached (or failed) replica's own structures.
 #[derive(Clone, Debug)]
@@ -22,6 +24,9 @@ pub(super) struct Replica {
     /// The boot that last had it open was another one, and it was not closed: completed but
     /// unflushed writes may be gone.
     pub(super) lost_volatile: bool,
+    /// The process that last had it open did not close it, and was not writing for guests: what it
+    /// had received and not given to the disk is gone.
+    pub(super) restarted: bool,
 }
 
 /// Writes whose durability on both replicas is not known yet, in order of submission.
@@ -188,10 +193,13 @@ impl Engine {
     pub(super) fn lose_legs(&mut self) {
         self.owed_acks = 0;
         for key in self.writes.keys() {
-            if let Some(Submitted { peer, .. }) = self.submitted_mut(key)
-                && *peer == Leg::Pending
+            if let Some(submitted) = self.submitted_mut(key)
+                && submitted.peer == Leg::Pending
             {
-                *peer = Leg::Lost;
+                submitted.peer = Leg::Lost;
+                let ahead = submitted.ahead_since.is_some();
+                let gone = ahead && submitted.protocol == ReplicationProtocol::A;
+                self.ahead_lost |= gone;
                 self.lost_legs.push(key);
             }
         }

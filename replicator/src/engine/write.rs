@@ -17,10 +17,13 @@ use super::edge::{self, Content, Part};
 use super::ops::DiskOp;
 use super::output::{CloseReason, DiskCommand, Outbox};
 use super::overlap::{Access, Ticket};
+use super::session::Session;
 use super::slab::Key;
 use super::{Engine, LockOwner};
-use crate::protocol::{DataKind, Message, WriteId};
-use crate::types::{BlockCount, BlockRange, DiskError, Payload, WriteEpoch};
+use crate::protocol::{DataKind, Message, WriteId, WriteTerms};
+use crate::types::{
+    BlockCount, BlockRange, DiskError, Instant, Payload, ReplicationProtocol, WriteEpoch,
+};
 
 /// One part of a guest write in progress.
 #[derive(Clone, Debug)]
@@ -42,6 +45,13 @@ pub(super) struct Submitted {
     pub(super) epoch: WriteEpoch,
     pub(super) local: Leg,
     pub(super) peer: Leg,
+    /// What the guest's answer needs of the peer is there, though its leg may not be over: it was
+    /// sent (protocol A) or received (B). Means nothing once the session is over.
+    promised: bool,
+    /// As it was sent.
+    pub(super) protocol: ReplicationProtocol,
+    /// The guest was answered before the peer's leg was over, at this time.
+    pub(super) ahead_since: Option<Instant>,
     /// Its extents are referenced in the activity log.
     pub(super) logged: bool,
     /// Lock and activity-log references were given back.
@@ -155,16 +165,25 @@ impl Engine {
     pub(super) fn submit_write(&mut self, key: Key, logged: bool, out: &mut Outbox) {
         let local_usable = self.local_usable();
         let replicating = self.replicating();
+        let protocol = self.protocol_now();
         let Some(write) = self.writes.get_mut(key) else {
             return;
         };
         let kind = data_kind(&write.content);
-        let (range, fua, epoch) = (write.range, write.fua, self.epoch);
+        let (range, epoch) = (write.range, self.epoch);
+        let terms = WriteTerms {
+            fua: write.fua,
+            protocol,
+            after_earlier: replicating && core::mem::take(&mut self.answered_ahead),
+        };
         let leg = |asked: bool| if asked { Leg::Pending } else { Leg::Unneeded };
         let submitted = Submitted {
             epoch,
             local: leg(local_usable),
             peer: leg(replicating),
+            promised: protocol == ReplicationProtocol::A && !terms.fua,
+            protocol,
+            ahead_since: None,
             logged,
             released: false,
         };
@@ -178,14 +197,14 @@ impl Engine {
                 write: WriteId(key.0),
                 range,
                 kind: kind.clone(),
-                fua,
+                terms,
             };
             self.send(message, out);
         } else {
             self.mark_dirty(range);
         }
         if local_usable {
-            let command = disk_command(range, kind, fua);
+            let command = disk_command(range, kind, terms.fua);
             self.disk(DiskOp::Write(key), command, out);
         }
         self.last_write = self.now;
@@ -242,6 +261,30 @@ impl Engine {
         }
     }
 
+    /// Protocol B: the peer holds it, and will have it on its disk even if the session ends.
+    pub(super) fn on_receive_ack(&mut self, id: WriteId, out: &mut Outbox) {
+        let key = Key(id.0);
+        let Some(write) = self.writes.get_mut(key) else {
+            return;
+        };
+        let fua = write.fua;
+        if let Some(submitted) = &mut write.submitted
+            && submitted.peer == Leg::Pending
+            && !fua
+        {
+            submitted.promised = true;
+            self.settle_write(key, out);
+        }
+    }
+
+    /// The protocol that counts for a write submitted now. Without `strict` nothing is promised on
+    /// the peer's behalf, and without a local disk the peer's is the only one: C.
+    fn protocol_now(&self) -> ReplicationProtocol {
+        let ahead = self.strict() && self.local_usable() && self.peer_is_equal();
+        let session = self.session.as_ref().filter(|_| ahead);
+        session.map_or(ReplicationProtocol::C, Session::protocol)
+    }
+
     pub(super) fn submitted_mut(&mut self, key: Key) -> Option<&mut Submitted> {
         self.writes.get_mut(key)?.submitted.as_mut()
     }
@@ -264,6 +307,9 @@ impl Engine {
             if submitted.logged {
                 self.release_extents(range, epoch);
             }
+            if submitted.ahead_since.is_some() {
+                self.ahead_bytes -= range.len().0;
+            }
             self.end_epoch_write(epoch, out);
             self.release_lock(ticket, out);
         }
@@ -279,6 +325,9 @@ impl Engine {
             if let Some(write) = self.writes.get_mut(key) {
                 write.request = Key::default();
             }
+            if !over && submitted.promised {
+                self.answer_ahead(key, out);
+            }
         }
         if over && !wanted {
             self.writes.remove(key);
@@ -287,7 +336,35 @@ impl Engine {
         }
     }
 
-    /// What the guest may be told, if anything yet: the completion policy of protocol C (R3, R4).
+    /// The guest was told, and may now write the same blocks again: here that is ordered by this
+    /// write being over, on the peer by the order of arrival.
+    fn answer_ahead(&mut self, key: Key, out: &mut Outbox) {
+        self.answered_ahead = true;
+        let now = self.now;
+        let Some(write) = self.writes.get_mut(key) else {
+            return;
+        };
+        let (ticket, len) = (write.ticket, write.range.len().0);
+        if let Some(submitted) = &mut write.submitted {
+            submitted.ahead_since = Some(now);
+        }
+        self.ahead_bytes += len;
+        self.release_lock(ticket, out);
+    }
+
+    /// Since when the oldest answered write is not known to be on the peer's disk.
+    pub(super) fn ahead_since(&self) -> Option<Instant> {
+        if self.ahead_bytes == 0 {
+            return None;
+        }
+        let pending = self.writes.iter().filter_map(|(_, write)| write.submitted);
+        pending
+            .filter(|submitted| submitted.peer == Leg::Pending)
+            .filter_map(|submitted| submitted.ahead_since)
+            .min()
+    }
+
+    /// What the guest may be told, if anything yet: the completion policy (R3, R4).
     fn write_result(&self, submitted: Submitted) -> Option<Result<(), DiskError>> {
         let active = self.active.as_ref()?;
         if !self.strict() {
@@ -302,6 +379,12 @@ impl Engine {
                 (Leg::Failed(error), _) => Some(Err(error)),
                 (Leg::Unneeded | Leg::Lost, _) => Some(Err(DiskError::Gone)),
             };
+        }
+        // Protocols A and B: this disk has it, and the peer will.
+        let promised =
+            submitted.promised && submitted.local == Leg::Done && submitted.peer == Leg::Pending;
+        if promised && self.peer_is_equal() && self.local_usable() {
+            return Some(Ok(()));
         }
         // The peer may have lost what it had before it came back: nothing is told on its behalf
         // before it is equal again (R16).
@@ -325,6 +408,7 @@ impl Engine {
                 *peer = Leg::Done;
             }
         }
+        self.ahead_lost = false;
     }
 
     /// Step-down: parts that were submitted nowhere are forgotten; the others end by themselves.
@@ -388,7 +472,11 @@ impl Engine {
             let Some(write) = self.writes.get_mut(key) else {
                 continue;
             };
-            let (range, fua) = (write.range, write.fua);
+            let range = write.range;
+            let terms = WriteTerms {
+                fua: write.fua,
+                ..WriteTerms::default()
+            };
             let kind = data_kind(&write.content);
             let Some(submitted) = &mut write.submitted else {
                 continue;
@@ -401,7 +489,7 @@ impl Engine {
                         write: WriteId(key.0),
                         range,
                         kind,
-                        fua,
+                        terms,
                     },
                     out,
                 );

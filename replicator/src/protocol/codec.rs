@@ -4,9 +4,9 @@
 use super::control;
 use super::frame::{DIGEST_LEN, Fields, FrameError, HEADER_LEN, Header, flag};
 use super::message::{
-    DataKind, DiskErrorCode, Message, MessageKind, Refusal, ResyncReply, WriteId,
+    DataKind, DiskErrorCode, Message, MessageKind, Refusal, ResyncReply, WriteId, WriteTerms,
 };
-use crate::types::{BlockRange, Payload, SessionId, ViewNumber, WriteEpoch};
+use crate::types::{BlockRange, Payload, ReplicationProtocol, SessionId, ViewNumber, WriteEpoch};
 
 /// A message on its way out.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -100,7 +100,10 @@ fn parts_of(message: &Message) -> (Fields, Option<Payload>) {
         ..Fields::default()
     };
     match message {
-        Message::Hello(hello) => (Fields::default(), Some(control::encode_hello(hello).into())),
+        Message::Hello(hello) => {
+            let fields = with_flags(Fields::default(), protocol_flag(hello.protocol));
+            (fields, Some(control::encode_hello(hello).into()))
+        }
         Message::Refused(refusal) => (with_detail(Fields::default(), code_of(*refusal)), None),
         Message::BitmapChunk { first_block, bits } => {
             let fields = Fields {
@@ -113,17 +116,17 @@ fn parts_of(message: &Message) -> (Fields, Option<Payload>) {
             write,
             range,
             kind,
-            fua,
+            terms,
         } => {
             let (flags, payload) = match kind {
                 DataKind::Write(payload) => (0, Some(payload.clone())),
                 DataKind::Zeroes { may_unmap: false } => (flag::ZEROES, None),
                 DataKind::Zeroes { may_unmap: true } => (flag::ZEROES | flag::MAY_UNMAP, None),
             };
-            let fua = if *fua { flag::FUA } else { 0 };
-            (with_flags(ranged(*write, *range), flags | fua), payload)
+            let flags = flags | flags_of(*terms);
+            (with_flags(ranged(*write, *range), flags), payload)
         }
-        Message::WriteAck { write } => (id(write.0), None),
+        Message::WriteAck { write } | Message::ReceiveAck { write } => (id(write.0), None),
         Message::NegAck { write, error } => (with_detail(id(write.0), error.0.into()), None),
         Message::Barrier { epoch } | Message::BarrierAck { epoch } => (id(epoch.0), None),
         Message::ReadRequest { read, range } => (ranged(*read, *range), None),
@@ -202,7 +205,8 @@ impl Message {
         let view = || ViewNumber::from_raw(fields.id).ok_or(bad("view"));
         Ok(match kind {
             MessageKind::Hello => {
-                let hello = control::decode_hello(&payload).ok_or(bad("hello"))?;
+                let protocol = protocol_of(fields).ok_or(bad("flags"))?;
+                let hello = control::decode_hello(&payload, protocol).ok_or(bad("hello"))?;
                 Self::Hello(Box::new(hello))
             }
             MessageKind::Refused => Self::Refused(refusal_of(fields.detail).ok_or(bad("refusal"))?),
@@ -218,7 +222,7 @@ impl Message {
                 write: id,
                 range,
                 kind: data_kind(fields, payload).ok_or(bad("flags"))?,
-                fua: fields.has(flag::FUA),
+                terms: terms_of(fields).ok_or(bad("flags"))?,
             },
             MessageKind::WriteAck => Self::WriteAck { write: id },
             MessageKind::NegAck => Self::NegAck {
@@ -256,8 +260,41 @@ impl Message {
             MessageKind::Ping => Self::Ping,
             MessageKind::Pong => Self::Pong,
             MessageKind::Goodbye => Self::Goodbye,
+            MessageKind::ReceiveAck => Self::ReceiveAck { write: id },
         })
     }
+}
+
+fn flags_of(terms: WriteTerms) -> u16 {
+    let when = |asked: bool, flag: u16| if asked { flag } else { 0 };
+    protocol_flag(terms.protocol)
+        | when(terms.fua, flag::FUA)
+        | when(terms.after_earlier, flag::AFTER_EARLIER)
+}
+
+fn protocol_flag(protocol: ReplicationProtocol) -> u16 {
+    match protocol {
+        ReplicationProtocol::A => flag::PROTOCOL_A,
+        ReplicationProtocol::B => flag::PROTOCOL_B,
+        ReplicationProtocol::C => 0,
+    }
+}
+
+fn protocol_of(fields: &Fields) -> Option<ReplicationProtocol> {
+    match (fields.has(flag::PROTOCOL_A), fields.has(flag::PROTOCOL_B)) {
+        (false, false) => Some(ReplicationProtocol::C),
+        (true, false) => Some(ReplicationProtocol::A),
+        (false, true) => Some(ReplicationProtocol::B),
+        (true, true) => None,
+    }
+}
+
+fn terms_of(fields: &Fields) -> Option<WriteTerms> {
+    Some(WriteTerms {
+        fua: fields.has(flag::FUA),
+        protocol: protocol_of(fields)?,
+        after_earlier: fields.has(flag::AFTER_EARLIER),
+    })
 }
 
 fn data_kind(fields: &Fields, payload: Payload) -> Option<DataKind> {

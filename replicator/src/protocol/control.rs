@@ -10,7 +10,10 @@ use bincode::{Decode, Encode};
 
 use super::frame::CONTROL_LEN_MAX;
 use super::message::{Hello, ReplicaClaim};
-use crate::types::{DataGeneration, InSync, NodeId, ReplicaId, ResourceId, ViewNumber, VolumeId};
+use crate::types::{
+    DataGeneration, InSync, NodeId, ReplicaId, ReplicationProtocol, ResourceId, ViewNumber,
+    VolumeId,
+};
 
 const CONFIG: Configuration<LittleEndian, Fixint, Limit<CONTROL_LEN_MAX>> =
     bincode::config::standard()
@@ -76,8 +79,9 @@ pub(super) fn encode_hello(hello: &Hello) -> Vec<u8> {
     bincode::encode_to_vec(&wire, CONFIG).expect("a hello has no variable part")
 }
 
-/// The hello in a payload; `None` if it is none, too, when bytes are left over.
-pub(super) fn decode_hello(payload: &[u8]) -> Option<Hello> {
+/// The hello in a payload, with what the frame's flags say; `None` if it is none, too, when bytes
+/// are left over.
+pub(super) fn decode_hello(payload: &[u8], protocol: ReplicationProtocol) -> Option<Hello> {
     let (wire, used) = bincode::decode_from_slice::<WireHello, _>(payload, CONFIG).ok()?;
     if used != payload.len() {
         return None;
@@ -110,5 +114,6 @@ pub(super) fn decode_hello(payload: &[u8]) -> Option<Hello> {
         seal: ViewNumber::from_raw(wire.seal)?,
         boot_id: wire.boot_id,
         incarnation: wire.incarnation,
+        protocol,
     })
 }

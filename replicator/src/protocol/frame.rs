@@ -110,6 +110,12 @@ pub(super) mod flag {
     pub(in crate::protocol) const SAME: u16 = 1 << 4;
     /// ReadReply, ResyncData: the blocks could not be read.
     pub(in crate::protocol) const ERROR: u16 = 1 << 5;
+    /// Hello: configured with protocol A. Data: sent under it.
+    pub(in crate::protocol) const PROTOCOL_A: u16 = 1 << 6;
+    /// The same of protocol B; neither means C.
+    pub(in crate::protocol) const PROTOCOL_B: u16 = 1 << 7;
+    /// Data: not before everything sent earlier has completed.
+    pub(in crate::protocol) const AFTER_EARLIER: u16 = 1 << 8;
 }
 
 /// What a message puts into the header's middle fields.
@@ -331,16 +337,21 @@ impl Rules {
             }
         };
         let (flags, has_range, payload) = match kind {
-            MessageKind::Hello => plain(P::Units {
-                unit: 1,
-                max: CONTROL_LEN_MAX,
-            }),
+            MessageKind::Hello => {
+                let payload = P::Units {
+                    unit: 1,
+                    max: CONTROL_LEN_MAX,
+                };
+                (flag::PROTOCOL_A | flag::PROTOCOL_B, false, payload)
+            }
             MessageKind::BitmapChunk => plain(P::Units {
                 unit: 8,
                 max: Message::MAX_BITMAP_CHUNK,
             }),
             MessageKind::Data => {
-                let flags = flag::FUA | flag::MAY_UNMAP | flag::ZEROES;
+                let kind = flag::MAY_UNMAP | flag::ZEROES;
+                let protocol = flag::PROTOCOL_A | flag::PROTOCOL_B;
+                let flags = kind | protocol | flag::FUA | flag::AFTER_EARLIER;
                 (flags, true, data_or(flag::ZEROES))
             }
             MessageKind::ReadRequest | MessageKind::ResyncAck => (0, true, P::None),
@@ -364,7 +375,8 @@ impl Rules {
             | MessageKind::LeaveReady
             | MessageKind::Ping
             | MessageKind::Pong
-            | MessageKind::Goodbye => plain(P::None),
+            | MessageKind::Goodbye
+            | MessageKind::ReceiveAck => plain(P::None),
         };
         Self {
             flags,
@@ -375,7 +387,7 @@ impl Rules {
 }
 
 /// All kinds; a kind's number is its place here plus one. New ones go to the end.
-const KINDS: [MessageKind; 22] = [
+const KINDS: [MessageKind; 23] = [
     MessageKind::Hello,
     MessageKind::Refused,
     MessageKind::BitmapChunk,
@@ -398,6 +410,7 @@ const KINDS: [MessageKind; 22] = [
     MessageKind::Ping,
     MessageKind::Pong,
     MessageKind::Goodbye,
+    MessageKind::ReceiveAck,
 ];
 
 /// All kinds of message with their numbers on the wire, for the format document.
@@ -426,6 +439,6 @@ mod tests {
             assert_eq!(kind_of(number), Some(kind));
         }
         assert_eq!(kind_of(0), None);
-        assert_eq!(kind_of(23), None);
+        assert_eq!(kind_of(24), None);
     }
 }

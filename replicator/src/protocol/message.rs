@@ -8,8 +8,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::types::{
-    BlockRange, DataGeneration, DiskError, InSync, NodeId, Payload, ReplicaId, ResourceId,
-    ViewNumber, VolumeId, WriteEpoch,
+    BlockRange, DataGeneration, DiskError, InSync, NodeId, Payload, ReplicaId, ReplicationProtocol,
+    ResourceId, ViewNumber, VolumeId, WriteEpoch,
 };
 
 /// Names one write (or resync or read request) inside its session; chosen by the requester, echoed
@@ -52,6 +52,8 @@ pub struct Hello {
     pub boot_id: u128,
     /// Random id of the sender's process.
     pub incarnation: u128,
+    /// What the sender is configured with; the stricter of both counts.
+    pub protocol: ReplicationProtocol,
 }
 
 /// What a replica says of itself, from its superblock, bitmap and activity log.
@@ -117,7 +119,8 @@ pub enum Message {
     BitmapEnd,
     /// Target → source: marks united and durable, this replica recorded as resync target.
     ResyncReady,
-    /// Primary → Secondary: a write. Answered by `WriteAck` or `NegAck`.
+    /// Primary → Secondary: a write. Answered by `WriteAck` or `NegAck`, under protocol B by
+    /// `ReceiveAck` before that.
     Data {
         /// Echoed by the answer.
         write: WriteId,
@@ -125,8 +128,8 @@ pub enum Message {
         range: BlockRange,
         /// What with.
         kind: DataKind,
-        /// Durable before the ack (FUA).
-        fua: bool,
+        /// What the peer owes it beyond writing it.
+        terms: WriteTerms,
     },
     /// The write completed on the peer's disk (durable if it was FUA).
     WriteAck {
@@ -222,6 +225,37 @@ pub enum Message {
     Pong,
     /// The sender closes the session on purpose.
     Goodbye,
+    /// The peer holds the write in memory and will carry it out whatever becomes of the session
+    /// (DRBD's `P_RECV_ACK`).
+    ReceiveAck {
+        /// Which.
+        write: WriteId,
+    },
+}
+
+/// What the peer owes a replicated write beyond writing it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WriteTerms {
+    /// Durable before the ack (FUA).
+    pub fua: bool,
+    /// What the sender's guest is answered after. C: the peer's disk, so what was not begun when the
+    /// session ends is dropped. A and B: less than that, so everything received is carried out, in
+    /// order; B says at once that it was received.
+    pub protocol: ReplicationProtocol,
+    /// A guest may have known an earlier write to be complete when it made this one: it is not
+    /// begun before every earlier write of the session has completed on the peer.
+    pub after_earlier: bool,
+}
+
+impl Default for WriteTerms {
+    /// Protocol C, nothing special.
+    fn default() -> Self {
+        Self {
+            fua: false,
+            protocol: ReplicationProtocol::C,
+            after_earlier: false,
+        }
+    }
 }
 
 impl Message {
@@ -301,6 +335,7 @@ pub enum MessageKind {
     Ping,
     Pong,
     Goodbye,
+    ReceiveAck,
 }
 
 impl Message {
@@ -330,6 +365,7 @@ impl Message {
             Self::Ping => MessageKind::Ping,
             Self::Pong => MessageKind::Pong,
             Self::Goodbye => MessageKind::Goodbye,
+            Self::ReceiveAck { .. } => MessageKind::ReceiveAck,
         }
     }
 }

@@ -4,7 +4,8 @@ use super::frame::{DIGEST_LEN, kind_numbers};
 use super::*;
 use crate::types::{
     BLOCK_LEN, BlockCount, BlockIndex, BlockRange, DataGeneration, DiskError, InSync, NodeId,
-    Payload, ReplicaId, ResourceId, SessionId, ViewNumber, VolumeId, WriteEpoch,
+    Payload, ReplicaId, ReplicationProtocol, ResourceId, SessionId, ViewNumber, VolumeId,
+    WriteEpoch,
 };
 
 fn bytes(len: usize) -> impl Strategy<Value = Payload> {
@@ -71,6 +72,7 @@ prop_compose! {
         ids in any::<(bool, u64, u16, u128, u128)>(),
         in_sync in any::<(bool, bool)>(),
         known in (views(), prop::option::of(views()), views()),
+        terms in terms(),
     ) -> Hello {
         Hello {
             node: if ids.0 { NodeId::A } else { NodeId::B },
@@ -83,27 +85,44 @@ prop_compose! {
             seal: known.2,
             boot_id: ids.3,
             incarnation: ids.4,
+            protocol: terms.protocol,
         }
     }
 }
 
+fn terms() -> impl Strategy<Value = WriteTerms> {
+    let protocols = [
+        ReplicationProtocol::A,
+        ReplicationProtocol::B,
+        ReplicationProtocol::C,
+    ];
+    (any::<bool>(), 0..protocols.len(), any::<bool>()).prop_map(
+        move |(fua, protocol, after_earlier)| WriteTerms {
+            fua,
+            protocol: protocols[protocol],
+            after_earlier,
+        },
+    )
+}
+
 fn replicated() -> impl Strategy<Value = Message> {
-    let write = (ids(), range_with(blocks_of()), any::<bool>());
-    let zeroes = (ids(), ranges(), any::<bool>(), any::<bool>());
+    let write = (ids(), range_with(blocks_of()), terms());
+    let zeroes = (ids(), ranges(), any::<bool>(), terms());
     prop_oneof![
-        write.prop_map(|(write, (range, payload), fua)| Message::Data {
+        write.prop_map(|(write, (range, payload), terms)| Message::Data {
             write,
             range,
             kind: DataKind::Write(payload),
-            fua,
+            terms,
         }),
-        zeroes.prop_map(|(write, range, may_unmap, fua)| Message::Data {
+        zeroes.prop_map(|(write, range, may_unmap, terms)| Message::Data {
             write,
             range,
             kind: DataKind::Zeroes { may_unmap },
-            fua,
+            terms,
         }),
         ids().prop_map(|write| Message::WriteAck { write }),
+        ids().prop_map(|write| Message::ReceiveAck { write }),
         (ids(), errors()).prop_map(|(write, error)| Message::NegAck { write, error }),
         any::<u64>().prop_map(|epoch| Message::Barrier {
             epoch: WriteEpoch(epoch)
@@ -252,7 +271,7 @@ proptest! {
 
     #[test]
     fn a_hostile_hello_is_taken_or_refused(payload in prop::collection::vec(any::<u8>(), 1..400)) {
-        if let Some(hello) = control::decode_hello(&payload) {
+        if let Some(hello) = control::decode_hello(&payload, ReplicationProtocol::B) {
             prop_assert_eq!(control::encode_hello(&hello), payload);
         }
     }
@@ -270,7 +289,7 @@ fn a_length_the_message_does_not_allow_is_refused_before_its_payload_is_read() {
         write: WriteId(1),
         range,
         kind: DataKind::Write(vec![1; 4096].into()),
-        fua: false,
+        terms: WriteTerms::default(),
     };
     let header = encode(SessionId(1), ViewNumber(1), &write).header;
     // payload_len is at 52: 0xffffffff, and two blocks for a range of one.
@@ -344,6 +363,7 @@ fn a_view_whose_successor_could_overflow_is_refused() {
         seal: good,
         boot_id: 1,
         incarnation: 1,
+        protocol: ReplicationProtocol::C,
     };
     let say = |hello: &Hello| refused(&Message::Hello(Box::new(hello.clone())), good);
     assert_eq!(say(&hello), None);
@@ -383,7 +403,7 @@ fn the_largest_write_fits_and_its_payload_is_not_copied() {
         write: WriteId(1),
         range: BlockRange::new(BlockIndex(0), BlockCount(256)),
         kind: DataKind::Write(payload.clone()),
-        fua: true,
+        terms: WriteTerms::default(),
     };
     let encoded = encode(SessionId(1), ViewNumber(1), &write);
     let sent = encoded.payload.unwrap();

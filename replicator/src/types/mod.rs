@@ -15,7 +15,9 @@ pub use ids::{
     VolumeId, VoterId, WriteEpoch,
 };
 pub use payload::Payload;
-pub use state::{ConnectionState, DiskState, ReplicationProtocol, ReplicationState, Role};
+pub use state::{
+    ConnectionState, DiskState, Failover, ReplicationProtocol, ReplicationState, Role,
+};
 pub use time::Instant;
 pub use units::{
     BLOCK_LEN, BlockCount, BlockIndex, BlockRange, ByteLen, ByteOffset, ByteRange, EXTENT_BLOCKS,

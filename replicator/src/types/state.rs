@@ -93,6 +93,16 @@ state!(
 );
 
 state!(
+    /// Whether a survivor takes over by itself.
+    Failover {
+        /// As soon as it is certain that the Primary no longer serves.
+        Auto,
+        /// When an operator says so.
+        Manual,
+    }
+);
+
+state!(
     /// When a write is acknowledged (promise table in docs/failure-model.md).
     ReplicationProtocol {
         /// Local disk and send queue.
@@ -103,3 +113,15 @@ state!(
         C,
     }
 );
+
+impl ReplicationProtocol {
+    /// The one of both that promises more.
+    #[must_use]
+    pub fn stricter(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::C, _) | (_, Self::C) => Self::C,
+            (Self::B, _) | (_, Self::B) => Self::B,
+            (Self::A, Self::A) => Self::A,
+        }
+    }
+}

@@ -3,10 +3,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
 use replicator::protocol::{
-    DataKind, Message, Preamble, RelayPreamble, VersionRange, WriteId, encode,
+    DataKind, Message, Preamble, RelayPreamble, VersionRange, WriteId, WriteTerms, encode,
 };
 use replicator::types::{
-    BlockCount, BlockIndex, BlockRange, NodeId, ResourceId, SessionId, ViewNumber,
+    BlockCount, BlockIndex, BlockRange, NodeId, ReplicationProtocol, ResourceId, SessionId, ViewNumber,
 };
 
 /// A small generator, so that the smoke run needs nothing and repeats exactly.
@@ -33,7 +33,11 @@ fn frames() -> Vec<u8> {
             write: WriteId(1),
             range,
             kind: DataKind::Write(vec![7; 4096].into()),
-            fua: true,
+            terms: WriteTerms {
+                fua: true,
+                protocol: ReplicationProtocol::B,
+                after_earlier: true,
+            },
         },
         Message::WriteAck { write: WriteId(1) },
         Message::BitmapChunk {

@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::protocol::{
-    DataKind, DiskErrorCode, Hello, Message, ReplicaClaim, ResyncReply, WriteId,
+    DataKind, DiskErrorCode, Hello, Message, ReplicaClaim, ResyncReply, WriteId, WriteTerms,
 };
 use crate::types::{
     BlockCount, BlockIndex, BlockRange, DataGeneration, InSync, Payload, ReplicaId, SessionId,
@@ -84,13 +84,16 @@ fn messages() -> Vec<Message> {
                     write: id,
                     range,
                     kind: DataKind::Write(block(1).into()),
-                    fua: true,
+                    terms: WriteTerms {
+                        fua: true,
+                        ..WriteTerms::default()
+                    },
                 },
                 Message::Data {
                     write: id,
                     range,
                     kind: DataKind::Zeroes { may_unmap: true },
-                    fua: false,
+                    terms: WriteTerms::default(),
                 },
                 Message::ReadRequest { read: id, range },
                 Message::ReadReply {
@@ -164,6 +167,7 @@ fn hello() -> Hello {
         seal: ViewNumber::NONE,
         boot_id: 0,
         incarnation: 0,
+        protocol: ReplicationProtocol::C,
     }
 }
 
@@ -326,7 +330,7 @@ fn a_target_serves_no_reads_and_takes_no_data_before_its_record() {
             write: read,
             range,
             kind: DataKind::Zeroes { may_unmap: true },
-            fua: false,
+            terms: WriteTerms::default(),
         },
     );
     assert!(pair.disk_ops(B).is_empty());

@@ -90,7 +90,7 @@ impl Pair {
                 _ => {}
             }
         }
-        self.nodes[at].engine = Engine::new(config(node, self.nodes[at].boot_id));
+        self.nodes[at].engine = Engine::new(config(node, self.nodes[at].boot_id, &self.shape));
         self.nodes[at].events.clear();
         self.nodes[at].unanswered.clear();
     }

@@ -216,6 +216,7 @@ const FEW_SLOTS: Shape = Shape {
     blocks: [64 * 1024; 2],
     al_slots: 3,
     zero_proven: true,
+    protocol: ReplicationProtocol::C,
 };
 
 #[test]

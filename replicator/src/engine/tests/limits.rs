@@ -37,6 +37,7 @@ fn a_request_for_a_whole_volume_of_zeroes_goes_in_windows() {
         blocks: [blocks; 2],
         al_slots: 0,
         zero_proven: true,
+        protocol: ReplicationProtocol::C,
     });
     // What a real disk does at once would be 65 million map entries here.
     pair.hold_disk(A, true);
@@ -65,6 +66,7 @@ fn a_step_down_in_the_middle_of_a_huge_request_forgets_its_rest() {
         blocks: [blocks; 2],
         al_slots: 0,
         zero_proven: true,
+        protocol: ReplicationProtocol::C,
     });
     pair.hold_disk(A, true);
     let zeroes = GuestKind::Zeroes {

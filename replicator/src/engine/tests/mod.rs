@@ -2,6 +2,7 @@
 //! the same at random; these are the stories a reader should know.
 
 mod adding;
+mod ahead;
 mod broken_peer;
 mod faults;
 mod flushing;

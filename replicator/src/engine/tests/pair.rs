@@ -130,6 +130,7 @@ pub(super) struct Shape {
     pub(super) al_slots: u16,
     /// Whether the devices are known to be full of zeroes.
     pub(super) zero_proven: bool,
+    pub(super) protocol: ReplicationProtocol,
 }
 
 impl Shape {
@@ -137,7 +138,15 @@ impl Shape {
         blocks: [4096; 2],
         al_slots: 67,
         zero_proven: true,
+        protocol: ReplicationProtocol::C,
     };
+
+    pub(super) fn under(protocol: ReplicationProtocol) -> Self {
+        Self {
+            protocol,
+            ..Self::SMALL
+        }
+    }
 }
 
 pub(super) struct Pair {
@@ -155,13 +164,14 @@ pub(super) struct Pair {
     pub(super) answered: Vec<u64>,
 }
 
-pub(super) fn config(node: NodeId, boot_id: u128) -> EngineConfig {
+pub(super) fn config(node: NodeId, boot_id: u128, shape: &Shape) -> EngineConfig {
     EngineConfig {
         node,
         resource: ResourceId(1),
         volume: VolumeId(0),
         timeout: Duration::from_secs(3),
         disk_timeout: Some(DISK_TIMEOUT),
+        protocol: shape.protocol,
         checksum_first: false,
         boot_id,
         incarnation: u128::from(node.raw()) + 1,
@@ -206,7 +216,7 @@ impl Pair {
 
     pub(super) fn shaped(shape: Shape) -> Self {
         let node = |node: NodeId| Node {
-            engine: Engine::new(config(node, 1)),
+            engine: Engine::new(config(node, 1, &shape)),
             disk: Disk::default(),
             meta: formatted(node, 100 + u128::from(node.raw()), &shape),
             meta_failing: false,

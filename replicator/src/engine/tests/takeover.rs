@@ -41,7 +41,7 @@ fn a_takeover_drops_what_waited_behind_another_write() {
             write: crate::protocol::WriteId(77),
             range,
             kind: crate::protocol::DataKind::Write(block(0x99).into()),
-            fua: false,
+            terms: crate::protocol::WriteTerms::default(),
         },
     );
     assert_eq!(pair.disk_ops(B).len(), 1);
@@ -249,6 +249,7 @@ fn a_node_that_is_not_primary_answers_nobody() {
         volume: VolumeId(0),
         timeout: Duration::from_secs(3),
         disk_timeout: Some(super::pair::DISK_TIMEOUT),
+        protocol: crate::types::ReplicationProtocol::C,
         checksum_first: false,
         boot_id: 1,
         incarnation: 1,
