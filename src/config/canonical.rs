@@ -10,10 +10,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use replicator::meta::activity_log::SLOTS_DEFAULT;
-use replicator::types::NodeId;
+use replicator::types::{Failover, NodeId};
 
 use super::shape::{
-    DISK_TIMEOUT_DEFAULT, default_log, default_metrics, default_nbd, default_net, default_resync,
+    DISK_TIMEOUT_DEFAULT, FAILOVERS, default_log, default_metrics, default_nbd, default_net,
+    default_resync,
 };
 use super::types::{
     Config, GuestConfig, LogTarget, NodeRole, OnNoQuorum, QuorumConfig, Rate, ReplicaPaths,
@@ -264,6 +265,18 @@ impl Config {
             "priority",
             Value::Number(resource.priority.into()),
             &Value::Number(10),
+        ));
+        if let Some(protocol) = resource.protocol {
+            entries.push(required("protocol", text(protocol.word())));
+        }
+        let failover = |failover: Failover| {
+            let known = FAILOVERS.iter().find(|(_, value)| *value == failover);
+            text(known.map_or("auto", |(word, _)| word))
+        };
+        entries.push(optional(
+            "failover",
+            failover(resource.failover),
+            &failover(Failover::Auto),
         ));
         tables.push(table(&path, entries));
         for volume in &resource.volumes {

@@ -5,7 +5,9 @@ use std::net::SocketAddr;
 use std::path::{Component, Path, PathBuf};
 
 use replicator::admin::ErrorId;
-use replicator::types::{BLOCK_LEN, ByteLen, NodeId, ReplicationProtocol, ResourceId, VolumeId};
+use replicator::types::{
+    BLOCK_LEN, ByteLen, Failover, NodeId, ReplicationProtocol, ResourceId, VolumeId,
+};
 
 use super::diagnostic::Findings;
 use super::reader::{PerNode, bad_value, shown};
@@ -30,10 +32,12 @@ pub(super) fn check(draft: Draft<'_>, found: &mut Findings) -> Option<Config> {
         Some(draft) => (draft.tls, draft.protocol, draft.net),
         None => (None, None, default_net()),
     };
-    check_protocol(&net, protocol_span, found);
     let nodes = nodes?;
     check_tls(&net, tls_span, &nodes, found);
     let mut devices = Devices::default();
+    for resource in &draft.resources {
+        check_protocol(resource, &net, protocol_span, found);
+    }
     let resources = unique_resources(draft.resources, found).into_iter();
     let mut resources: Vec<_> = resources
         .filter_map(|resource| resolve(resource, &nodes, &mut devices, found))
@@ -121,23 +125,29 @@ fn check_addresses(nodes: &[DraftNode], found: &mut Findings) {
     }
 }
 
-fn check_protocol(net: &NetConfig, span: Option<Span>, found: &mut Findings) {
-    let Some(span) = span else { return };
-    match net.protocol {
-        ReplicationProtocol::C => {}
-        ReplicationProtocol::A => {
-            let message = "protocol \"A\" with automatic failover can lose acknowledged writes";
-            found.at(ErrorId::ProtocolALossy, span, message, "write \"C\"");
-        }
-        ReplicationProtocol::B => {
-            let message = "protocol \"B\" is not in this version";
-            found.at(
-                ErrorId::NotInThisVersion,
-                span,
-                message,
-                "write \"C\", which is safer",
-            );
-        }
+/// Protocol A answers guests for writes that the peer may never get: no node may act on the peer's
+/// copy without a person who knows that.
+fn check_protocol(
+    resource: &DraftResource<'_>,
+    net: &NetConfig,
+    net_span: Option<Span>,
+    found: &mut Findings,
+) {
+    let own = resource.protocol.as_ref();
+    let protocol = own.map_or(net.protocol, |own| own.value);
+    if protocol == ReplicationProtocol::A && resource.failover == Failover::Auto {
+        let span = own.map(|own| own.span).or(net_span);
+        let message = "protocol \"A\" with automatic failover can lose acknowledged writes";
+        let label = format!(
+            "write \"C\", or failover = \"manual\" in resource `{}`",
+            shown(&resource.name.value)
+        );
+        found.at(
+            ErrorId::ProtocolALossy,
+            span.unwrap_or(resource.name.span),
+            message,
+            label,
+        );
     }
 }
 
@@ -223,6 +233,8 @@ fn resolve(
         prefer,
         failback: draft.failback,
         priority: draft.priority,
+        protocol: draft.protocol.map(|word| word.value),
+        failover: draft.failover,
         volumes: volumes?,
         guest: draft.guest,
     })

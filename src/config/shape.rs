@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use replicator::admin::ErrorId;
 use replicator::meta::activity_log::{SLOTS_DEFAULT, SLOTS_MAX, SLOTS_MIN};
-use replicator::types::ReplicationProtocol;
+use replicator::types::{Failover, ReplicationProtocol};
 use toml::de::DeTable;
 
 use super::diagnostic::Findings;
@@ -59,6 +59,8 @@ pub(super) struct DraftResource<'a> {
     pub(super) prefer: Option<Located<&'a str>>,
     pub(super) failback: String,
     pub(super) priority: u32,
+    pub(super) protocol: Option<Located<ReplicationProtocol>>,
+    pub(super) failover: Failover,
     pub(super) volumes: Vec<DraftVolume<'a>>,
     pub(super) guest: Option<GuestConfig>,
 }
@@ -270,19 +272,23 @@ pub(super) fn default_net() -> NetConfig {
     }
 }
 
+const PROTOCOLS: [(&str, ReplicationProtocol); 3] = [
+    ("C", ReplicationProtocol::C),
+    ("B", ReplicationProtocol::B),
+    ("A", ReplicationProtocol::A),
+];
+
+pub(super) const FAILOVERS: [(&str, Failover); 2] =
+    [("auto", Failover::Auto), ("manual", Failover::Manual)];
+
 fn read_net(mut section: Section<'_>, found: &mut Findings) -> DraftNet {
-    let protocols = [
-        ("C", ReplicationProtocol::C),
-        ("B", ReplicationProtocol::B),
-        ("A", ReplicationProtocol::A),
-    ];
     let tls_words = [
         ("required", Tls::Required),
         ("control-only", Tls::ControlOnly),
         ("off", Tls::Off),
     ];
     let default = default_net();
-    let protocol = section.word("protocol", &protocols, found);
+    let protocol = section.word("protocol", &PROTOCOLS, found);
     let tls = section.word("tls", &tls_words, found);
     let net = NetConfig {
         protocol: protocol
@@ -424,6 +430,8 @@ fn read_resource<'a>(
     let priority = section
         .integer("priority", 0..=1_000_000, found)
         .map_or(10, |n| n.value);
+    let protocol = section.word("protocol", &PROTOCOLS, found);
+    let failover = section.word("failover", &FAILOVERS, found);
     let volumes = section.repeated_sections("volume", found);
     let example = format!(
         "a table: [[resource.{}.volume]] with id, disk and meta",
@@ -444,6 +452,8 @@ fn read_resource<'a>(
         prefer,
         failback,
         priority,
+        protocol,
+        failover: failover.map_or(Failover::Auto, |word| word.value),
         volumes,
         guest,
     }

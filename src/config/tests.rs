@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
 
-use replicator::types::NodeId;
+use replicator::types::{Failover, NodeId, ReplicationProtocol};
 
 use std::time::Duration;
 
@@ -106,7 +106,7 @@ fn the_order_of_resource_files_does_not_matter() {
 
 #[test]
 fn commented_keys_of_the_example_are_unknown_until_they_can_do_something() {
-    for key in ["hold-down = \"10m\"", "forward = false", "protocol = \"C\""] {
+    for key in ["hold-down = \"10m\"", "forward = false", "nbd-allow = []"] {
         let text = WEB.replace(
             "[resource.vm-web]\n",
             &format!("[resource.vm-web]\n{key}\n"),
@@ -141,6 +141,44 @@ fn a_disk_timeout_is_read_and_nothing_means_never() {
         let again = file(FileKind::Cluster, "x", &config.to_toml(true));
         let again = parse(&[again]).unwrap().config;
         assert_eq!(again.resources[0].volumes[0].disk_timeout, timeout, "{key}");
+    }
+}
+
+#[test]
+fn protocol_a_needs_a_person_to_fail_over() {
+    let with = |resource: &str, net: &str| {
+        let text = WEB.replace(
+            "[resource.vm-web]\n",
+            &format!("[resource.vm-web]\n{resource}\n"),
+        );
+        let mut cluster = example()[0].clone();
+        cluster.text = cluster
+            .text
+            .replace("protocol = \"C\"", &format!("protocol = \"{net}\""));
+        parse(&[cluster, file(FileKind::Resources, "vm-web.toml", &text)])
+    };
+    let manual = "protocol = \"A\"\nfailover = \"manual\"";
+    let config = with(manual, "C").unwrap().config;
+    let resource = &config.resources[0];
+    assert_eq!(config.protocol_of(resource), ReplicationProtocol::A);
+    assert_eq!(resource.failover, Failover::Manual);
+    for (resource, net) in [
+        ("protocol = \"A\"", "C"),
+        ("", "A"),
+        ("failover = \"auto\"", "A"),
+    ] {
+        let found = with(resource, net).unwrap_err();
+        assert!(
+            found.iter().any(|one| one.id == ErrorId::ProtocolALossy),
+            "{resource} {net}: {found:#?}"
+        );
+    }
+    for (resource, net) in [
+        ("protocol = \"B\"", "C"),
+        ("protocol = \"C\"", "A"),
+        ("", "B"),
+    ] {
+        assert!(with(resource, net).is_ok(), "{resource} {net}");
     }
 }
 

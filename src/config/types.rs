@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use replicator::types::{ByteLen, NodeId, ReplicationProtocol, ResourceId, VolumeId};
+use replicator::types::{ByteLen, Failover, NodeId, ReplicationProtocol, ResourceId, VolumeId};
 
 /// The whole configuration, the same on every node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -206,6 +206,10 @@ pub struct ResourceConfig {
     pub failback: String,
     /// Lower resyncs first.
     pub priority: u32,
+    /// When a write is acknowledged, if not as `[net]` says.
+    pub protocol: Option<ReplicationProtocol>,
+    /// Whether the survivor takes over by itself.
+    pub failover: Failover,
     /// In the order of their numbers; never empty.
     pub volumes: Vec<VolumeConfig>,
     /// The guest that uses it.
@@ -274,6 +278,12 @@ impl Config {
     #[must_use]
     pub fn arbitrator(&self) -> Option<&NodeConfig> {
         self.node(NodeId::ARBITRATOR)
+    }
+
+    /// When a write to `resource` is acknowledged.
+    #[must_use]
+    pub fn protocol_of(&self, resource: &ResourceConfig) -> ReplicationProtocol {
+        resource.protocol.unwrap_or(self.net.protocol)
     }
 
     /// The resource called `name`.

@@ -48,6 +48,8 @@ mod scenarios_exhausted;
 mod scenarios_hand_over;
 #[cfg(test)]
 mod scenarios_loose_ends;
+#[cfg(test)]
+mod scenarios_protocols;
 mod store;
 #[cfg(test)]
 mod testing;
@@ -58,7 +60,9 @@ mod world;
 use core::time::Duration;
 use std::collections::BTreeMap;
 
-use replicator::types::{Instant, NodeId, OpId, ResourceId, ViewNumber, VoterId, VoterSet};
+use replicator::types::{
+    Failover, Instant, NodeId, OpId, ReplicationProtocol, ResourceId, ViewNumber, VoterId, VoterSet,
+};
 
 pub use codec::CodecError;
 pub use input::{EngineReport, Input, Order, OrderId, ReplicaFacts, ReplicaMark};
@@ -98,9 +102,32 @@ pub struct ControllerSettings {
     /// Randomness for back-off and for the ids of new lineages.
     pub seed: u128,
     /// Resources configured on this node, whether up or not; none on an arbitrator.
-    pub configured: Vec<ResourceId>,
+    pub configured: Vec<Configured>,
     /// All records of the voter store.
     pub stored: Vec<(ResourceId, VoterRecord)>,
+}
+
+/// What the controller must know of a resource's configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Configured {
+    /// Which.
+    pub resource: ResourceId,
+    /// Under A a Primary's guests know of writes that its peer never got.
+    pub protocol: ReplicationProtocol,
+    /// Whether this node takes over by itself.
+    pub failover: Failover,
+}
+
+impl Configured {
+    /// Protocol C, automatic failover.
+    #[must_use]
+    pub fn usual(resource: ResourceId) -> Self {
+        Self {
+            resource,
+            protocol: ReplicationProtocol::C,
+            failover: Failover::Auto,
+        }
+    }
 }
 
 /// Time between beacons to the arbitrator: it grants nothing, so this only shows that it is there.
@@ -156,13 +183,14 @@ impl Controller {
         };
         let mut random = Random::new(settings.seed);
         let mut records: BTreeMap<_, _> = settings.stored.into_iter().collect();
-        for id in &settings.configured {
-            records.entry(*id).or_default();
+        for configured in &settings.configured {
+            records.entry(configured.resource).or_default();
         }
         let resources = records
             .into_iter()
             .map(|(id, record)| {
-                let configured = settings.configured.contains(&id);
+                let all = settings.configured.iter();
+                let configured = all.copied().find(|one| one.resource == id);
                 let resource = Resource::new(id, configured, record, now, &me, &mut random);
                 (id, resource)
             })
@@ -547,7 +575,7 @@ impl Controller {
     ) {
         if !self.resources.contains_key(&id) && self.resources.len() < RESOURCES_MAX {
             let record = VoterRecord::default();
-            let resource = Resource::new(id, false, record, self.now, &self.me, &mut self.random);
+            let resource = Resource::new(id, None, record, self.now, &self.me, &mut self.random);
             self.resources.insert(id, resource);
         }
         self.with(id, outlet, fact);

@@ -17,7 +17,8 @@ use std::sync::atomic::AtomicU64;
 use replicator::engine::{AttachError, Event, Input, ReplicaMark, Snapshot};
 use replicator::io::{Disk, OpenError};
 use replicator::types::{
-    Instant, NodeId, OpId, ReplicaId, ResourceId, StoreError, ViewNumber, VolumeId,
+    Instant, NodeId, OpId, ReplicaId, ReplicationProtocol, ResourceId, StoreError, ViewNumber,
+    VolumeId,
 };
 
 use super::relay_door::Knock;
@@ -66,6 +67,8 @@ pub struct ResourceSetup {
     pub peer_timeout: core::time::Duration,
     /// How long the disk may leave an operation unanswered.
     pub disk_timeout: Option<core::time::Duration>,
+    /// When a write is acknowledged.
+    pub protocol: ReplicationProtocol,
 }
 
 /// Backing devices to open for a resource. The shard opens and locks them (R14), then offers them

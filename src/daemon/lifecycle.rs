@@ -187,6 +187,7 @@ impl Node {
                 .volumes
                 .first()
                 .and_then(|volume| volume.disk_timeout),
+            protocol: self.config.protocol_of(resource),
         })));
         let added = self.board.wait(DOWN_TIMEOUT, |board| {
             let known = board.resource(id);

@@ -29,7 +29,7 @@ use super::store_thread::{self, STORE_REQUESTS_MAX, StoreRequest};
 use super::voter_store::VoterStore;
 use super::{Program, beacon, notify, shard};
 use crate::config::{Config, TimingProfile};
-use crate::controller::{Controller, ControllerSettings, Timing};
+use crate::controller::{Configured, Controller, ControllerSettings, Timing};
 
 fn timing(profile: TimingProfile) -> Timing {
     match profile {
@@ -69,7 +69,15 @@ impl Running {
             timing: timing(config.quorum.timing),
             has_arbitrator: config.arbitrator().is_some(),
             seed: clock::random_id().map_err(failed("randomness"))?,
-            configured: config.resources.iter().map(|it| it.id()).collect(),
+            configured: config
+                .resources
+                .iter()
+                .map(|resource| Configured {
+                    resource: resource.id(),
+                    protocol: config.protocol_of(resource),
+                    failover: resource.failover,
+                })
+                .collect(),
             stored: store
                 .records()
                 .map(|(resource, record)| (resource, *record))

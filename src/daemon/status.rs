@@ -126,7 +126,7 @@ fn resource_status(
         up,
         // Between the start of the daemon and the shard's first word nothing is served.
         role: up.then(|| engine.map_or(Role::Secondary, |it| it.role)),
-        protocol: config.net.protocol,
+        protocol: config.protocol_of(resource),
         io_backend: known
             .shard
             .as_ref()
@@ -281,8 +281,10 @@ fn peer_volume_status(
         out_of_sync_bytes: engine
             .filter(|it| it.disk != DiskState::Diskless)
             .map(|it| bytes(it.out_of_sync_blocks)),
-        lag_bytes: 0,
-        lag_seconds: 0.0,
+        lag_bytes: engine.map_or(0, |it| it.lag_bytes),
+        lag_seconds: engine
+            .and_then(|it| it.lag_since)
+            .map_or(0.0, |since| moment.now.since(since).as_secs_f64()),
         last_resync: progress
             .map(|it| last_resync(&it, moment))
             .unwrap_or_default(),

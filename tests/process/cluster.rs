@@ -36,6 +36,8 @@ pub(crate) struct Setup {
     pub(crate) timing: &'static str,
     /// In a network namespace of its own, where it can be cut (root only).
     pub(crate) namespace: bool,
+    /// Lines of the resource's table.
+    pub(crate) resource: &'static str,
 }
 
 impl Default for Setup {
@@ -44,6 +46,7 @@ impl Default for Setup {
             disk_len: 64 << 20,
             timing: "fast",
             namespace: false,
+            resource: "",
         }
     }
 }
@@ -118,7 +121,7 @@ impl Cluster {
     fn configure(&self, setup: &Setup) {
         let [a, b, arbitrator] = self.ports;
         let dir = self.dir.display();
-        let timing = setup.timing;
+        let (timing, resource) = (setup.timing, setup.resource);
         fs::write(
             self.dir.join("etc/twinblk.toml"),
             format!(
@@ -134,7 +137,7 @@ impl Cluster {
         fs::write(
             self.dir.join(format!("etc/resources.d/{RES}.toml")),
             format!(
-                "[resource.{RES}]\n[[resource.{RES}.volume]]\nid = 0\n\
+                "[resource.{RES}]\n{resource}[[resource.{RES}.volume]]\nid = 0\n\
                  disk = {{ kvm-a = \"{dir}/kvm-a.img\", kvm-b = \"{dir}/kvm-b.img\" }}\n\
                  meta = {{ kvm-a = \"{dir}/kvm-a.md\", kvm-b = \"{dir}/kvm-b.md\" }}\n"
             ),

@@ -22,4 +22,5 @@ mod nbd_clients;
 mod nbd_conformance;
 mod nbd_model;
 mod passing_on;
+mod protocols;
 mod tools;

@@ -3,7 +3,9 @@
 
 use core::time::Duration;
 
-use replicator::types::{InSync, Instant, NodeId, ReplicaId, View, VoterSet};
+use replicator::types::{
+    Failover, InSync, Instant, NodeId, ReplicaId, ReplicationProtocol, View, VoterSet,
+};
 
 use super::super::input::{Order, ReplicaFacts};
 use super::super::output::{Blocker, EngineCommand};
@@ -28,7 +30,7 @@ impl Resource {
 impl Resource {
     /// The change to propose now, if any.
     pub(super) fn desire(&self, cx: &Context<'_>) -> Option<Change> {
-        if !self.configured || !cx.me.node.is_data() {
+        if self.configured.is_none() || !cx.me.node.is_data() {
             return None;
         }
         match &self.active {
@@ -46,7 +48,7 @@ impl Resource {
     /// for this node while it was down or cut off, and whoever decided it died before telling. A
     /// read that finds one finishes it.
     fn wants_to_know(&self, cx: &Context<'_>) -> bool {
-        let could_serve = self.configured
+        let could_serve = self.configured.is_some()
             && cx.me.node.is_data()
             && self.active.is_none()
             && self.record().up
@@ -143,11 +145,15 @@ impl Resource {
         }
         // Positive evidence needs neither the wait nor a third voter (R12).
         let left = self.peer_left == Some(view.number);
-        let allowed = cx.me.has_arbitrator || ordered || left;
+        let configured = self.configured?;
+        let automatic = cx.me.has_arbitrator && configured.failover == Failover::Auto;
+        let allowed = automatic || ordered || left;
         let over = left || !self.grant.runs(cx.now) || !cx.me.rules.grant_outlives_lease;
+        // Under A the Primary's guests know of writes that never came here, unless it left in order.
+        let behind = configured.protocol == ReplicationProtocol::A && !left;
         (allowed && over).then_some(Change::Takeover {
             replica: replica_id,
-            lossy,
+            lossy: lossy || behind,
         })
     }
 
@@ -200,6 +206,12 @@ impl Resource {
         replica: &ReplicaFacts,
     ) -> bool {
         if !replica.lost_volatile || !view.in_sync.contains(cx.me.node.peer()) {
+            return false;
+        }
+        // The peer does not take over by itself: the Primary of record goes on, and is made equal to
+        // what the peer kept before it answers anything.
+        let manual = self.configured.map(|it| it.failover) == Some(Failover::Manual);
+        if manual && view.primary == cx.me.node {
             return false;
         }
         let may_still_come = cx.now < self.kept_wait_end(cx.me);

@@ -17,6 +17,7 @@ use replicator::types::{
     VoterId,
 };
 
+use super::Configured;
 use super::beacon::Peer;
 use super::decision::{News, answer_beacon};
 use super::input::{EngineReport, OrderId, ReplicaFacts, ReplicaMark};
@@ -174,7 +175,7 @@ impl AddStage {
 #[derive(Debug)]
 pub(super) struct Resource {
     id: ResourceId,
-    configured: bool,
+    configured: Option<Configured>,
     store: Store,
     grant: Grant,
 
@@ -234,7 +235,7 @@ pub(super) struct Resource {
 impl Resource {
     pub(super) fn new(
         id: ResourceId,
-        configured: bool,
+        configured: Option<Configured>,
         record: VoterRecord,
         now: Instant,
         me: &Me,
@@ -278,7 +279,7 @@ impl Resource {
     }
 
     pub(super) fn configured(&self) -> bool {
-        self.configured
+        self.configured.is_some()
     }
 
     pub(super) fn is_up(&self) -> bool {
@@ -566,7 +567,7 @@ impl Resource {
     /// Acts on everything that is due. Called after every input that concerns the resource.
     pub(super) fn drive(&mut self, cx: &mut Context<'_>) {
         self.release(cx);
-        if self.configured {
+        if self.configured.is_some() {
             self.note_lease(cx);
             self.progress_order(cx);
             self.cancel_add_without_lease(cx);
@@ -649,7 +650,7 @@ impl Resource {
                 next = Some(next.map_or(deadline, |next: Instant| next.min(deadline)));
             }
         };
-        if !self.configured || !me.node.is_data() {
+        if self.configured.is_none() || !me.node.is_data() {
             return next;
         }
         at(self.pause_until);

@@ -71,7 +71,7 @@ impl Resource {
         what: Order,
         deadline: Instant,
     ) {
-        if !self.configured {
+        if self.configured.is_none() {
             self.order_done(cx, id, Err(OrderRefusal::UnknownResource));
             return;
         }

@@ -149,6 +149,8 @@ pub(crate) struct World {
     pub(crate) first_ack_after_mark: Option<u64>,
     /// Writers are off: nothing is acknowledged.
     pub(crate) idle: bool,
+    /// What a data node is started with.
+    pub(crate) configured: Configured,
 }
 
 impl World {
@@ -213,6 +215,7 @@ impl World {
             datagrams: 0,
             first_ack_after_mark: None,
             idle: false,
+            configured: Configured::usual(RESOURCE),
         };
         for index in running {
             world.start(*index);
@@ -287,7 +290,11 @@ impl World {
             timing: self.timing,
             has_arbitrator: self.has_arbitrator,
             seed: self.random.next_u128(),
-            configured: if is_data { vec![RESOURCE] } else { Vec::new() },
+            configured: if is_data {
+                vec![self.configured]
+            } else {
+                Vec::new()
+            },
             stored: node
                 .durable
                 .iter()

@@ -9,7 +9,9 @@ use replicator::types::{NodeId, ReplicaId, Role, ViewNumber, VoterId};
 
 use super::*;
 use crate::config::{FileKind, SourceFile, parse};
-use crate::controller::{ControllerSettings, EngineReport, Order, ReplicaFacts, Timing};
+use crate::controller::{
+    Configured, ControllerSettings, EngineReport, Order, ReplicaFacts, Timing,
+};
 use crate::daemon::api::ShardHandle;
 use crate::daemon::board::Board;
 use crate::daemon::mailbox::Mailbox;
@@ -110,7 +112,11 @@ impl Lab {
             timing: Timing::FAST,
             has_arbitrator: true,
             seed: u128::from(id.raw()) + 7,
-            configured: config.resources.iter().map(|it| it.id()).collect(),
+            configured: config
+                .resources
+                .iter()
+                .map(|it| Configured::usual(it.id()))
+                .collect(),
             stored: Vec::new(),
         };
         let controller = Controller::new(settings, clock::now()).unwrap();

@@ -63,6 +63,7 @@ pub(super) fn config(shard: &ShardSetup, resource: &ResourceSetup) -> EngineConf
         volume: resource.volume,
         timeout: resource.peer_timeout,
         disk_timeout: resource.disk_timeout,
+        protocol: resource.protocol,
         checksum_first: false,
         boot_id: shard.boot_id,
         incarnation: shard.incarnation,

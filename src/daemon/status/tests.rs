@@ -111,6 +111,8 @@ fn serving() -> ResourceSnapshot {
             held: None,
             size_blocks: Some(BlockCount(256).0),
             rtt: Some(Duration::from_micros(41)),
+            lag_bytes: 0,
+            lag_since: None,
             inflight: 0,
             counters: Counters::default(),
         },

@@ -1,0 +1,76 @@
+//! Below protocol C: who may take over, and what a view says about it.
+
+use replicator::types::{Failover, ReplicaId, ReplicationProtocol};
+
+use super::world::{A, B, T, World, ms};
+use super::*;
+
+fn configured(protocol: ReplicationProtocol, failover: Failover) -> World {
+    let mut world = World::of(90, Timing::FAST, true, &[]);
+    world.configured = Configured {
+        protocol,
+        failover,
+        ..world.configured
+    };
+    for node in [A, B, T] {
+        world.start(node);
+    }
+    world.found(A);
+    world
+}
+
+#[test]
+fn under_manual_failover_the_survivor_waits_for_an_order() {
+    for (protocol, lossy) in [
+        (ReplicationProtocol::C, false),
+        (ReplicationProtocol::B, false),
+        (ReplicationProtocol::A, true),
+    ] {
+        let mut world = configured(protocol, Failover::Manual);
+        world.kill(A);
+        world.run(ms(20_000));
+        assert!(!world.active(B), "{protocol:?}");
+        world.order(2, B, Order::Primary);
+        world.run_until(ms(3_000), |world| world.serves(B));
+        assert_eq!(world.view(B).lossy, lossy, "{protocol:?}");
+    }
+}
+
+#[test]
+fn under_manual_failover_the_primary_of_record_still_serves_again_by_itself() {
+    let mut world = configured(ReplicationProtocol::A, Failover::Manual);
+    world.kill(A);
+    world.run(ms(2_000));
+    world.restart(A);
+    world.run_until(ms(3_000), |world| world.serves(A));
+    assert!(!world.view(A).lossy, "its disk has all that was answered");
+}
+
+#[test]
+fn a_primary_of_record_without_its_cache_does_not_wait_for_one_that_will_not_act() {
+    let mut world = configured(ReplicationProtocol::C, Failover::Manual);
+    world.kill(A);
+    world.run(ms(50));
+    world.start(A);
+    let lost = ReplicaFacts {
+        replica: ReplicaId(0xa0),
+        size_blocks: 100,
+        eligible: true,
+        blank: false,
+        lost_volatile: true,
+        unclean: true,
+    };
+    world.report_facts(A, lost);
+    world.run_until(ms(5_000), |world| world.serves(A));
+}
+
+#[test]
+fn a_demotion_in_order_under_a_loses_nothing() {
+    let mut world = configured(ReplicationProtocol::A, Failover::Manual);
+    world.order(2, A, Order::Secondary);
+    world.run(ms(2_000));
+    assert!(!world.active(A));
+    world.order(3, B, Order::Primary);
+    world.run_until(ms(3_000), |world| world.serves(B));
+    assert!(!world.view(B).lossy);
+}

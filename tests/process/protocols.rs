@@ -1,0 +1,101 @@
+//! Protocols A and B with real processes: what is promised, and who may take over.
+
+use std::time::Duration;
+
+use crate::cluster::{A, B, Cluster, RES, Setup};
+use crate::nbd::Nbd;
+use crate::tools::{now, wait_for};
+
+const LIMIT: Duration = Duration::from_secs(5);
+
+fn serving(resource: &'static str) -> Cluster {
+    Cluster::serving(&Setup {
+        resource,
+        ..Setup::default()
+    })
+}
+
+/// 200 writes of which each was answered before the next, over 40 blocks.
+fn write_some(nbd: &mut Nbd) {
+    for nr in 0..200_u64 {
+        let value = u8::try_from(nr % 251 + 1).unwrap();
+        nbd.write(nr % 40 * 4096, &[value; 4096]).unwrap();
+    }
+}
+
+/// What `write_some` left in each block.
+fn newest(block: u64) -> [u8; 4096] {
+    [u8::try_from((160 + block) % 251 + 1).unwrap(); 4096]
+}
+
+/// The peer's process lives, so what it had received is there.
+#[test]
+fn under_b_a_killed_primary_costs_nothing_that_was_answered() {
+    let mut cluster = serving("protocol = \"B\"\n");
+    assert_eq!(cluster.status(A).unwrap()["protocol"], "B");
+    let mut nbd = Nbd::attach(&cluster.nbd_socket(A), RES, LIMIT).unwrap();
+    write_some(&mut nbd);
+    cluster.kill(A);
+    let mut nbd = wait_for("the peer serves", LIMIT, || {
+        Nbd::attach(&cluster.nbd_socket(B), RES, Duration::from_secs(1)).ok()
+    });
+    for block in 0..40 {
+        assert_eq!(nbd.read(block * 4096, 4096).unwrap(), newest(block));
+    }
+    cluster.start(A);
+    cluster.wait_both_up_to_date(B);
+}
+
+#[test]
+fn under_a_nobody_takes_over_without_a_person() {
+    let mut cluster = serving("protocol = \"A\"\nfailover = \"manual\"\n");
+    assert_eq!(cluster.status(A).unwrap()["protocol"], "A");
+    let mut nbd = Nbd::attach(&cluster.nbd_socket(A), RES, LIMIT).unwrap();
+    write_some(&mut nbd);
+    nbd.flush().unwrap();
+    let lag = &cluster.status(A).unwrap()["peers"][0]["volumes"][0]["lag_bytes"];
+    assert_eq!(lag.as_u64(), Some(0), "all of it is durable on both");
+    cluster.kill(A);
+    let late = now() + Duration::from_secs(3);
+    while now() < late {
+        let taken = Nbd::attach(&cluster.nbd_socket(B), RES, Duration::from_millis(200));
+        assert!(
+            taken.is_err(),
+            "an automatic takeover may lose what was answered"
+        );
+    }
+    cluster.adm(B, &["primary", RES]).ok();
+    let mut nbd = Nbd::attach(&cluster.nbd_socket(B), RES, LIMIT).unwrap();
+    for block in 0..40 {
+        assert_eq!(nbd.read(block * 4096, 4096).unwrap(), newest(block));
+    }
+    let status = cluster.status(B).unwrap();
+    assert_eq!(
+        status["lossy"], true,
+        "and it says that it is one: {status}"
+    );
+    cluster.start(A);
+    cluster.wait_both_up_to_date(B);
+}
+
+/// A Primary that comes back finds on its own disk what its guests know of, and its peer gets it.
+#[test]
+fn under_a_a_primary_that_restarts_brings_its_peer_up_to_date() {
+    let mut cluster = serving("protocol = \"A\"\nfailover = \"manual\"\n");
+    let mut nbd = Nbd::attach(&cluster.nbd_socket(A), RES, LIMIT).unwrap();
+    write_some(&mut nbd);
+    cluster.kill(A);
+    cluster.start(A);
+    let mut nbd = wait_for("it serves again", LIMIT, || {
+        Nbd::attach(&cluster.nbd_socket(A), RES, Duration::from_secs(1)).ok()
+    });
+    for block in 0..40 {
+        assert_eq!(nbd.read(block * 4096, 4096).unwrap(), newest(block));
+    }
+    drop(nbd);
+    cluster.wait_both_up_to_date(A);
+    cluster.kill(B);
+    cluster.kill(A);
+    let [a, b] = [A, B].map(|node| std::fs::read(cluster.disk(node)).unwrap());
+    assert!(a == b, "both disks hold the same");
+}
