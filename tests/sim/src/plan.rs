@@ -3,7 +3,7 @@
 //! A seed expands to one plan. Every item is drawn from its own key, and every fault brings its
 //! own end, so a plan with items taken out is a plan, and the rest of it is unchanged.
 
-use replicator::types::NodeId;
+use replicator::types::{Failover, NodeId, ReplicationProtocol};
 
 use crate::clock::{MICROS, MILLIS, SECS, SimTime};
 use crate::net::{NetOptions, Path, Wire};
@@ -33,6 +33,8 @@ pub enum Profile {
 pub struct Options {
     /// Timing profile.
     pub profile: Profile,
+    /// When writes are acknowledged.
+    pub protocol: ReplicationProtocol,
     /// Size of the volume.
     pub volume_blocks: u64,
     /// The blocks requests go to.
@@ -59,6 +61,17 @@ pub struct Options {
     pub zero_proven: bool,
     /// Fault kinds switched on.
     pub kinds: Vec<FaultKind>,
+}
+
+impl Options {
+    /// Under A nobody takes over by himself.
+    #[must_use]
+    pub fn failover(&self) -> Failover {
+        match self.protocol {
+            ReplicationProtocol::A => Failover::Manual,
+            ReplicationProtocol::B | ReplicationProtocol::C => Failover::Auto,
+        }
+    }
 }
 
 /// A kind of fault; each is on or off for a whole run.
@@ -297,6 +310,7 @@ fn draw_options(seed: u64) -> Options {
     let mut rate = || i64::try_from(rng.below(20_001)).expect("small") - 10_000;
     let rate_ppm = [rate(), rate(), rate()];
     Options {
+        protocol: draw_protocol(seed),
         profile: if rng.chance(800) {
             Profile::Fast
         } else {
@@ -328,6 +342,19 @@ fn draw_options(seed: u64) -> Options {
         rate_ppm,
         zero_proven: rng.chance(800),
         kinds,
+    }
+}
+
+/// Seeds below this one were kept for what they found when there was only protocol C.
+pub const PROTOCOLS_FROM: u64 = 1_000_000_000;
+
+fn draw_protocol(seed: u64) -> ReplicationProtocol {
+    let mut rng = Rng::keyed(seed, Stream::Options, 2);
+    match rng.below(10) {
+        _ if seed < PROTOCOLS_FROM => ReplicationProtocol::C,
+        0 | 1 => ReplicationProtocol::A,
+        2..=4 => ReplicationProtocol::B,
+        _ => ReplicationProtocol::C,
     }
 }
 

@@ -2,10 +2,12 @@
 
 use replicator::engine::{AdminRequest, Input as EngineInput};
 use replicator::types::time::Duration;
-use replicator::types::{DiskState, InSync, Instant, NodeId, OpId, StoreError, View};
+use replicator::types::{
+    DiskState, Failover, InSync, Instant, NodeId, OpId, Role, StoreError, View,
+};
 use twinblk::controller::{
-    Action, Controller, ControllerSettings, Datagram, EngineCommand, Input, Order, OrderId, Rules,
-    Timing, VoterRecord,
+    Action, Configured, Controller, ControllerSettings, Datagram, EngineCommand, Input, Order,
+    OrderId, Rules, Timing, VoterRecord,
 };
 
 use crate::net::{Path, Wire};
@@ -41,7 +43,11 @@ impl World {
             )
             .next_id(),
             configured: if node.is_data() {
-                vec![self.resource]
+                vec![Configured {
+                    protocol: self.plan.options.protocol,
+                    failover: self.plan.options.failover(),
+                    ..Configured::usual(self.resource)
+                }]
             } else {
                 Vec::new()
             },
@@ -265,11 +271,20 @@ impl World {
         }
         let turn = usize::try_from(self.figures.events % 2).unwrap_or_default();
         let good = [NodeId::A, NodeId::B][turn];
-        if view.held && view.in_sync.contains(good) {
+        let wanted =
+            view.held || (self.plan.options.failover() == Failover::Manual && !self.is_served());
+        if wanted && view.in_sync.contains(good) {
             self.order(good, Order::Primary);
         } else if !view.held && !view.in_sync.contains(view.primary) {
             self.order(view.primary, Order::Secondary);
         }
+    }
+
+    fn is_served(&self) -> bool {
+        self.nodes.iter().any(|node| {
+            node.engine()
+                .is_some_and(|engine| engine.snapshot().role == Role::Primary)
+        })
     }
 
     /// The only replica failed and its disk is well again: it is let go of and attached anew.

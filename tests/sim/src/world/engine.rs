@@ -34,6 +34,7 @@ impl World {
             incarnation: incarnation.clone().next_id(),
             timeout: self.peer_timeout(),
             disk_timeout: Some(self.disk_timeout()),
+            protocol: self.plan.options.protocol,
             checksum_first: self.plan.seed.is_multiple_of(4),
         })
     }

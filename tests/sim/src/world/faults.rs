@@ -225,6 +225,9 @@ impl World {
         let [Some(a), Some(b)] = snapshots else {
             return Some("a node is down".into());
         };
+        if a.lag_bytes + b.lag_bytes > 0 {
+            return Some("the peer has not got everything yet".to_owned());
+        }
         if let Some(why) = state::unsettled([&a, &b]) {
             return Some(why);
         }

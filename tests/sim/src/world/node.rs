@@ -362,6 +362,7 @@ impl World {
         }
         self.watch_crash(node, "before a kill");
         self.trace.say(self.now, || format!("{node:?} is killed"));
+        self.watch_kill(node);
         self.forget_requests(node);
         self.end_connections(node, false);
         let mut rng = self.rng(Stream::Power);

@@ -2,7 +2,9 @@
 
 use replicator::engine::{AttachError, GuestReply};
 use replicator::meta::{Layout, Loader, Recovered, ReplicaState, Superblock, format};
-use replicator::types::{BLOCK_LEN, BlockIndex, InSync, NodeId, View, ViewNumber, VolumeId};
+use replicator::types::{
+    BLOCK_LEN, BlockIndex, InSync, NodeId, ReplicationProtocol, Role, View, ViewNumber, VolumeId,
+};
 
 use crate::checkers::history::Must;
 use crate::checkers::writer::Accepted;
@@ -109,7 +111,8 @@ impl World {
         };
         for node in DATA_NODES {
             let target = &self.nodes[node.index()];
-            let excused = target.tainted && must == Must::Acknowledged && !all;
+            let excused =
+                must == Must::Acknowledged && (target.tainted && !all || self.is_ahead_of(node));
             if !in_sync.contains(node) || excused {
                 continue;
             }
@@ -127,6 +130,14 @@ impl World {
         Ok(())
     }
 
+    /// Whether guests may know of writes that this node has in memory, or on its way.
+    fn is_ahead_of(&self, node: NodeId) -> bool {
+        let active = self.nodes[node.index()]
+            .engine()
+            .is_some_and(|engine| engine.snapshot().role == Role::Primary);
+        self.plan.options.protocol != ReplicationProtocol::C && !active
+    }
+
     /// A guest got an error: only a broken disk excuses that.
     pub(super) fn watch_error(&mut self, node: NodeId, asked: &Asked) {
         if let Some(write) = asked.write {
@@ -140,16 +151,20 @@ impl World {
         }
     }
 
-    /// A view whose only replica had just lost its power was decided while it was down: what was
-    /// in its cache is gone, as for any single disk.
+    /// A view whose only good replica had just lost its power was decided while it was down: what
+    /// was in its cache is gone, as for any single disk. One whose disk failed is none.
     fn excuse_if_all_lost(&mut self) {
         let Some(in_sync) = self.writer.newest().map(|view| view.in_sync) else {
             return;
         };
         let kept = DATA_NODES
             .into_iter()
-            .any(|node| in_sync.contains(node) && !self.nodes[node.index()].tainted);
-        if !kept {
+            .filter(|node| in_sync.contains(*node) && !self.is_marked_failed(*node))
+            .any(|node| !self.nodes[node.index()].tainted);
+        // Under A whoever was promoted lacks what the Primary had not sent.
+        let behind = self.plan.options.protocol == ReplicationProtocol::A
+            && self.writer.newest().is_some_and(|view| view.lossy);
+        if !kept || behind {
             let checked = self.history.power_cut(self.now, |_| Vec::new());
             self.check(checked);
         }
@@ -268,9 +283,14 @@ impl World {
             .filter(|node| !nodes[node.index()].tainted)
             .copied()
             .collect();
-        let checked = self.history.power_cut(self.now, |cell| {
-            untainted.iter().map(|node| holds(node, cell)).collect()
-        });
+        let checked = if untainted.iter().any(|node| self.is_ahead_of(*node)) {
+            // What it has in memory shows when it serves.
+            Ok(())
+        } else {
+            self.history.power_cut(self.now, |cell| {
+                untainted.iter().map(|node| holds(node, cell)).collect()
+            })
+        };
         let flushed = self.history.touched().try_for_each(|cell| {
             good.iter().try_for_each(|node| {
                 self.history
@@ -279,6 +299,15 @@ impl World {
             })
         });
         self.check(checked.and(flushed));
+    }
+
+    /// A process dies. Below protocol C it may take with it what the other one's guests know of.
+    pub(super) fn watch_kill(&mut self, node: NodeId) {
+        if !node.is_data() || !self.is_ahead_of(node) {
+            return;
+        }
+        self.node(node).tainted = true;
+        self.excuse_if_all_lost();
     }
 
     pub(super) fn watch_crash(&mut self, node: NodeId, when: &str) {
