@@ -159,4 +159,6 @@ pub struct ReplicaFacts {
     pub lost_volatile: bool,
     /// Its activity log named extents when it was attached: blocks may differ from the peer's.
     pub unclean: bool,
+    /// Its disk has not answered for a while: the peer may have to serve soon.
+    pub doubtful: bool,
 }

@@ -84,6 +84,7 @@ fn a_used_replica_without_a_register_is_not_founded_anew() {
         blank: false,
         lost_volatile: false,
         unclean: false,
+        doubtful: false,
     };
     world.report_facts(A, used);
     world.order(1, A, Order::Primary);
@@ -331,6 +332,7 @@ fn a_host_that_lost_its_cache_lets_the_peer_that_kept_it_take_over() {
         blank: false,
         lost_volatile: true,
         unclean: true,
+        doubtful: false,
     };
     world.report_facts(A, lost);
     world.run_until(ms(2_000), |world| world.serves(B));
@@ -351,6 +353,7 @@ fn a_host_that_lost_its_cache_serves_marked_lossy_if_the_peer_stays_away() {
         blank: false,
         lost_volatile: true,
         unclean: true,
+        doubtful: false,
     };
     world.report_facts(A, lost);
     let took = world.run_until(ms(10_000), |world| world.serves(A));
@@ -371,6 +374,7 @@ fn a_primary_with_an_unclean_log_serves_alone_until_the_resync_ends() {
         blank: false,
         lost_volatile: false,
         unclean: true,
+        doubtful: false,
     };
     world.report_facts(A, unclean);
     world.run_until(ms(1_000), |world| world.view(A).cause == ViewCause::Removed);

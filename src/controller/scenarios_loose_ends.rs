@@ -113,6 +113,7 @@ fn a_diskless_primary_makes_way_when_its_peer_lost_acknowledged_writes() {
         blank: false,
         lost_volatile: false,
         unclean: false,
+        doubtful: false,
     };
     world.report_facts(A, failed);
     world.kill(B);
@@ -125,6 +126,7 @@ fn a_diskless_primary_makes_way_when_its_peer_lost_acknowledged_writes() {
         blank: false,
         lost_volatile: true,
         unclean: true,
+        doubtful: false,
     };
     world.report_facts(B, lost);
     world.run(ms(100));
@@ -152,6 +154,7 @@ fn a_node_whose_disk_failed_is_no_reason_to_wait_for_it() {
         blank: false,
         lost_volatile: true,
         unclean: true,
+        doubtful: false,
     };
     world.report_facts(B, lost);
     world.run(ms(100));
@@ -207,6 +210,7 @@ fn a_host_that_lost_its_cache_waits_for_a_peer_that_only_restarts() {
         blank: false,
         lost_volatile: true,
         unclean: true,
+        doubtful: false,
     };
     world.report_facts(A, lost);
     // Long after A's own start, B's daemon is restarted; B kept everything.
@@ -218,4 +222,31 @@ fn a_host_that_lost_its_cache_waits_for_a_peer_that_only_restarts() {
     world.restart(B);
     world.run(ms(3_000));
     assert!(!world.active(A), "B kept what A lost");
+}
+
+#[test]
+fn a_primary_whose_disk_is_in_doubt_does_not_remove_its_peer() {
+    // interleavings F9: the peer only restarts, and will have to serve when the disk is given up.
+    let mut world = World::pair(79);
+    let facts = ReplicaFacts {
+        replica: ReplicaId(0xa0),
+        size_blocks: 100,
+        eligible: true,
+        blank: false,
+        lost_volatile: false,
+        unclean: false,
+        doubtful: true,
+    };
+    world.report_facts(A, facts);
+    world.kill(B);
+    world.run(ms(3_000));
+    assert_eq!(world.view(A).in_sync, InSync::BOTH);
+    let answering = ReplicaFacts {
+        doubtful: false,
+        ..facts
+    };
+    world.report_facts(A, answering);
+    world.run_until(ms(1_000), |world| {
+        world.view(A).in_sync == InSync::only(NodeId::A)
+    });
 }

@@ -59,6 +59,7 @@ fn a_primary_of_record_without_its_cache_does_not_wait_for_one_that_will_not_act
         blank: false,
         lost_volatile: true,
         unclean: true,
+        doubtful: false,
     };
     world.report_facts(A, lost);
     world.run_until(ms(5_000), |world| world.serves(A));

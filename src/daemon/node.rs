@@ -229,6 +229,7 @@ fn facts_of(facts: ReplicaFacts) -> controller::ReplicaFacts {
         blank: facts.blank,
         lost_volatile: facts.lost_volatile,
         unclean: facts.unclean,
+        doubtful: facts.doubtful,
     }
 }
 

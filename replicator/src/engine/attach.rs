@@ -496,6 +496,20 @@ impl Engine {
         }
     }
 
+    /// The replica had failed when a Remove that was on its way made it the only one: what would
+    /// have been written down then (`fail_local_disk`) counts, or nobody could ever serve again.
+    pub(super) fn record_only(&mut self, view: ViewNumber, out: &mut Outbox) {
+        self.mark(ReplicaMark::Clean, out);
+        self.record(
+            |superblock| {
+                superblock.state = ReplicaState::InSync { since: view };
+                superblock.boot_id = 0;
+            },
+            MetaThen::Nothing,
+            out,
+        );
+    }
+
     /// The local disk failed: as soon as the peer is equal it serves from here on, once the Leave
     /// is committed. Asked once a session and view.
     pub(super) fn pump_leave(&mut self, out: &mut Outbox) {

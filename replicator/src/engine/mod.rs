@@ -222,6 +222,9 @@ impl Engine {
     pub const PEER_STALLED_AFTER: Duration = Duration::from_secs(20);
     /// A disk that does something else meanwhile, or flushes, gets so many disk timeouts.
     pub const SLOW_DISK_TIMEOUTS: u32 = 4;
+    /// A disk from which nothing has come for this part of its timeout is no reason to expel the
+    /// peer any more.
+    pub const DISK_DOUBT_PARTS: u32 = 5;
     /// What is late may be over already and wait to be heard, after the process was stopped: for
     /// so long.
     pub const LATE_GRACE: Duration = Duration::from_millis(100);
@@ -471,8 +474,8 @@ impl Engine {
         let serving = self.active.as_ref().is_some_and(|active| active.serving);
         let equalising = self.will_be_equal();
         // What keeps the session from being made again may be this side's own disk: no reason to
-        // do without the replica that answers, until it is clear that waiting does not help.
-        let own_fault = !self.disk_is_quiet() && !self.disk_is_silent();
+        // do without the replica that may answer.
+        let own_fault = !self.disk_is_quiet();
         let lost = serving && self.strict() && !self.peer_is_equal() && !equalising && !own_fault;
         if lost && !self.peer_lost_reported {
             out.push(Action::Event(Event::PeerLost));

@@ -243,6 +243,8 @@ pub struct ReplicaFacts {
     pub lost_volatile: bool,
     /// Its activity log named extents at attach: blocks may differ from the peer's.
     pub unclean: bool,
+    /// Its disk has not answered for a while: the peer may have to serve soon.
+    pub doubtful: bool,
 }
 
 /// Why a backing device cannot be used.

@@ -172,6 +172,9 @@ impl Engine {
         if needed && !view.in_sync.contains(node.peer()) {
             self.end_session(CloseReason::Removed, out);
         }
+        if self.is_only_replica() && self.local == LocalDisk::Failed {
+            self.record_only(view.number, out);
+        }
         // An Add that was decided late, after the peer's record of it went with its session: the
         // peer would never count itself as in sync. It has to leave and be added again.
         let unprepared = self

@@ -82,6 +82,7 @@ impl Engine {
             blank: superblock.state == ReplicaState::Blank,
             lost_volatile: self.lost_volatile(),
             unclean: !replica.bitmap.is_empty(),
+            doubtful: self.disk_is_doubtful(),
         })
     }
 

@@ -33,6 +33,9 @@ pub(super) struct Watch {
     /// Some may be over already; the first one never is.
     begun: VecDeque<(Instant, Key)>,
     last_end: Instant,
+    /// One that began after the first has ended before it: the disk is not just working through a
+    /// long queue in order.
+    overtaken: bool,
 }
 
 impl Watch {
@@ -46,6 +49,7 @@ impl Watch {
 
     fn end(&mut self, now: Instant, under_way: usize, is_live: impl Fn(Key) -> bool) {
         self.last_end = now;
+        self.overtaken = self.begun.front().is_some_and(|(_, op)| is_live(*op));
         while self.begun.front().is_some_and(|(_, op)| !is_live(*op)) {
             self.begun.pop_front();
         }
@@ -56,6 +60,11 @@ impl Watch {
 
     fn oldest(&self) -> Option<Instant> {
         self.begun.front().map(|(began, _)| *began)
+    }
+
+    /// The oldest, if others passed it by.
+    fn oldest_overtaken(&self) -> Option<Instant> {
+        self.oldest().filter(|_| self.overtaken)
     }
 
     /// When nothing has ended for `patience`, however long the queue.
@@ -110,11 +119,23 @@ impl Engine {
     /// Whether nothing that may still touch the disk matters to a session: a replica that is out
     /// is neither read nor written by any, until it is attached again after all of it (R14).
     pub(super) fn disk_is_quiet(&self) -> bool {
-        if self.local == LocalDisk::Failed {
+        if matches!(self.local, LocalDisk::Failed | LocalDisk::LettingGo) {
             self.disk_ops == self.stall.given_up
         } else {
             self.disk_ops == 0 && self.meta_ops == 0
         }
+    }
+
+    /// Whether nothing has come from the disk for so long that what waits for it may wait longer.
+    /// No moment to expel the peer: it may be the one that has to serve.
+    pub(super) fn disk_is_doubtful(&self) -> bool {
+        self.doubtful_at().is_some_and(|at| at <= self.now)
+    }
+
+    fn doubtful_at(&self) -> Option<Instant> {
+        let patience = self.config.disk_timeout? / Self::DISK_DOUBT_PARTS;
+        let at = self.stall.data.silent_at(patience);
+        at.filter(|_| self.local == LocalDisk::Attached)
     }
 
     /// Whether an operation is late and was not given up: nobody else has what this disk has.
@@ -132,7 +153,7 @@ impl Engine {
             meta,
             ..
         } = &self.stall;
-        let slow = data.oldest().map(|began| began.plus(long));
+        let slow = data.oldest_overtaken().map(|began| began.plus(long));
         let hung = earliest(slow, data.silent_at(short));
         let of_data = earliest(hung, flushes.oldest().map(|began| began.plus(long)));
         match self.local {
@@ -143,6 +164,11 @@ impl Engine {
     }
 
     pub(super) fn stall_deadline(&self) -> Option<Instant> {
+        let doubtful = self.doubtful_at().filter(|at| *at > self.now);
+        earliest(doubtful, self.late_deadline())
+    }
+
+    fn late_deadline(&self) -> Option<Instant> {
         match self.stall.late_since {
             None => self.late_at(),
             // Beyond that it depends on others, who are inputs themselves.
@@ -200,7 +226,11 @@ impl Engine {
                     !claim.blank && !claim.inconsistent && !claim.lost_volatile
                 })
         });
-        self.peer_is_named() && self.peer_is_recorded() && (self.peer_is_equal() || whole)
+        // What stopped this disk may have stopped that one too, and then whoever writes his own off
+        // first has lost: it is seen to work first.
+        let works = self.owed_acks == 0 && !self.owes_barrier();
+        let good = self.peer_is_equal() || whole;
+        self.peer_is_named() && self.peer_is_recorded() && good && works
     }
 
     /// Whether a Primary may be waiting for this Secondary's disk although it need not.
@@ -208,7 +238,12 @@ impl Engine {
         let only = InSync::only(self.config.node);
         let needed = self.view.is_some_and(|view| view.in_sync == only);
         let phase = self.session.as_ref().map(|session| &session.phase);
-        !needed && matches!(phase, Some(Phase::MirrorTarget | Phase::SyncTarget(_)))
+        let waited_for = match phase {
+            Some(Phase::MirrorTarget) => true,
+            Some(Phase::SyncTarget(target)) => target.sync.equalise,
+            _ => false,
+        };
+        !needed && waited_for
     }
 
     /// Whoever waits for the disk is told that it failed; what it does with the operations after

@@ -377,7 +377,8 @@ impl Engine {
                 // It may still land: no error may say that it did not.
                 (Leg::Failed(DiskError::Timeout), _) => None,
                 (Leg::Failed(error), _) => Some(Err(error)),
-                (Leg::Unneeded | Leg::Lost, _) => Some(Err(DiskError::Gone)),
+                // The only replica failed before it was asked, and may be attached again (ADR 0008).
+                (Leg::Unneeded | Leg::Lost, _) => None,
             };
         }
         // Protocols A and B: this disk has it, and the peer will.

@@ -79,7 +79,9 @@ impl Resource {
             return None;
         }
         let view = &active.view;
-        if view.in_sync == InSync::BOTH && self.peer_is_lost(cx, active) {
+        // A Primary whose own disk hangs needs its peer more than anything (R18): it waits.
+        let doubtful = self.replica.is_some_and(|replica| replica.doubtful);
+        if view.in_sync == InSync::BOTH && self.peer_is_lost(cx, active) && !doubtful {
             return Some(Change::Remove { ends_add: false });
         }
         if let Some(change) = unmet_voter(cx, &view.voters) {

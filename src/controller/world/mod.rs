@@ -264,6 +264,7 @@ impl World {
             blank,
             lost_volatile: false,
             unclean: false,
+            doubtful: false,
         };
         self.report_facts(node, facts);
     }

@@ -182,6 +182,7 @@ fn blank(replica: u128) -> EngineReport {
         blank: true,
         lost_volatile: false,
         unclean: false,
+        doubtful: false,
     })
 }
 

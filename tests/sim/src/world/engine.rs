@@ -339,6 +339,7 @@ fn facts_of(facts: &EngineFacts) -> ReplicaFacts {
         blank: facts.blank,
         lost_volatile: facts.lost_volatile,
         unclean: facts.unclean,
+        doubtful: facts.doubtful,
     }
 }
 
