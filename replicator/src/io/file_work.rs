@@ -1,23 +1,16 @@
-//! File operations by ordinary system calls: at once, or by a few threads.
+//! File operations by ordinary system calls: at once, or by threads ([`super::file_pool`]).
 //!
 //! Used where a ring cannot help: io_uring is forbidden, or the file cannot tell whether it would
 //! block, so that each operation would wake a kernel thread of the ring.
-
-use std::collections::VecDeque;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::uio::{pread, pwrite};
 use nix::unistd::{Whence, fdatasync, lseek};
 
+use super::file_pool::Pool;
 use super::op::{Completion, Done, FileExtent, FileRoute, IoFile, Op, Token, ZeroMode};
 use super::waker::Waker;
-
-/// Threads for files that may block. Disks behind such files (old or network filesystems) gain
-/// little from more requests at once, and each thread costs a stack.
-const THREADS: usize = 8;
 
 /// Runs file operations of both kinds and collects their completions.
 pub(super) struct FileWork {
@@ -46,7 +39,7 @@ impl FileWork {
         } else {
             self.in_pool += 1;
             self.pool
-                .get_or_insert_with(|| Pool::start(&self.waker))
+                .get_or_insert_with(|| Pool::new(&self.waker, Box::new(execute)))
                 .push(token, op);
         }
     }
@@ -80,93 +73,8 @@ impl FileWork {
     pub(super) fn collect(&mut self, done: &mut Vec<Completion>) {
         if let Some(pool) = self.pool.as_ref().filter(|_| self.in_pool > 0) {
             let before = done.len();
-            done.append(&mut pool.shared.lock().done);
+            pool.collect(done);
             self.in_pool -= done.len() - before;
-        }
-    }
-}
-
-struct Pool {
-    shared: Arc<Shared>,
-    threads: Vec<JoinHandle<()>>,
-}
-
-struct Shared {
-    queues: Mutex<Queues>,
-    work_added: Condvar,
-    waker: Waker,
-}
-
-/// Bounded by the submitters: disks have at most the engine's number of operations in flight.
-#[derive(Default)]
-struct Queues {
-    work: VecDeque<(Token, Op)>,
-    done: Vec<Completion>,
-    stop: bool,
-}
-
-impl Pool {
-    fn start(waker: &Waker) -> Self {
-        let shared = Arc::new(Shared {
-            queues: Mutex::default(),
-            work_added: Condvar::new(),
-            waker: waker.clone(),
-        });
-        let spawn = |index| {
-            let shared = Arc::clone(&shared);
-            std::thread::Builder::new()
-                .name(format!("file-io-{index}"))
-                .spawn(move || shared.serve())
-                .expect("a thread for file I/O: without it no operation would ever complete")
-        };
-        let threads = (0..THREADS).map(spawn).collect();
-        Self { shared, threads }
-    }
-
-    fn push(&self, token: Token, op: Op) {
-        self.shared.lock().work.push_back((token, op));
-        self.shared.work_added.notify_one();
-    }
-}
-
-impl Drop for Pool {
-    fn drop(&mut self) {
-        self.shared.lock().stop = true;
-        self.shared.work_added.notify_all();
-        for thread in self.threads.drain(..) {
-            if thread.join().is_err() {
-                tracing::error!("a file I/O thread panicked");
-            }
-        }
-    }
-}
-
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Queues> {
-        self.queues.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn serve(&self) {
-        while let Some((token, op)) = self.next_work() {
-            let completion = execute(token, op);
-            self.lock().done.push(completion);
-            self.waker.wake();
-        }
-    }
-
-    fn next_work(&self) -> Option<(Token, Op)> {
-        let mut queues = self.lock();
-        loop {
-            if let Some(work) = queues.work.pop_front() {
-                return Some(work);
-            }
-            if queues.stop {
-                return None;
-            }
-            queues = self
-                .work_added
-                .wait(queues)
-                .unwrap_or_else(PoisonError::into_inner);
         }
     }
 }

@@ -12,6 +12,7 @@ pub mod buffer;
 pub mod clock;
 pub mod disk;
 pub mod disk_queue;
+mod file_pool;
 mod file_work;
 pub mod meta_queue;
 pub mod op;

@@ -50,6 +50,13 @@ const GATHER_FILE_OPS: usize = 8;
 const DISTRUST_TURNS_MIN: u32 = 64;
 const DISTRUST_TURNS_MAX: u32 = 16_384;
 
+/// Kernel threads the ring may use for operations that block: flushes always do, and writes where
+/// they wait for the filesystem. By default there are four for each processor, which one hung disk
+/// takes from all the others; they are made as they are needed, so a high limit costs nothing while
+/// nothing hangs. It is what a guest has in flight, for a good many hung disks at once; each costs
+/// some 20 KiB then.
+const BLOCKED_WORKERS_MAX: u32 = 2048;
+
 /// How long a dropped ring waits for operations that were cancelled. Disk operations cannot be
 /// recalled; memory of those still missing is then given up for ever rather than reused.
 const DROP_WAIT: Duration = Duration::from_secs(2);
@@ -159,6 +166,7 @@ impl Ring {
     pub fn new() -> io::Result<Self> {
         let ring = set_up()?;
         check_operations(&ring)?;
+        allow_blocked_workers(&ring);
         let waker = Waker::new()?;
         let mut ring = Self {
             can_gather: ring.params().is_feature_min_timeout(),
@@ -596,6 +604,15 @@ fn set_up() -> io::Result<IoUring> {
         }
     }
     Err(last)
+}
+
+/// Since Linux 5.15; before it a disk that hangs may hold up the flushes of others.
+fn allow_blocked_workers(ring: &IoUring) {
+    // 0 leaves those for sockets as they are.
+    let mut limits = [BLOCKED_WORKERS_MAX, 0];
+    if let Err(error) = ring.submitter().register_iowq_max_workers(&mut limits) {
+        tracing::info!(%error, "the ring's threads stay few: one hung disk may hold up others");
+    }
 }
 
 /// Refuses kernels without what this file uses without asking.

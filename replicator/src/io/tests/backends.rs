@@ -10,7 +10,7 @@ use bytes::Bytes;
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, socket};
 
-use super::scratch::Scratch;
+use super::scratch::{Hanging, Scratch};
 use crate::io::{
     Backend, BufferPool, Completion, Done, FileRoute, IoFile, Op, Portable, Ring, SendBatch,
     SendQueue, Socket, Token, Wait, ZeroMode, clock,
@@ -530,5 +530,52 @@ fn a_backend_may_be_dropped_with_operations_in_flight() {
             0,
             "and so is the descriptor"
         );
+    }
+}
+
+#[test]
+fn a_filesystem_that_hangs_keeps_no_flush_of_another_waiting() {
+    // More of them than an untold kernel has workers for each ring.
+    const HUNG: Token = Token(1);
+    const HEALTHY: Token = Token(2);
+    let open = |path| {
+        let file = std::fs::OpenOptions::new().write(true).open(path).unwrap();
+        IoFile::new(OwnedFd::from(file), FileRoute::Ring)
+    };
+    for backend in &mut backends() {
+        let scratch = Scratch::on_disk();
+        let Some(hanging) = Hanging::mount(&scratch) else {
+            return;
+        };
+        let stuck = open(hanging.file("stuck", 1 << 20));
+        let healthy = open(scratch.file("healthy", 1 << 20));
+        hanging.freeze(true);
+        for _ in 0..64 {
+            let (file, offset, len, mode) = (stuck.clone(), 0, 4096, ZeroMode::Zero);
+            let zero = Op::Zero {
+                file,
+                offset,
+                len,
+                mode,
+            };
+            backend.submit(HUNG, zero);
+        }
+        let mut done = Vec::new();
+        backend
+            .turn(Wait::at_most(Duration::from_millis(100)), &mut done)
+            .unwrap();
+        assert_eq!(done.len(), 0);
+        let file = healthy.clone();
+        backend.submit(HEALTHY, Op::Sync { file });
+        let begin = clock::now();
+        while done.is_empty() && clock::now().since(begin) < Duration::from_secs(5) {
+            let wait = Wait::at_most(Duration::from_millis(100));
+            backend.turn(wait, &mut done).unwrap();
+        }
+        // Before anything can fail: a process that waits for it could not be killed.
+        hanging.freeze(false);
+        let tokens: Vec<_> = done.iter().map(|it| it.token).collect();
+        assert_eq!(tokens, [HEALTHY], "{:?}", backend.kind());
+        wait_for(backend.as_mut(), 64);
     }
 }

@@ -1,5 +1,6 @@
 //! Files, loop devices and sockets to try things on.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -81,5 +82,55 @@ pub(crate) fn loop_device(file: &Path) -> Option<LoopDevice> {
             eprintln!("skipped: losetup: {error}");
             None
         }
+    }
+}
+
+/// A mounted filesystem whose writes can be made to hang; goes away with its value.
+pub(crate) struct Hanging(PathBuf);
+
+impl Hanging {
+    /// `None`, with a line saying why, where that is not possible.
+    pub(crate) fn mount(scratch: &Scratch) -> Option<Self> {
+        let image = scratch.file("hanging.img", 32 << 20);
+        let at = scratch.path("hanging");
+        std::fs::create_dir_all(&at).unwrap();
+        let ran = |program: &str, args: &[&OsStr]| {
+            let output = Command::new(program).args(args).output();
+            output.is_ok_and(|it| it.status.success())
+        };
+        let mounted = ran("mkfs.ext4", &["-q".as_ref(), image.as_ref()])
+            && ran(
+                "mount",
+                &["-o".as_ref(), "loop".as_ref(), image.as_ref(), at.as_ref()],
+            );
+        if !mounted {
+            eprintln!("skipped: no filesystem can be mounted");
+        }
+        mounted.then_some(Self(at))
+    }
+
+    /// A file of `len` bytes, written out.
+    pub(crate) fn file(&self, name: &str, len: usize) -> PathBuf {
+        let path = self.0.join(name);
+        std::fs::write(&path, vec![0; len]).unwrap();
+        File::open(&path).unwrap().sync_all().unwrap();
+        path
+    }
+
+    pub(crate) fn freeze(&self, frozen: bool) {
+        let flag = if frozen { "--freeze" } else { "--unfreeze" };
+        let status = Command::new("fsfreeze").arg(flag).arg(&self.0).status();
+        assert!(status.is_ok_and(|it| it.success()));
+    }
+}
+
+impl Drop for Hanging {
+    fn drop(&mut self) {
+        let unfreeze = Command::new("fsfreeze")
+            .arg("--unfreeze")
+            .arg(&self.0)
+            .output();
+        drop(unfreeze);
+        drop(Command::new("umount").arg("--lazy").arg(&self.0).status());
     }
 }
