@@ -220,11 +220,13 @@ impl Engine {
         else {
             return;
         };
+        // A voter store may be behind what the replica heard of before its process died.
+        let newer = view.number > superblock.last_view;
         let recorded = superblock
             .in_sync_from
             .is_some_and(|from| from <= view.number);
         match superblock.state {
-            ReplicaState::InSync { .. } if !named => {
+            ReplicaState::InSync { .. } if !named && newer => {
                 let change = |s: &mut crate::meta::Superblock| {
                     s.state = ReplicaState::Outdated;
                     s.last_view = view.number;

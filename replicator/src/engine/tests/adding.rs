@@ -13,6 +13,30 @@ fn behind() -> Pair {
 }
 
 #[test]
+fn a_view_from_before_the_add_does_not_outdate_what_the_add_made_whole() {
+    // Found by the simulator (seed 1400004582): the replica had heard of the Add, its voter store
+    // had not when the process died. Then A's disk failed, and nobody could serve.
+    let mut pair = Pair::in_sync();
+    pair.disconnect();
+    pair.remove_peer(A);
+    let before = pair.view.unwrap();
+    pair.input(B, Input::Learned(before));
+    pair.run();
+    pair.connect();
+    pair.add_peer(A);
+    pair.crash(B);
+    pair.attach(B);
+    pair.input(B, Input::Learned(before));
+    pair.run();
+    assert!(pair.facts(B).unwrap().eligible);
+    pair.remove_peer(A);
+    let newer = pair.view.unwrap();
+    pair.input(B, Input::Learned(newer));
+    pair.run();
+    assert!(!pair.facts(B).unwrap().eligible);
+}
+
+#[test]
 fn a_write_admitted_before_an_add_is_answered_by_the_stricter_rule() {
     // interleavings F5a: local only would do at admission, not at the reply.
     let mut pair = behind();
