@@ -251,6 +251,24 @@ impl<'a> Section<'a> {
             .map(|located| located.value)
     }
 
+    /// How long something may take: 0, which is for ever, or `min` at least.
+    pub(super) fn patience(
+        &mut self,
+        key: &'static str,
+        min: Duration,
+        found: &mut Findings,
+    ) -> Option<Duration> {
+        let parse = |text: &str| match parse_duration(text)? {
+            short if short < min && !short.is_zero() => Err(format!(
+                "write at least \"{}ms\", or \"0s\" for no limit",
+                min.as_millis()
+            )),
+            time => Ok(time),
+        };
+        self.parsed(key, "a time such as \"5s\"", parse, found)
+            .map(|located| located.value)
+    }
+
     /// A rate.
     pub(super) fn rate(&mut self, key: &'static str, found: &mut Findings) -> Option<Rate> {
         let wanted = "a rate such as \"250MiB/s\"";

@@ -474,11 +474,14 @@ fn read_failback(section: &mut Section<'_>, found: &mut Findings) -> String {
 /// Longer than a disk with a full queue takes for one operation of it. A flush gets more.
 pub(super) const DISK_TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
 
+/// Shorter than this a healthy disk that is busy for a moment would be written off.
+pub(super) const DISK_TIMEOUT_MIN: Duration = Duration::from_millis(100);
+
 fn read_volume<'a>(mut section: Section<'a>, found: &mut Findings) -> Option<DraftVolume<'a>> {
     let id = section.integer("id", 0..=u32::from(u16::MAX), found);
     let size = section.size("size", found);
     let disk_timeout = section
-        .duration("disk-timeout", found)
+        .patience("disk-timeout", DISK_TIMEOUT_MIN, found)
         .unwrap_or(DISK_TIMEOUT_DEFAULT);
     let al_range = u32::from(SLOTS_MIN)..=u32::from(SLOTS_MAX);
     let al_extents = section.integer("al-extents", al_range, found);

@@ -145,6 +145,23 @@ fn a_disk_timeout_is_read_and_nothing_means_never() {
 }
 
 #[test]
+fn a_disk_timeout_that_healthy_disks_would_miss_is_refused() {
+    for (time, is_good) in [("1us", false), ("99ms", false), ("100ms", true)] {
+        let text = WEB.replace("id = 0\n", &format!("id = 0\ndisk-timeout = \"{time}\"\n"));
+        let files = [
+            example()[0].clone(),
+            file(FileKind::Resources, "vm-web.toml", &text),
+        ];
+        let result = parse(&files);
+        assert_eq!(result.is_ok(), is_good, "{time}");
+        if let Err(found) = result {
+            let refused = found.iter().find(|it| it.id == ErrorId::BadValue).unwrap();
+            assert!(format!("{refused:?}").contains("100ms"), "{refused:?}");
+        }
+    }
+}
+
+#[test]
 fn protocol_a_needs_a_person_to_fail_over() {
     let with = |resource: &str, net: &str| {
         let text = WEB.replace(
