@@ -42,11 +42,24 @@ pub struct BoardState {
     outcomes: VecDeque<(OrderId, Result<Done, OrderRefusal>)>,
 }
 
+/// Whether the shard has a resource.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Presence {
+    /// It has not.
+    #[default]
+    Away,
+    /// It has, or is about to: from `Add` on.
+    Running,
+    /// It was told to take it away, and operations on its devices are not over: until `Removed`.
+    /// Another instance may not begin before (R14).
+    Leaving,
+}
+
 /// What is known of one resource.
 #[derive(Debug, Default)]
 pub struct ResourceBoard {
-    /// The shard has it (or is about to): between `Add` and `Removed`.
-    pub running: bool,
+    /// Whether the shard has it.
+    pub presence: Presence,
     /// Somebody is bringing it up or down, attaching or detaching.
     pub claimed: bool,
     /// The controller's view.

@@ -10,6 +10,8 @@ use replicator::io::clock;
 use replicator::types::{DiskState, Instant, ResourceId, Role, VolumeId};
 
 use super::api::{AttachFailure, AttachSetup, ResourceSetup, ShardCommand};
+use super::board::Presence;
+use super::control::Answers;
 use super::node::Node;
 use super::orders::{Outcome, done};
 use super::{status, words};
@@ -31,6 +33,11 @@ const BUSY_PAUSE: Duration = Duration::from_millis(100);
 /// How long the replicas may take to flush on their way down, all together, before they are taken
 /// away unflushed: what they hold is marked in their metadata.
 const DETACH_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long an orderly stop waits, after that, for operations that are under way, of all resources
+/// together. What hangs longer may hang for ever; the process ends, and the lock on the device stays
+/// with the operation until it is over.
+const LEAVE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// How long an orderly stop waits for the last flush on both replicas: a peer that hangs is given
 /// up by then, and what was acknowledged survives a kill anyway.
@@ -85,21 +92,27 @@ impl Drop for Claim<'_> {
 }
 
 impl Node {
-    pub(super) fn up(&self, resource: &ResourceConfig, timeout: Option<Duration>) -> Outcome {
+    pub(super) fn up(
+        &self,
+        resource: &ResourceConfig,
+        timeout: Option<Duration>,
+        asker: &dyn Answers,
+    ) -> Outcome {
         let timeout = timeout.unwrap_or(UP_TIMEOUT);
         let claim = Claim::take(self, resource, timeout)?;
         let mut changed = false;
+        self.wait_left(resource, timeout)?;
         if self.check_running(resource).is_err() {
             changed = true;
             self.add(resource)?;
             if let Err(report) = self.attach(resource, timeout) {
-                self.remove(resource)?;
+                self.remove(resource, DOWN_TIMEOUT)?;
                 return Err(report);
             }
             self.admin(resource, AdminRequest::Connect);
         }
         drop(claim);
-        let outcome = self.order(resource, Order::Up, timeout, || {});
+        let outcome = self.order(resource, Order::Up, timeout, || !asker.is_gone());
         let ended = self.ended(resource, Order::Up, timeout, outcome)?;
         match changed || !ended.already {
             true => done(true, format!("{} is up", resource.name)),
@@ -112,7 +125,9 @@ impl Node {
     pub(super) fn claim_what_was_up(&self, resource: &ResourceConfig) -> bool {
         self.board.update(|board| {
             let known = board.resource(resource.id());
-            known.running |= known.was_up;
+            if known.was_up {
+                known.presence = Presence::Running;
+            }
             known.claimed |= known.was_up;
             known.was_up
         })
@@ -144,17 +159,18 @@ impl Node {
         resource: &ResourceConfig,
         force: bool,
         timeout: Option<Duration>,
+        asker: &dyn Answers,
     ) -> Outcome {
         let timeout = timeout.unwrap_or(DOWN_TIMEOUT);
         let _claim = Claim::take(self, resource, timeout)?;
         self.clients_leave(resource, force)?;
-        let was_running = self.check_running(resource).is_ok();
-        let outcome = self.order(resource, Order::Down, timeout, || {});
+        let was_there = self.presence(resource) != Presence::Away;
+        let outcome = self.order(resource, Order::Down, timeout, || !asker.is_gone());
         let ended = self.ended(resource, Order::Down, timeout, outcome)?;
-        if was_running {
-            self.remove(resource)?;
+        if was_there {
+            self.remove(resource, timeout)?;
         }
-        match was_running || !ended.already {
+        match was_there || !ended.already {
             true => done(true, format!("{} is down", resource.name)),
             false => done(false, format!("{} is already down", resource.name)),
         }
@@ -169,7 +185,7 @@ impl Node {
             .map_or_else(|| Arc::new(AtomicU64::new(0)), Arc::clone);
         self.board.update(|board| {
             let known = board.resource(id);
-            known.running = true;
+            known.presence = Presence::Running;
             known.add_failed = None;
             known.attach = None;
         });
@@ -267,9 +283,28 @@ impl Node {
     }
 
     /// Takes the resource off the shard, its replica flushed and closed.
-    fn remove(&self, resource: &ResourceConfig) -> Result<(), ErrorReport> {
+    fn remove(&self, resource: &ResourceConfig, timeout: Duration) -> Result<(), ErrorReport> {
+        let detached_by = clock::now().plus(DETACH_PATIENCE.min(timeout));
         self.begin_to_leave(resource);
-        self.end_leaving(resource, clock::now().plus(DETACH_PATIENCE))
+        self.end_leaving(resource, detached_by, detached_by.plus(timeout))
+    }
+
+    /// Waits for an instance that was taken away before and has operations on its devices left: they
+    /// would land beside those of a new one (R14).
+    fn wait_left(&self, resource: &ResourceConfig, timeout: Duration) -> Result<(), ErrorReport> {
+        let id = resource.id();
+        let left = self.board.wait(timeout, |board| {
+            (board.resource(id).presence != Presence::Leaving).then_some(())
+        });
+        left.ok_or_else(|| self.still_leaving(resource))
+    }
+
+    fn still_leaving(&self, resource: &ResourceConfig) -> ErrorReport {
+        let name = &resource.name;
+        let what = format!("{name} is not down on {} yet", self.name());
+        ErrorReport::new(ErrorId::TimedOut, what, words::STILL_LEAVING)
+            .next("mend the disk that does not answer; the rest then happens by itself")
+            .next(format!("then: twinadm up {name}"))
     }
 
     /// The engine steps down, if it is Primary still, and lets go of its replica: one that is left
@@ -285,24 +320,24 @@ impl Node {
     }
 
     /// Waits until `deadline` for the replica to be closed, then takes the resource away.
-    fn end_leaving(&self, resource: &ResourceConfig, deadline: Instant) -> Result<(), ErrorReport> {
+    fn end_leaving(
+        &self,
+        resource: &ResourceConfig,
+        detached_by: Instant,
+        gone_by: Instant,
+    ) -> Result<(), ErrorReport> {
         let id = resource.id();
-        let patience = deadline.since(clock::now());
-        if !self.wait_engine(resource, patience, |it| it.disk == DiskState::Diskless) {
-            tracing::warn!("{}: the disk was not let go in time", resource.name);
+        let patience = detached_by.since(clock::now());
+        // One that is leaving already was told everything.
+        if self.presence(resource) == Presence::Running {
+            if !self.wait_engine(resource, patience, |it| it.disk == DiskState::Diskless) {
+                tracing::warn!("{}: the disk was not let go in time", resource.name);
+            }
+            self.board
+                .update(|board| board.resource(id).presence = Presence::Leaving);
+            self.command(ShardCommand::Remove { resource: id });
         }
-        self.command(ShardCommand::Remove { resource: id });
-        let removed = self.board.wait(DOWN_TIMEOUT, |board| {
-            (!board.resource(id).running).then_some(())
-        });
-        removed.ok_or_else(|| {
-            let what = format!("{} is not down on {} yet", resource.name, self.name());
-            ErrorReport::new(
-                ErrorId::TimedOut,
-                what,
-                "disk operations are still in flight",
-            )
-        })
+        self.wait_left(resource, gone_by.since(clock::now()))
     }
 
     /// Before an orderly stop: what has no NBD client here is handed to the peer, if it can follow.
@@ -323,7 +358,7 @@ impl Node {
             })
             .collect();
         for (resource, order) in begun {
-            match self.end_order(order, || {}) {
+            match self.end_order(order, || true) {
                 Some(Ok(done)) if !done.already => {
                     let peer = self.config.node_name(self.node.peer());
                     tracing::info!("{}: handed over to {peer}", resource.name);
@@ -365,9 +400,10 @@ impl Node {
         for resource in &running {
             self.begin_to_leave(resource);
         }
-        let deadline = clock::now().plus(DETACH_PATIENCE);
+        let detached_by = clock::now().plus(DETACH_PATIENCE);
+        let gone_by = detached_by.plus(LEAVE_PATIENCE);
         for resource in running {
-            if let Err(report) = self.end_leaving(resource, deadline) {
+            if let Err(report) = self.end_leaving(resource, detached_by, gone_by) {
                 tracing::warn!("{}: {} ({})", resource.name, report.what, report.why);
             }
         }

@@ -15,7 +15,7 @@ use replicator::types::{Instant, NodeId, OpId, ResourceId};
 use super::api::{
     AttachFailure, ResourceSnapshot, ShardCommand, ShardEvent, ShardHandle, ShardSink, StoredMarks,
 };
-use super::board::Board;
+use super::board::{Board, Presence};
 use super::mailbox::Mailbox;
 use super::relay_door::Knock;
 use super::status::{Moment, Place};
@@ -136,16 +136,16 @@ impl Node {
     }
 
     /// Gives an order to the controller and waits for its end. `None`: it did not end within the
-    /// time, and half a second more for the answer.
+    /// time, and half a second more for the answer, or `goes_on` said that nobody waits any more.
     pub(super) fn order(
         &self,
         resource: &ResourceConfig,
         what: Order,
         timeout: Duration,
-        meanwhile: impl FnMut(),
+        goes_on: impl FnMut() -> bool,
     ) -> Option<Result<controller::Done, controller::OrderRefusal>> {
         let order = self.begin_order(resource, what, timeout);
-        self.end_order(order, meanwhile)
+        self.end_order(order, goes_on)
     }
 
     /// The first half of [`Self::order`].
@@ -166,11 +166,11 @@ impl Node {
         OrderUnderWay { order, deadline }
     }
 
-    /// The second half: waits, and calls `meanwhile` twice a second.
+    /// The second half: waits, and asks `goes_on` twice a second.
     pub(super) fn end_order(
         &self,
         under_way: OrderUnderWay,
-        mut meanwhile: impl FnMut(),
+        mut goes_on: impl FnMut() -> bool,
     ) -> Option<Result<controller::Done, controller::OrderRefusal>> {
         const GRACE: Duration = Duration::from_millis(500);
         const LOOK: Duration = Duration::from_millis(500);
@@ -180,10 +180,9 @@ impl Node {
             let outcome = self
                 .board
                 .wait(left.min(LOOK), |state| state.take_outcome(order));
-            if outcome.is_some() || left.is_zero() {
+            if outcome.is_some() || left.is_zero() || !goes_on() {
                 return outcome;
             }
-            meanwhile();
         }
     }
 
@@ -295,7 +294,7 @@ impl ShardSink for NodeSink {
             }
             ShardEvent::Removed { resource } => node.board.update(|state| {
                 let known = state.resource(resource);
-                known.running = false;
+                known.presence = Presence::Away;
                 known.note_shard(None);
             }),
             ShardEvent::AddFailed { resource, error } => {
@@ -306,7 +305,7 @@ impl ShardSink for NodeSink {
                 );
                 node.board.update(|state| {
                     let known = state.resource(resource);
-                    known.running = false;
+                    known.presence = Presence::Away;
                     known.add_failed = Some(error);
                 });
             }

@@ -8,6 +8,7 @@ use replicator::engine::{AdminRequest, Input};
 use replicator::types::{ConnectionState, DiskState, NodeId, Role};
 
 use super::api::{NbdClient, ShardCommand};
+use super::board::Presence;
 use super::control::{Answers, Asker, ControlHandler};
 use super::lifecycle::Claim;
 use super::node::Node;
@@ -107,8 +108,10 @@ impl Node {
                 Ok(Response::Status(Box::new(self.status(resource.as_deref()))))
             }
             Verb::Events2 { .. } => unreachable!("streams are handled before"),
-            Verb::Up { resource } => self.up(self.resource(&resource)?, timeout),
-            Verb::Down { resource, force } => self.down(self.resource(&resource)?, force, timeout),
+            Verb::Up { resource } => self.up(self.resource(&resource)?, timeout, answers),
+            Verb::Down { resource, force } => {
+                self.down(self.resource(&resource)?, force, timeout, answers)
+            }
             Verb::Attach { resource, volume } => {
                 let resource = self.resource(&resource)?;
                 check_volume(resource, volume)?;
@@ -131,7 +134,7 @@ impl Node {
             }
             Verb::Primary { resource } => self.primary(self.resource(&resource)?, timeout, answers),
             Verb::Secondary { resource, force } => {
-                self.secondary(self.resource(&resource)?, force, timeout)
+                self.secondary(self.resource(&resource)?, force, timeout, answers)
             }
         }
     }
@@ -210,22 +213,23 @@ impl Node {
 
     /// Refuses unless the resource runs here.
     pub(super) fn check_running(&self, resource: &ResourceConfig) -> Result<(), ErrorReport> {
-        let running = self.board.read(|board| {
-            board
-                .resources
-                .get(&resource.id())
-                .is_some_and(|it| it.running)
-        });
-        if running {
-            return Ok(());
-        }
         let what = format!("{} is not up on {}", resource.name, self.name());
-        Err(ErrorReport::new(
-            ErrorId::NotUp,
-            what,
-            "nothing of it is attached or connected",
-        )
-        .next(format!("twinadm up {}", resource.name)))
+        let (why, next) = match self.presence(resource) {
+            Presence::Running => return Ok(()),
+            Presence::Away => ("nothing of it is attached or connected", ""),
+            Presence::Leaving => (words::STILL_LEAVING, "mend the disk, then: "),
+        };
+        let next = format!("{next}twinadm up {}", resource.name);
+        Err(ErrorReport::new(ErrorId::NotUp, what, why).next(next))
+    }
+
+    /// Whether the shard has the resource.
+    pub(super) fn presence(&self, resource: &ResourceConfig) -> Presence {
+        let id = resource.id();
+        self.board.read(|board| {
+            let known = board.resources.get(&id);
+            known.map_or(Presence::Away, |it| it.presence)
+        })
     }
 
     fn primary(
@@ -240,7 +244,6 @@ impl Node {
         let outcome = self.order(resource, Order::Primary, timeout, || {
             let waiting = self.waiting_for(resource);
             if !waiting.is_empty() && waiting != told {
-                // A client that left is noticed at the end; the order is carried out anyway.
                 answers
                     .send(&Response::Progress {
                         message: waiting.clone(),
@@ -248,6 +251,8 @@ impl Node {
                     .ok();
                 told = waiting;
             }
+            // Of a client that left only the place is taken back: the controller has its order.
+            !answers.is_gone()
         });
         let ended = self.ended(resource, Order::Primary, timeout, outcome)?;
         // Committed; the engine is told and serves within a few turns of its loop.
@@ -287,11 +292,12 @@ impl Node {
         resource: &ResourceConfig,
         force: bool,
         timeout: Option<Duration>,
+        asker: &dyn Answers,
     ) -> Outcome {
         self.check_running(resource)?;
         self.clients_leave(resource, force)?;
         let timeout = timeout.unwrap_or(ORDER_TIMEOUT);
-        let outcome = self.order(resource, Order::Secondary, timeout, || {});
+        let outcome = self.order(resource, Order::Secondary, timeout, || !asker.is_gone());
         let ended = self.ended(resource, Order::Secondary, timeout, outcome)?;
         self.wait_engine(resource, ORDER_TIMEOUT, |engine| {
             engine.role != Role::Primary
@@ -359,14 +365,49 @@ impl Node {
         let attached = |disk| {
             !matches!(
                 disk,
-                DiskState::Diskless | DiskState::Detaching | DiskState::Attaching
+                DiskState::Diskless
+                    | DiskState::Detaching
+                    | DiskState::Attaching
+                    | DiskState::Failed
             )
         };
         if self.engine(resource, |it| attached(it.disk)) {
             return done(false, format!("{} is attached already", resource.name));
         }
+        if self.engine(resource, |it| it.disk == DiskState::Failed) {
+            self.let_failed_disk_go(resource, timeout)?;
+        }
         self.attach(resource, timeout)?;
         done(true, format!("{} is attached", resource.name))
+    }
+
+    /// A disk that failed is attached anew from the beginning, once nothing can land on it any more.
+    fn let_failed_disk_go(
+        &self,
+        resource: &ResourceConfig,
+        timeout: Duration,
+    ) -> Result<(), ErrorReport> {
+        let (name, peer) = (&resource.name, self.config.node_name(self.node.peer()));
+        if self.engine(resource, |it| it.role == Role::Primary) {
+            let what = format!("{name} cannot be attached on {} now", self.name());
+            let why =
+                "it is Primary here, and what is on the failed disk is not what its guests see";
+            return Err(ErrorReport::new(ErrorId::LastGoodCopy, what, why)
+                .next(format!("twinadm secondary {name}"))
+                .next(format!(
+                    "then, on {peer} if it is up to date: twinadm primary {name}"
+                ))
+                .next(format!("then, here: twinadm attach {name}")));
+        }
+        self.admin(resource, AdminRequest::Detach);
+        if self.wait_engine(resource, timeout, |it| it.disk == DiskState::Diskless) {
+            return Ok(());
+        }
+        let what = format!("{name} is not attached on {}", self.name());
+        let why = "operations on the failed disk are not over: they could still land";
+        Err(ErrorReport::new(ErrorId::TimedOut, what, why)
+            .next("mend the disk that does not answer")
+            .next(format!("then: twinadm attach {name}")))
     }
 
     fn detach_order(&self, resource: &ResourceConfig, timeout: Option<Duration>) -> Outcome {

@@ -13,7 +13,8 @@ use replicator::types::{
 };
 
 use super::api::ResourceSnapshot;
-use super::board::{BoardState, ResourceBoard};
+use super::board::{BoardState, Presence, ResourceBoard};
+use super::words;
 use crate::config::{Config, ResourceConfig, VolumeConfig};
 
 /// What does not change while a daemon runs.
@@ -117,7 +118,7 @@ fn resource_status(
     moment: Moment,
 ) -> ResourceStatus {
     let config = place.config;
-    let up = known.running || known.controller.as_ref().is_some_and(|it| it.up);
+    let up = known.presence != Presence::Away || known.controller.as_ref().is_some_and(|it| it.up);
     let engine = known.shard.as_ref().filter(|_| up).map(|it| &it.engine);
     let view = known.controller.as_ref().and_then(|it| it.view.as_ref());
     let suspended = engine.and_then(suspended);
@@ -200,14 +201,21 @@ fn volume_status(
     let socket = nbd_socket(place.run_dir, &resource.name);
     VolumeStatus {
         volume: volume.id.0,
-        disk: up.then(|| shard.map_or(DiskState::Diskless, |it| it.engine.disk)),
+        disk: up.then(|| match shard {
+            Some(_) if known.presence == Presence::Leaving => DiskState::Detaching,
+            Some(shard) => shard.engine.disk,
+            None => DiskState::Diskless,
+        }),
         size_bytes: size_blocks.map(|blocks| blocks.saturating_mul(BLOCK_LEN)),
         disk_path: Some(volume.replica(place.node).disk.display().to_string()),
         export: up.then(|| format!("nbd+unix:///{}?socket={}", resource.name, socket.display())),
         nbd_clients: shard.map_or(0, |it| {
             u32::try_from(it.nbd_clients.len()).unwrap_or(u32::MAX)
         }),
-        disk_error: shard.and_then(disk_words),
+        disk_error: match known.presence {
+            Presence::Leaving => Some(words::STILL_LEAVING.to_owned()),
+            Presence::Running | Presence::Away => shard.and_then(disk_words),
+        },
         statistics: shard
             .filter(|it| it.engine.disk != DiskState::Diskless)
             .map(|it| statistics(it.engine.counters)),
@@ -330,10 +338,7 @@ fn disk_words(shard: &ResourceSnapshot) -> Option<String> {
     if shard.engine.held == Some(HeldReason::Disk) {
         return Some("the disk does not answer".to_owned());
     }
-    shard
-        .attach_error
-        .as_ref()
-        .map(super::words::attach_failure_words)
+    shard.attach_error.as_ref().map(words::attach_failure_words)
 }
 
 #[cfg(test)]

@@ -86,6 +86,10 @@ pub(super) fn waiting_for(blockers: &[Blocker], names: Names<'_>) -> String {
     }
 }
 
+/// Why a resource that was taken down is not gone.
+pub(super) const STILL_LEAVING: &str =
+    "it was taken down, and operations on its disk are not over: they could still land";
+
 /// Why there is no disk, in words.
 #[must_use]
 pub(super) fn attach_failure_words(failure: &AttachFailure) -> String {

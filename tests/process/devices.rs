@@ -224,7 +224,7 @@ fn a_disk_that_hangs_costs_a_stall_and_what_lands_late_is_overwritten() {
     hanging.freeze(false);
     cluster.adm(A, &["secondary", RES]).ok();
     cluster.adm(B, &["primary", RES]).ok();
-    cluster.adm(A, &["detach", RES]).ok();
+    // As `status` advises.
     cluster.adm(A, &["attach", RES]).ok();
     cluster.wait_both_up_to_date(B);
     cluster.kill(A);
@@ -232,5 +232,63 @@ fn a_disk_that_hangs_costs_a_stall_and_what_lands_late_is_overwritten() {
     let bytes = [A, B].map(|node| fs::read(cluster.disk(node)).unwrap());
     assert!(bytes[0] == bytes[1], "both devices hold the same");
     assert_eq!(bytes[0][4096..8192], [3; 4096]);
+    drop(cluster);
+}
+
+/// An instance whose disk does not answer is not gone after `down`, and says so; a new one begins
+/// only after it, and is not taken away by its end.
+#[test]
+fn a_resource_taken_down_on_a_hanging_disk_is_up_again_only_after_it_answered() {
+    if !(am_root() && have(&["mount", "umount", "mkfs.ext4", "fsfreeze"])) {
+        return;
+    }
+    let mut cluster = Cluster::new(&Setup {
+        disk_len: 16 << 20,
+        ..Setup::default()
+    });
+    let hanging = Hanging::mount(&cluster);
+    let image = hanging.0.join("image");
+    fs::write(&image, vec![0; 16 << 20]).unwrap();
+    fs::remove_file(cluster.disk(A)).unwrap();
+    symlink(image, cluster.disk(A)).unwrap();
+    cluster.bring_up();
+    let mut nbd = Nbd::attach(&cluster.nbd_socket(A), RES, 4 * LIMIT).unwrap();
+    hanging.freeze(true);
+    nbd.write(4096, &[2; 4096]).unwrap();
+    cluster.wait_status(A, "its replica is out", |status| {
+        status["volumes"][0]["disk"] == "Failed"
+    });
+    let words = cluster.adm(A, &["attach", RES]).exits(4);
+    assert!(
+        words.contains("E0408") && words.contains("twinadm secondary"),
+        "{words}"
+    );
+    nbd.flush().unwrap();
+    drop(nbd);
+    cluster.adm(A, &["secondary", RES]).ok();
+    cluster.adm(B, &["primary", RES]).ok();
+    let words = cluster.adm(A, &["--timeout", "1s", "attach", RES]).exits(9);
+    assert!(
+        words.contains("E0901") && words.contains("not over"),
+        "{words}"
+    );
+    for _ in 0..2 {
+        let words = cluster.adm(A, &["--timeout", "1s", "down", RES]).exits(9);
+        assert!(
+            words.contains("E0901") && words.contains("not over"),
+            "{words}"
+        );
+    }
+    let words = cluster.adm(A, &["--timeout", "1s", "up", RES]).exits(9);
+    assert!(words.contains("mend the disk"), "{words}");
+    cluster.adm(A, &["attach", RES]).exits(4);
+    let status = cluster.wait_status(A, "it leaves", |status| {
+        status["volumes"][0]["disk"] == "Detaching"
+    });
+    assert_eq!(status["up"], true);
+    hanging.freeze(false);
+    cluster.wait_status(A, "it is gone", |status| status["up"] == false);
+    cluster.adm(A, &["up", RES]).ok();
+    cluster.wait_both_up_to_date(B);
     drop(cluster);
 }

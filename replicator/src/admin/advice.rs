@@ -134,13 +134,18 @@ fn local_disk_away(node: &str, resource: &ResourceStatus) -> Option<Advice> {
         Some(why) => format!(": {why}"),
         None => ", so there is one copy at most".to_owned(),
     };
+    let name = &resource.name;
+    // What guests see is elsewhere now; the disk is attached where they are not served.
+    let first = if disk == DiskState::Failed && resource.role == Some(Role::Primary) {
+        let peers = names(&resource.peers);
+        format!("twinadm secondary {name}, twinadm primary {name} on {peers}, and here: ")
+    } else {
+        String::new()
+    };
     Some(Advice {
         problem: Some(ErrorId::LocalDiskAway),
         status: format!("the replica on {node} is {disk}{why}"),
-        action: Some(format!(
-            "mend the disk, then: twinadm attach {}",
-            resource.name
-        )),
+        action: Some(format!("mend the disk, then: {first}twinadm attach {name}")),
     })
 }
 

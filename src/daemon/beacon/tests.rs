@@ -156,7 +156,7 @@ impl Lab {
 
     fn order(&self, node: usize, what: Order) -> crate::controller::Done {
         let node = &self.nodes[node];
-        let outcome = node.order(&node.config.resources[0], what, PATIENCE, || {});
+        let outcome = node.order(&node.config.resources[0], what, PATIENCE, || true);
         outcome.expect("an answer").expect("no refusal")
     }
 }
@@ -298,4 +298,22 @@ fn a_data_path_that_hangs_ends_its_process_and_no_other() {
         .wait(PATIENCE, |board| board.fatal.clone());
     assert!(why.expect("it is noticed").contains("has not moved"));
     assert_eq!(lab.nodes[1].board.read(|board| board.fatal.clone()), None);
+}
+
+/// Story: `primary --timeout 1h` is passed on by another node, and who typed it gave up.
+#[test]
+fn an_order_that_nobody_waits_for_keeps_no_place() {
+    let lab = Lab::start("nobody-waits");
+    let node = &lab.nodes[0];
+    // So that it does not end by itself.
+    node.controller.push(ControllerRequest::Stop).unwrap();
+    let begin = clock::now();
+    let mut looks = 0;
+    let hour = Duration::from_secs(3600);
+    let outcome = node.order(&node.config.resources[0], Order::Primary, hour, || {
+        looks += 1;
+        looks < 3
+    });
+    assert!(outcome.is_none());
+    assert!(clock::now().since(begin) < PATIENCE);
 }

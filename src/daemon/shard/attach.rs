@@ -40,7 +40,7 @@ impl Shard {
         let Some(&key) = self.by_id.get(&id) else {
             return;
         };
-        let Some(resource) = self.resources.get_mut(key) else {
+        let Some(resource) = self.resources.get_mut(key).filter(|it| !it.removing) else {
             return;
         };
         self.attach_orders += 1;

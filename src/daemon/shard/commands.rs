@@ -35,8 +35,8 @@ impl Shard {
     fn input_for(&mut self, resource: ResourceId, input: Input) {
         if let Some(&key) = self.by_id.get(&resource) {
             let detach = matches!(input, Input::Admin(AdminRequest::Detach));
-            self.inputs.push_back((key, input));
-            if let Some(resource) = self.resources.get_mut(key) {
+            if let Some(resource) = self.resources.get_mut(key).filter(|it| !it.removing) {
+                self.inputs.push_back((key, input));
                 // The engine knows nothing of an attach that waits for its device, and would say
                 // that it is detached.
                 resource.attaching.take_if(|_| detach);
@@ -73,10 +73,14 @@ impl Shard {
     }
 
     fn remove(&mut self, id: ResourceId) {
-        let Some(key) = self.by_id.remove(&id) else {
+        let Some(&key) = self.by_id.get(&id) else {
             self.sink.tell(ShardEvent::Removed { resource: id });
             return;
         };
+        if self.resources.get(key).is_none_or(|it| it.removing) {
+            // Told once, when it is gone.
+            return;
+        }
         self.drop_clients(key);
         let Some(resource) = self.resources.get_mut(key) else {
             return;
@@ -97,7 +101,8 @@ impl Shard {
         self.end_removal(key);
     }
 
-    /// Lets go of a removed resource once nothing can land on its devices any more.
+    /// Lets go of a removed resource once nothing can land on its devices any more. It keeps its id
+    /// until then: what is told at its end must not be taken for the end of another instance.
     pub(super) fn end_removal(&mut self, key: Key) {
         let idle = |resource: &Resource| resource.removing && resource.operations_in_flight() == 0;
         if !self.resources.get(key).is_some_and(idle) {
@@ -105,6 +110,7 @@ impl Shard {
         }
         if let Some(resource) = self.resources.remove(key) {
             let id = resource.setup.resource;
+            self.by_id.remove(&id);
             // Closes the devices before anybody is told.
             drop(resource);
             self.sink.publish(id, None);

@@ -157,7 +157,7 @@ fn a_resource_that_is_coming_up_serves_nothing_yet() {
 fn a_serving_primary_tells_its_export_its_clients_and_the_resync() {
     let mut board = BoardState::default();
     let known = board.resource(vm());
-    known.running = true;
+    known.presence = Presence::Running;
     known.controller = Some(known_to_the_controller(true));
     known.note_shard(Some(serving()));
     let status = status_of(NodeId::A, &board);
@@ -200,7 +200,7 @@ fn a_session_that_just_ended_is_no_problem_until_a_second_is_over() {
         snapshot.engine.disconnected_at = Some(Instant(NOW.now.0 - millis * 1_000_000));
         let mut board = BoardState::default();
         let known = board.resource(vm());
-        known.running = true;
+        known.presence = Presence::Running;
         known.controller = Some(known_to_the_controller(true));
         known.note_shard(Some(snapshot));
         status_of(NodeId::A, &board).resources[0].problem.clone()
@@ -233,7 +233,7 @@ fn the_end_of_a_resync_is_a_date_and_what_is_held_a_word() {
     }
     snapshot.engine.held = Some(HeldReason::Lease);
     let known = board.resource(vm());
-    known.running = true;
+    known.presence = Presence::Running;
     known.note_shard(Some(snapshot));
     let status = status_of(NodeId::A, &board);
     let peer = &status.resources[0].peers[0].volumes[0];

@@ -153,3 +153,20 @@ fn new_and_held_resources_say_how_to_go_on() {
     assert_eq!(problem, None);
     assert!(sentence.unwrap().contains("by hand"));
 }
+
+/// Story: the disk of the Primary failed, its guests are served from the peer's. `attach` on a Primary
+/// is refused, so that is not what it is told to do.
+#[test]
+fn a_failed_disk_is_attached_where_no_guest_is_served() {
+    let advised = |role| {
+        let mut status = healthy();
+        let resource = &mut status.resources[0];
+        resource.role = Some(role);
+        resource.volumes[0].disk = Some(DiskState::Failed);
+        status.concluded().resources[0].action.clone().unwrap()
+    };
+    let primary = advised(Role::Primary);
+    assert!(primary.contains("then: twinadm secondary"), "{primary}");
+    let secondary = advised(Role::Secondary);
+    assert!(secondary.contains("then: twinadm attach"), "{secondary}");
+}

@@ -46,14 +46,19 @@ fn a_failed_disk_that_is_taken_down_is_held_until_its_last_operation_ended() {
     node.input(Input::StepDown);
     node.input(Input::Admin(AdminRequest::Detach));
     node.remove();
-    // Were it removed already, that would be told first.
-    node.settle();
+    // Neither order may be taken for one to or of another instance: the id is in use, and its end
+    // is told once.
+    node.remove();
     node.add();
     node.attach();
-    node.wait_engine(|state| state.disk == DiskState::Attaching);
+    // Were it removed already, or again, that would be told first.
+    node.settle();
     faults.hold(false);
     node.wake();
     assert_removed(&mut node);
+    node.settle();
+    node.add();
+    node.attach();
     node.wait_event(|event| matches!(event, Event::Attached(Ok(_))));
 }
 
