@@ -17,6 +17,7 @@ mod failover;
 mod guest;
 mod idle;
 mod isolation;
+mod metadata;
 mod nbd;
 mod nbd_clients;
 mod nbd_conformance;

@@ -108,6 +108,8 @@ pub enum Verb {
     Demo(DemoArgs),
     /// Make the metadata of this node's replica; no daemon needed
     CreateMd(CreateMd),
+    /// Show all that this node's metadata holds, whole or damaged; only reads it
+    DumpMd(Volumes),
     /// Attach, connect and export resources
     Up(Resources),
     /// Stop exporting, disconnect and detach resources; a Primary is demoted first

@@ -1,12 +1,12 @@
 //! `twinadm`: the command line of twinblk.
 //!
 //! ```text
-//! cli (words) → run (dispatch) → orders | watch | wait | create_md | config_verbs → client (socket)
+//! cli (words) → run (dispatch) → orders | watch | wait | create_md | metadata | config_verbs → client (socket)
 //!                                       └──────────── show (pure: values → text) ─────────────┘
 //! ```
 //!
 //! Owns what users type and read. Everything in [`show`] and [`plan`] is pure; sockets are in
-//! [`client`], files in [`create_md`], the clock in `clock`. A verb of its own (the demo) is one
+//! [`client`], files in [`create_md`] and [`metadata`], the clock in `clock`. A verb of its own (the demo) is one
 //! module, one variant of [`cli::Verb`] and one line of [`run`].
 
 pub mod cli;
@@ -17,7 +17,9 @@ mod context;
 mod create_md;
 pub mod demo;
 mod events;
+mod local;
 mod manual;
+mod metadata;
 mod orders;
 pub mod plan;
 pub mod run;

@@ -15,7 +15,7 @@ use crate::context::{Context, Failure, Output};
 use crate::orders::MakeVerb;
 use crate::show::words;
 use crate::wait::Goal;
-use crate::{config_verbs, create_md, demo, events, manual, orders, status, wait};
+use crate::{config_verbs, create_md, demo, events, manual, metadata, orders, status, wait};
 
 /// Runs `twinadm` with these arguments, the program's name first; answers the exit code.
 #[must_use]
@@ -64,6 +64,7 @@ fn run(context: &Context, verb: &Verb) -> Result<u8, Failure> {
             MakeVerb::Secondary(arguments.force),
         ),
         Verb::CreateMd(arguments) => create_md::create_md(context, arguments),
+        Verb::DumpMd(arguments) => metadata::dump_md(context, arguments),
         Verb::Status(arguments) => status::status(context, arguments),
         Verb::Role(arguments) => status::word(context, arguments, words::role),
         Verb::Cstate(arguments) => status::word(context, arguments, words::cstate),

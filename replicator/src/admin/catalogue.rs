@@ -155,6 +155,8 @@ catalogue! {
     VoterNotAdmitted = "E0416", exit::REFUSED, ["twinadm status on the other nodes"];
     /// No backing device is attached.
     NotAttached = "E0417", exit::REFUSED, ["twinadm attach RES, after mending the disk"];
+    /// The metadata was made by a newer version.
+    MetadataTooNew = "E0421", exit::REFUSED, ["use the twinblk that made it, or a newer one"];
 
     /// Too few voters answer.
     NoQuorum = "E0501", exit::QUORUM, ["bring back the arbitrator or the peer, or the link to them"];
@@ -203,6 +205,11 @@ catalogue! {
     DemoUnfinished = "E1008", exit::FAILED, [
         "look at the logs in the directory it named",
         "run it again with --keep",
+    ];
+    /// Metadata is damaged.
+    MetadataDamaged = "E1009", exit::FAILED, [
+        "twinadm dump-md RES shows what is left of it",
+        "if the peer is up to date: twinadm create-md RES --force, and a full resync",
     ];
 }
 

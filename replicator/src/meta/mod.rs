@@ -7,6 +7,7 @@
 
 pub mod activity_log;
 pub mod bitmap;
+pub mod inspect;
 pub mod layout;
 pub mod page;
 pub mod recovery;
@@ -14,6 +15,7 @@ pub mod superblock;
 
 pub use activity_log::{Acquire, ActivityLog, Begin, Transaction};
 pub use bitmap::{BITS_PER_PAGE, Bitmap, BitmapChunk, BitmapPageNr, ChunkError};
+pub use inspect::{Inspection, Inspector};
 pub use layout::Layout;
 pub use page::{MetaPage, PAGE_LEN};
 pub use recovery::{FormatPlan, Loader, OpenError, Recovered, format, probe};

@@ -309,8 +309,7 @@ impl Opening {
         } = self;
         let superblock = recovered.superblock.current();
         let log_lost = recovered.activity_log_repair.is_some();
-        let no_log = superblock.al_slots == 0 && superblock.open;
-        let everything = superblock.full_sync_needed || log_lost || no_log;
+        let everything = counts_as_all_marked(superblock, log_lost);
         if everything {
             recovered.bitmap.set_all();
         }
@@ -323,4 +322,10 @@ impl Opening {
         }
         recovered
     }
+}
+
+/// Whether every block counts as marked when this replica is opened, whatever its bitmap says.
+pub(super) fn counts_as_all_marked(superblock: &Superblock, log_lost: bool) -> bool {
+    let no_log = superblock.al_slots == 0 && superblock.open;
+    superblock.full_sync_needed || log_lost || no_log
 }

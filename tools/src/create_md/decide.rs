@@ -230,7 +230,7 @@ fn wipe(path: &Path) -> String {
 }
 
 /// Whether only a device can be meant by `path`: /dev/shm holds files like any tmpfs.
-pub(super) fn is_device(path: &Path) -> bool {
+pub(crate) fn is_device(path: &Path) -> bool {
     path.starts_with("/dev") && !path.starts_with("/dev/shm")
 }
 

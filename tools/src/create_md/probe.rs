@@ -200,7 +200,7 @@ fn missing(path: &Path) -> ErrorReport {
 }
 
 /// A report about a device that could not be opened, locked or read.
-pub(super) fn failed(path: &Path, error: &io::Error) -> ErrorReport {
+pub(crate) fn failed(path: &Path, error: &io::Error) -> ErrorReport {
     let path = path.display();
     match error.raw_os_error().map(Errno::from_raw) {
         Some(Errno::EBUSY | Errno::EWOULDBLOCK) => ErrorReport::new(

@@ -1,5 +1,6 @@
 //! The real `twinadm`, where no daemon answers and against one that answers from a script.
 
+mod metadata;
 mod no_daemon;
 mod support;
 mod with_daemon;

@@ -285,6 +285,12 @@ impl ActivityLog {
                 .any(|extent| self.table.is_pinned(extent, self.retired))
     }
 
+    /// Number of the newest transaction, durable or being written; 0 before the first.
+    #[must_use]
+    pub fn sequence(&self) -> u64 {
+        self.sequence
+    }
+
     /// Number of slots.
     #[must_use]
     pub fn slots(&self) -> u16 {

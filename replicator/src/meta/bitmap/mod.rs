@@ -23,7 +23,7 @@ mod tests;
 
 pub(crate) use page::RawHeader;
 pub use page::{BITS_PER_PAGE, BitmapPageNr};
-pub(crate) use page::{Loaded, decode};
+pub(crate) use page::{Loaded, WORDS_PER_PAGE, decode};
 
 use thiserror::Error;
 

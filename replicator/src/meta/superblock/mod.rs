@@ -362,7 +362,9 @@ impl Place {
         }
     }
 
-    fn offset(self) -> crate::types::ByteOffset {
+    /// Where it begins.
+    #[must_use]
+    pub fn offset(self) -> crate::types::ByteOffset {
         match self {
             Self::First => SUPERBLOCK_OFFSETS[0],
             Self::Second => SUPERBLOCK_OFFSETS[1],

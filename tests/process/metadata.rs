@@ -1,0 +1,39 @@
+//! What an administrator does with metadata while daemons run, and after they died.
+
+use crate::cluster::{A, Cluster, RES, Setup};
+use crate::nbd::Nbd;
+use crate::tools::wait_for;
+
+use std::time::Duration;
+
+const LIMIT: Duration = Duration::from_secs(5);
+
+/// An administrator looks at a node that serves, while its guest writes without a pause: what is
+/// shown is whole, nothing is disturbed, and after a SIGKILL the listed extents are seen.
+#[test]
+fn metadata_is_shown_while_a_guest_writes_and_after_its_daemon_died() {
+    let mut cluster = Cluster::serving(&Setup::default());
+    let mut nbd = Nbd::attach(&cluster.nbd_socket(A), RES, LIMIT).unwrap();
+    for round in 0_u64..40 {
+        nbd.write(round % 16 * (4 << 20), &[1; 4096]).unwrap();
+        let ran = cluster.adm(A, &["dump-md", RES]);
+        assert!(ran.stderr.contains("may be changing"), "{ran:?}");
+        let shown = ran.ok();
+        for part in [
+            " in-use:yes\n",
+            "\nstate InSync ",
+            " ours:yes\n",
+            "open:yes",
+        ] {
+            assert!(shown.contains(part), "{part:?} not in\n{shown}");
+        }
+    }
+    nbd.flush().unwrap();
+    cluster.kill(A);
+    let shown = wait_for("the lock is let go", LIMIT, || {
+        let shown = cluster.adm(A, &["dump-md", RES]).ok();
+        shown.contains(" in-use:no\n").then_some(shown)
+    });
+    assert!(shown.contains("\nextents first:0 "), "{shown}");
+    assert!(!shown.contains("\nmarked blocks:0 "), "{shown}");
+}

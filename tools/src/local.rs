@@ -1,0 +1,113 @@
+//! What a verb is about that works on this machine's own files, with or without a daemon.
+
+use std::time::Duration;
+
+use replicator::admin::{ErrorId, ErrorReport, Response, Verb};
+use replicator::types::NodeId;
+use twinblk::config::{Config, ResourceConfig, VolumeConfig};
+
+use crate::client::ask_within;
+use crate::context::Context;
+use crate::selector::Selector;
+
+/// The node of the daemon that answers; without one the node that is named, else this host.
+///
+/// # Errors
+/// If a daemon answers and another node is named: the devices are there.
+pub(crate) fn node_name(context: &Context, verb: &str) -> Result<String, ErrorReport> {
+    let anyone = Context {
+        node: None,
+        ..context.clone()
+    };
+    let Ok(Response::Version(daemon)) = ask_within(&anyone, Duration::ZERO, Verb::Version) else {
+        return Ok(context.local_node());
+    };
+    match &context.node {
+        Some(named) if *named != daemon.node => {
+            let what = format!("{verb} for {named} cannot be done from here");
+            let why = format!(
+                "this is {}, and the devices of {named} are there",
+                daemon.node
+            );
+            Err(
+                ErrorReport::new(ErrorId::NodeUnreachable, what, why).next(format!(
+                    "run it on {named}, or with that daemon's --run-dir"
+                )),
+            )
+        }
+        _ => Ok(daemon.node),
+    }
+}
+
+/// The data node called `name`.
+///
+/// # Errors
+/// If there is none.
+pub(crate) fn data_node(config: &Config, name: &str) -> Result<NodeId, ErrorReport> {
+    match config.node_id(name) {
+        Some(node) if node.is_data() => Ok(node),
+        Some(_) => Err(ErrorReport::new(
+            ErrorId::ArbitratorHoldsNoData,
+            format!("{name} has no metadata"),
+            "it is the arbitrator and holds no data",
+        )),
+        None => {
+            let names: Vec<_> = config.nodes.iter().map(|node| node.name.as_str()).collect();
+            let why = format!("the configuration has {}", names.join(", "));
+            Err(ErrorReport::new(
+                ErrorId::NoSuchNode,
+                format!("no node is called {name}"),
+                why,
+            ))
+        }
+    }
+}
+
+/// The selected volumes, in the order of the selectors.
+///
+/// # Errors
+/// If a selector fits none.
+pub(crate) fn volumes<'c>(
+    config: &'c Config,
+    selectors: &[Selector],
+) -> Result<Vec<(&'c ResourceConfig, &'c VolumeConfig)>, ErrorReport> {
+    let mut targets = Vec::new();
+    for selector in selectors {
+        let resources: Vec<&ResourceConfig> = match &selector.resource {
+            None => config.resources.iter().collect(),
+            Some(name) => vec![
+                config
+                    .resource(name)
+                    .ok_or_else(|| no_such_resource(name))?,
+            ],
+        };
+        for resource in resources {
+            let fits = |volume: &&VolumeConfig| selector.volume.is_none_or(|id| volume.id.0 == id);
+            let before = targets.len();
+            targets.extend(
+                resource
+                    .volumes
+                    .iter()
+                    .filter(fits)
+                    .map(|volume| (resource, volume)),
+            );
+            if targets.len() == before {
+                return Err(no_such_volume(&resource.name, selector.volume));
+            }
+        }
+    }
+    Ok(targets)
+}
+
+fn no_such_resource(name: &str) -> ErrorReport {
+    let what = format!("no resource is called {name}");
+    ErrorReport::new(ErrorId::NoSuchResource, what, "it is not configured")
+        .next("twinadm dump shows what is configured")
+}
+
+fn no_such_volume(resource: &str, volume: Option<u16>) -> ErrorReport {
+    let volume = volume.unwrap_or_default();
+    let what = format!("{resource} has no volume {volume}");
+    ErrorReport::new(ErrorId::NoSuchPart, what, "it is not configured")
+        .next("twinadm dump shows what is configured")
+}

@@ -1,0 +1,275 @@
+//! Looking at metadata and taking it away: `dump-md` without a daemon, on whatever lies there.
+
+use std::fs;
+use std::os::unix::net::UnixListener;
+
+use nix::fcntl::{Flock, FlockArg};
+use replicator::meta::layout::SUPERBLOCK_OFFSETS;
+use serde_json::Value;
+
+use super::support::{Ran, Scratch};
+
+const MIB: u64 = 1 << 20;
+const CREATE: [&str; 4] = ["--node", "kvm-a", "create-md", "vm-web"];
+
+fn made() -> Scratch {
+    let scratch = Scratch::with_resource(4 * MIB);
+    assert_eq!(scratch.twinadm(&CREATE).code, 0);
+    scratch
+}
+
+fn run(scratch: &Scratch, words: &[&str]) -> Ran {
+    scratch.twinadm(&[&["--node", "kvm-a"], words].concat())
+}
+
+fn dump(scratch: &Scratch) -> Ran {
+    run(scratch, &["dump-md", "vm-web"])
+}
+
+fn dump_json(scratch: &Scratch) -> Value {
+    let ran = run(scratch, &["dump-md", "vm-web", "-o", "json"]);
+    serde_json::from_str(&ran.out).unwrap()
+}
+
+/// Changes bytes of the metadata.
+fn change(scratch: &Scratch, change: impl FnOnce(&mut Vec<u8>)) {
+    let mut bytes = fs::read(scratch.path("a.md")).unwrap();
+    change(&mut bytes);
+    scratch.write("a.md", bytes);
+}
+
+fn damage(scratch: &Scratch, offset: u64) {
+    change(scratch, |bytes| {
+        bytes[usize::try_from(offset).unwrap()] ^= 0xff;
+    });
+}
+
+/// Both copies become those of a newer format, with right checksums.
+fn make_newer(scratch: &Scratch) {
+    change(scratch, |bytes| {
+        for offset in SUPERBLOCK_OFFSETS {
+            let at = usize::try_from(offset.0).unwrap();
+            let page = &mut bytes[at..at + 4096];
+            page[8] = 2;
+            page[12..16].fill(0);
+            let crc = crc32c(page);
+            page[12..16].copy_from_slice(&crc.to_le_bytes());
+        }
+    });
+}
+
+/// The slow way, by its definition.
+fn crc32c(bytes: &[u8]) -> u32 {
+    let step = |crc: u32, _: u32| (crc >> 1) ^ (0x82f6_3b78 & (crc & 1).wrapping_neg());
+    let byte = |crc: u32, byte: &u8| (0..8).fold(crc ^ u32::from(*byte), step);
+    !bytes.iter().fold(u32::MAX, byte)
+}
+
+// --- dump-md --------------------------------------------------------------------------------
+
+#[test]
+fn dump_md_shows_new_metadata_and_changes_nothing() {
+    let scratch = made();
+    let before = fs::read(scratch.path("a.md")).unwrap();
+    let ran = dump(&scratch);
+    assert_eq!((ran.code, ran.err.as_str()), (0, ""), "{ran:?}");
+    for line in [
+        "superblock copy:1 offset:0 content:whole format:1 sequence:1 ",
+        " counts:yes because:both-same\n",
+        "superblock copy:2 offset:520192 content:whole ",
+        " resource:vm-web volume:0 node-index:0 ours:yes\n",
+        "state Blank in-sync-since:none last-view:none in-sync-from:none\n",
+        "generation data:none bitmap-base:zeroes ",
+        "size bytes:4194304 metadata:528384\n",
+        "flags open:no full-sync-needed:no bits-coarse:no zero-proven:yes unwritten-bits-set:no\n",
+        "features compat:0x0 ro-compat:0x0 incompat:0x0\n",
+        "activity-log content:whole slots:1024 used:0 pages:8 newest:0\n",
+        "bitmap pages:1 written:0 unwritten:1 damaged:0 missing:0 block:4096\n",
+        "marked blocks:0 bytes:0 all:no\n",
+    ] {
+        assert!(ran.out.contains(line), "{line:?} not in\n{}", ran.out);
+    }
+    assert!(ran.out.starts_with("vm-web/0 node:kvm-a meta:/"));
+    assert!(
+        ran.out
+            .lines()
+            .next()
+            .is_some_and(|it| it.ends_with(" area:528384 in-use:no"))
+    );
+    assert_eq!(fs::read(scratch.path("a.md")).unwrap(), before);
+}
+
+#[test]
+fn dump_md_says_the_same_in_json_and_every_key_is_documented() {
+    let scratch = made();
+    let value = dump_json(&scratch);
+    assert_eq!(value["schema"], "twinblk.metadata/1");
+    assert_eq!(value["replica"]["state"], "Blank");
+    assert_eq!(value["replica"]["ours"], true);
+    assert_eq!(value["superblocks"][1]["offset"], 520_192);
+    assert_eq!(value["bitmap"]["marked_bytes"], 0);
+    assert_eq!(value["problem"], Value::Null);
+    assert_documented(&value);
+}
+
+/// Every key of `value` is named in docs/metadata.md.
+fn assert_documented(value: &Value) {
+    let doc = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/metadata.md");
+    let doc = fs::read_to_string(doc).unwrap();
+    let mut open = vec![value];
+    while let Some(value) = open.pop() {
+        match value {
+            Value::Object(fields) => {
+                for (key, value) in fields {
+                    assert!(doc.contains(&format!("`{key}`")), "{key} is not documented");
+                    open.push(value);
+                }
+            }
+            Value::Array(items) => open.extend(items),
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn dump_md_of_what_is_in_use_says_that_it_may_be_changing() {
+    let scratch = made();
+    let file = fs::File::open(scratch.path("a.md")).unwrap();
+    let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock).unwrap();
+    let ran = dump(&scratch);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    assert!(ran.out.contains("in-use:yes"), "{}", ran.out);
+    assert!(ran.err.contains("may be changing"), "{}", ran.err);
+    drop(lock);
+    assert!(dump(&scratch).out.contains("in-use:no"));
+}
+
+#[test]
+fn dump_md_of_one_lost_copy_shows_the_other() {
+    let scratch = made();
+    damage(&scratch, 300);
+    let ran = dump(&scratch);
+    assert_eq!((ran.code, ran.id()), (1, "E1009"), "{ran:?}");
+    assert!(
+        ran.out
+            .contains("copy:1 offset:0 content:damaged counts:no\n")
+            && ran.out.contains(" counts:yes because:only-whole\n")
+            && ran.out.contains("state Blank"),
+        "{}",
+        ran.out
+    );
+    damage(&scratch, 520_192 + 300);
+    let ran = dump(&scratch);
+    assert_eq!((ran.code, ran.id()), (1, "E1009"), "{ran:?}");
+    assert!(
+        ran.out
+            .contains("copy:2 offset:520192 content:damaged counts:no\n")
+    );
+    assert!(!ran.out.contains("state "), "{}", ran.out);
+}
+
+#[test]
+fn dump_md_names_damaged_pages_and_a_lost_activity_log() {
+    let scratch = made();
+    damage(&scratch, 524_288 + 100);
+    let ran = dump(&scratch);
+    assert_eq!((ran.code, ran.id()), (1, "E1009"), "{ran:?}");
+    for line in [
+        "bitmap pages:1 written:0 unwritten:0 damaged:1 ",
+        "damaged-page 0 first-block:0\n",
+        "marked blocks:1024 bytes:4194304 all:no\n",
+    ] {
+        assert!(ran.out.contains(line), "{line:?} not in\n{}", ran.out);
+    }
+    // The place of transaction 3 holds something although there never was a first one.
+    damage(&scratch, 4096 * 4 + 5);
+    let value = dump_json(&scratch);
+    assert_eq!(value["activity_log"]["content"], "lost");
+    assert_eq!(value["bitmap"]["all_marked"], true);
+    assert_documented(&value);
+}
+
+#[test]
+fn dump_md_of_a_truncated_area_shows_what_there_is() {
+    let scratch = made();
+    for (len, shown) in [
+        (528_383_usize, "missing:1 "),
+        (9000, "content:cut-off"),
+        (4096, "content:beyond-end"),
+    ] {
+        change(&scratch, |bytes| bytes.truncate(len));
+        let ran = dump(&scratch);
+        assert_eq!((ran.code, ran.id()), (1, "E1009"), "{len}: {ran:?}");
+        assert!(ran.out.contains("state Blank"), "{len}: {}", ran.out);
+        assert!(ran.out.contains(shown), "{len}: {}", ran.out);
+        assert!(ran.err.contains("528384 bytes"), "{len}: {}", ran.err);
+    }
+    change(&scratch, |bytes| bytes.truncate(100));
+    assert_eq!(dump(&scratch).id(), "E1009");
+    change(&scratch, Vec::clear);
+    assert_eq!((dump(&scratch).code, dump(&scratch).id()), (4, "E0406"));
+}
+
+#[test]
+fn dump_md_names_a_newer_format() {
+    let scratch = made();
+    make_newer(&scratch);
+    let ran = dump(&scratch);
+    assert_eq!((ran.code, ran.id()), (4, "E0421"), "{ran:?}");
+    assert!(ran.out.contains("content:too-new format:2 counts:no"));
+    assert!(ran.err.contains("format 2"), "{}", ran.err);
+}
+
+#[test]
+fn dump_md_of_what_is_no_metadata_says_what_it_is() {
+    let scratch = made();
+    let expect = |code: i32, id: &str| {
+        let ran = dump(&scratch);
+        assert_eq!((ran.code, ran.id()), (code, id), "{ran:?}");
+        assert!(ran.err.contains("next"), "{}", ran.err);
+    };
+    scratch.write("a.md", vec![0x53; 1 << 20]);
+    expect(4, "E0402");
+    scratch.sparse("a.md", 1 << 20);
+    expect(4, "E0406");
+    fs::remove_file(scratch.path("a.md")).unwrap();
+    expect(4, "E0406");
+    fs::create_dir(scratch.path("a.md")).unwrap();
+    expect(1, "E0410");
+    fs::remove_dir(scratch.path("a.md")).unwrap();
+    let _socket = UnixListener::bind(scratch.path("a.md")).unwrap();
+    expect(1, "E0410");
+    fs::remove_file(scratch.path("a.md")).unwrap();
+    // Nobody ever writes into it: it must not be waited for.
+    nix::unistd::mkfifo(
+        &scratch.path("a.md"),
+        nix::sys::stat::Mode::from_bits_truncate(0o600),
+    )
+    .unwrap();
+    expect(1, "E0410");
+}
+
+#[test]
+fn dump_md_tells_swapped_metadata() {
+    let scratch = made();
+    fs::copy(scratch.path("a.md"), scratch.path("b.md")).unwrap();
+    let ran = scratch.twinadm(&["--node", "kvm-b", "dump-md", "vm-web"]);
+    assert_eq!((ran.code, ran.id()), (4, "E0407"), "{ran:?}");
+    assert!(ran.out.contains("node-index:0 ours:no"), "{}", ran.out);
+    assert!(ran.err.contains("another node"), "{}", ran.err);
+}
+
+#[test]
+fn metadata_verbs_know_which_node_and_resource_there_are() {
+    let scratch = made();
+    let cases = [
+        (["--node", "kvm-x", "dump-md", "vm-web"], 7, "E0702"),
+        (["--node", "arb", "dump-md", "vm-web"], 4, "E0414"),
+        (["--node", "kvm-a", "dump-md", "vm-x"], 7, "E0701"),
+        (["--node", "kvm-a", "dump-md", "vm-web/3"], 7, "E0703"),
+    ];
+    for (line, code, id) in cases {
+        let ran = scratch.twinadm(&line);
+        assert_eq!((ran.code, ran.id()), (code, id), "{line:?}: {ran:?}");
+    }
+}
