@@ -29,6 +29,15 @@ fn metadata_is_shown_while_a_guest_writes_and_after_its_daemon_died() {
         }
     }
     nbd.flush().unwrap();
+    let shown = cluster.adm(A, &["show-gi", RES]).ok();
+    for part in [
+        "\nview number:",
+        " in-sync:kvm-a,kvm-b\n",
+        "\npeer kvm-b connection:Connected role:Secondary disk:UpToDate ",
+        "both are newest",
+    ] {
+        assert!(shown.contains(part), "{part:?} not in\n{shown}");
+    }
     cluster.kill(A);
     let shown = wait_for("the lock is let go", LIMIT, || {
         let shown = cluster.adm(A, &["dump-md", RES]).ok();

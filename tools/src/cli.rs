@@ -110,6 +110,8 @@ pub enum Verb {
     CreateMd(CreateMd),
     /// Show all that this node's metadata holds, whole or damaged; only reads it
     DumpMd(Volumes),
+    /// Show what decides whose data are newest, and what this node's replica would claim
+    ShowGi(Volumes),
     /// Attach, connect and export resources
     Up(Resources),
     /// Stop exporting, disconnect and detach resources; a Primary is demoted first

@@ -122,3 +122,10 @@ fn missing(path: &Path) -> ErrorReport {
         ErrorReport::new(ErrorId::NoMetadata, what, "no metadata was made there")
     }
 }
+
+/// Random id of this boot; `None` if the kernel does not say.
+pub(super) fn boot_id() -> Option<u128> {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    let digits: String = text.trim().split('-').collect();
+    u128::from_str_radix(&digits, 16).ok()
+}

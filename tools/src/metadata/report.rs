@@ -10,7 +10,7 @@ use replicator::meta::layout::SUPERBLOCK_OFFSETS;
 use replicator::meta::superblock::{FORMAT_VERSION, Place, SuperblockError};
 use replicator::meta::{Features, Inspection, OpenError, ReplicaState, Superblock};
 use replicator::types::{
-    BLOCK_LEN, BlockCount, EXTENT_LEN, ExtentNr, NodeId, ResourceId, VolumeId,
+    BLOCK_LEN, BlockCount, EXTENT_LEN, ExtentNr, NodeId, ReplicationProtocol, ResourceId, VolumeId,
 };
 use serde::Serialize;
 
@@ -25,6 +25,7 @@ pub(super) struct Wanted {
     pub(super) volume: VolumeId,
     pub(super) node: NodeId,
     pub(super) node_name: String,
+    pub(super) protocol: ReplicationProtocol,
     pub(super) path: std::path::PathBuf,
 }
 
@@ -207,7 +208,7 @@ fn copy_report(at: usize, copy: &Copy, counts: bool) -> CopyReport {
 }
 
 impl Replica {
-    fn new(wanted: &Wanted, contents: &Contents) -> Self {
+    pub(super) fn new(wanted: &Wanted, contents: &Contents) -> Self {
         let it = &contents.superblock;
         let resource = if it.resource == wanted.resource {
             wanted.resource_name.clone()

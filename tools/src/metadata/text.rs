@@ -1,5 +1,6 @@
-//! `dump-md` for people and for grep: one thing a line, a word and `key:value` after it. Pure.
+//! `dump-md` and `show-gi` for people and for grep: one thing a line, a word and `key:value` after it. Pure.
 
+use super::generations::Generations;
 use super::report::{Bitmap, CopyReport, Log, Metadata, Replica, Run};
 
 /// Several lines, the last one ended.
@@ -141,4 +142,67 @@ fn yes(it: bool) -> &'static str {
 
 fn none() -> String {
     "none".to_owned()
+}
+
+/// `show-gi`: what decides who is newest, then in words.
+pub(super) fn generations(it: &Generations) -> String {
+    let id = |id: &Option<String>| id.clone().unwrap_or_else(none);
+    let base = |id: &Option<String>| id.clone().unwrap_or_else(|| "zeroes".to_owned());
+    let number = |view: Option<u64>| view.map_or_else(none, |view| view.to_string());
+    let (replica, claim) = (&it.replica, &it.claim);
+    let mut lines = vec![
+        format!(
+            "{} node:{} meta:{} in-use:{}",
+            it.volume,
+            it.node,
+            it.meta,
+            yes(it.in_use)
+        ),
+        format!(
+            "replica id:{} generation:{} bitmap-base:{}",
+            replica.id,
+            id(&replica.data_generation),
+            base(&replica.bitmap_base)
+        ),
+        format!(
+            "state {} in-sync-since:{} last-view:{} in-sync-from:{}",
+            replica.state,
+            number(replica.in_sync_since),
+            number(replica.last_view),
+            number(replica.in_sync_from)
+        ),
+        format!(
+            "claim blank:{} inconsistent:{} dirty-blocks:{} dirty-bytes:{} coarse:{} \
+             zero-proven:{} lost-volatile:{} bitmap-base:{} size:{}",
+            yes(claim.blank),
+            yes(claim.inconsistent),
+            claim.dirty_blocks,
+            claim.dirty_bytes,
+            yes(claim.marks_are_coarse),
+            yes(claim.zero_proven),
+            claim.lost_volatile.map_or("depends", yes),
+            base(&claim.bitmap_base),
+            claim.size_bytes
+        ),
+    ];
+    if let Some(view) = &it.view {
+        lines.push(format!(
+            "view number:{} primary:{} in-sync:{}",
+            view.number,
+            id(&view.primary),
+            view.in_sync.join(",")
+        ));
+    }
+    if let Some(peer) = &it.peer {
+        lines.push(format!(
+            "peer {} connection:{} role:{} disk:{} out-of-sync:{}",
+            peer.node,
+            peer.connection,
+            peer.role,
+            peer.disk.map_or_else(none, |disk| disk.to_string()),
+            number(peer.out_of_sync_bytes)
+        ));
+    }
+    lines.extend(it.explanation.iter().map(|words| format!("# {words}")));
+    lines.join("\n") + "\n"
 }

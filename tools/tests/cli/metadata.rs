@@ -1,4 +1,6 @@
-//! Looking at metadata and taking it away: `dump-md` without a daemon, on whatever lies there.
+//! Looking at metadata without a daemon: `dump-md` and `show-gi` on whatever lies there.
+
+#![allow(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
 
 use std::fs;
 use std::os::unix::net::UnixListener;
@@ -257,6 +259,48 @@ fn dump_md_tells_swapped_metadata() {
     assert_eq!((ran.code, ran.id()), (4, "E0407"), "{ran:?}");
     assert!(ran.out.contains("node-index:0 ours:no"), "{}", ran.out);
     assert!(ran.err.contains("another node"), "{}", ran.err);
+}
+
+// --- show-gi --------------------------------------------------------------------------------
+
+#[test]
+fn show_gi_without_a_daemon_says_what_the_disk_knows() {
+    let scratch = made();
+    let ran = run(&scratch, &["show-gi", "vm-web"]);
+    assert_eq!((ran.code, ran.err.as_str()), (0, ""), "{ran:?}");
+    for part in [
+        " generation:none bitmap-base:zeroes\n",
+        "state Blank in-sync-since:none ",
+        "claim blank:yes inconsistent:no dirty-blocks:0 ",
+        "\n# Blank: ",
+        "metadata alone cannot say",
+    ] {
+        assert!(ran.out.contains(part), "{part:?} not in\n{}", ran.out);
+    }
+    assert!(!ran.out.contains("\nview ") && !ran.out.contains("\npeer "));
+    let ran = run(&scratch, &["show-gi", "vm-web", "-o", "json"]);
+    let value: Value = serde_json::from_str(&ran.out).unwrap();
+    assert_eq!(value["schema"], "twinblk.generations/1");
+    assert_eq!(value["claim"]["blank"], true);
+    assert_documented(&value);
+}
+
+#[test]
+fn show_gi_shows_damaged_metadata_and_refuses_what_is_none() {
+    let scratch = made();
+    damage(&scratch, 524_288 + 100);
+    let ran = run(&scratch, &["show-gi", "vm-web"]);
+    assert_eq!((ran.code, ran.id()), (1, "E1009"), "{ran:?}");
+    assert!(
+        ran.out.contains("dirty-blocks:1024 ") && ran.out.contains("coarse:yes"),
+        "{}",
+        ran.out
+    );
+    make_newer(&scratch);
+    let ran = run(&scratch, &["show-gi", "vm-web"]);
+    assert_eq!((ran.code, ran.out.as_str(), ran.id()), (4, "", "E0421"));
+    scratch.write("a.md", [7; 9000]);
+    assert_eq!(run(&scratch, &["show-gi", "vm-web"]).id(), "E0402");
 }
 
 #[test]
