@@ -1,6 +1,6 @@
 //! What an administrator does with metadata while daemons run, and after they died.
 
-use crate::cluster::{A, Cluster, RES, Setup};
+use crate::cluster::{A, B, Cluster, RES, Setup};
 use crate::nbd::Nbd;
 use crate::tools::wait_for;
 
@@ -45,4 +45,30 @@ fn metadata_is_shown_while_a_guest_writes_and_after_its_daemon_died() {
     });
     assert!(shown.contains("\nextents first:0 "), "{shown}");
     assert!(!shown.contains("\nmarked blocks:0 "), "{shown}");
+}
+
+/// A replica is given up: not while anything uses it, then for good, and the other one serves on.
+#[test]
+fn metadata_is_erased_only_when_nobody_uses_it() {
+    let cluster = Cluster::serving(&Setup::default());
+    let wipe = &["wipe-md", RES, "--yes"];
+    assert!(cluster.adm(B, wipe).exits(4).contains("twinadm down"));
+    cluster.adm(B, &["detach", RES]).ok();
+    assert!(
+        cluster.adm(B, wipe).exits(4).contains("is up on kvm-b"),
+        "without its disk it is up all the same"
+    );
+    cluster.adm(B, &["attach", RES]).ok();
+    cluster.wait_both_up_to_date(A);
+    cluster.adm(B, &["down", RES]).ok();
+    cluster.adm(B, wipe).ok();
+    assert!(cluster.adm(B, wipe).ok().is_empty(), "and once more");
+    assert!(cluster.adm(B, &["up", RES]).exits(4).contains("create-md"));
+
+    cluster.adm(B, &["down", RES]).ok();
+    // Under the name of one that was trusted, a new one is a stranger (R10).
+    cluster.adm(B, &["create-md", RES]).ok();
+    let refused = cluster.adm(B, &["up", RES]).exits(4);
+    assert!(refused.contains("another replica"), "{refused}");
+    assert_eq!(cluster.status(A).unwrap()["role"], "Primary");
 }

@@ -112,6 +112,8 @@ pub enum Verb {
     DumpMd(Volumes),
     /// Show what decides whose data are newest, and what this node's replica would claim
     ShowGi(Volumes),
+    /// Erase this node's metadata, and with it what the replica knows; the data stay
+    WipeMd(Volumes),
     /// Attach, connect and export resources
     Up(Resources),
     /// Stop exporting, disconnect and detach resources; a Primary is demoted first

@@ -57,6 +57,8 @@ pub struct Context {
     pub node: Option<String>,
     /// Only say what would change.
     pub dry_run: bool,
+    /// What is lost by the verb may be.
+    pub yes: bool,
     /// Form of data and errors.
     pub output: Output,
     /// No messages but errors.
@@ -80,6 +82,7 @@ impl Context {
             run_dir: globals.run_dir.clone(),
             node: globals.node.clone(),
             dry_run: globals.dry_run,
+            yes: globals.yes,
             output: globals.output,
             quiet: globals.quiet,
             verbose: globals.verbose,

@@ -157,6 +157,8 @@ catalogue! {
     NotAttached = "E0417", exit::REFUSED, ["twinadm attach RES, after mending the disk"];
     /// The metadata was made by a newer version.
     MetadataTooNew = "E0421", exit::REFUSED, ["use the twinblk that made it, or a newer one"];
+    /// Something would be lost for good, and nobody said yes.
+    NeedsYes = "E0422", exit::REFUSED, ["if that may be lost, say it again with --yes"];
 
     /// Too few voters answer.
     NoQuorum = "E0501", exit::QUORUM, ["bring back the arbitrator or the peer, or the link to them"];
@@ -209,7 +211,7 @@ catalogue! {
     /// Metadata is damaged.
     MetadataDamaged = "E1009", exit::FAILED, [
         "twinadm dump-md RES shows what is left of it",
-        "if the peer is up to date: twinadm create-md RES --force, and a full resync",
+        "keep a copy of it before anything else is tried",
     ];
 }
 

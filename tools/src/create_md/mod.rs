@@ -19,7 +19,7 @@ use crate::orders::put_plan;
 use crate::show::size::size;
 
 pub(crate) use decide::is_device;
-pub(crate) use probe::failed;
+pub(crate) use probe::{failed, open_locked};
 
 use decide::{Recipe, Wanted, decide, sizes};
 

@@ -158,7 +158,7 @@ fn next_data(file: &File, from: u64, len: u64) -> io::Result<Option<u64>> {
 }
 
 /// Opens a regular file or block device for this program alone; `None` if there is none.
-fn open_locked(path: &Path, write: bool) -> Result<Option<Flock<File>>, ErrorReport> {
+pub(crate) fn open_locked(path: &Path, write: bool) -> Result<Option<Flock<File>>, ErrorReport> {
     let kind = match std::fs::metadata(path) {
         Ok(metadata) => metadata.file_type(),
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),

@@ -66,15 +66,7 @@ impl Area {
     }
 
     fn inspect(&self) -> io::Result<Inspection> {
-        let len = (&self.file).seek(SeekFrom::End(0))?;
-        let mut inspector = Inspector::new(ByteLen(len));
-        let mut buffer = Vec::new();
-        while let Some(range) = inspector.next_read() {
-            buffer.resize(usize::try_from(range.len().0).unwrap_or(0), 0);
-            self.file.read_exact_at(&mut buffer, range.offset().0)?;
-            inspector.feed(&buffer);
-        }
-        Ok(inspector.finish())
+        inspect(&self.file)
     }
 
     /// Whether an attached replica, or a program that changes it, holds its lock. The shared lock
@@ -102,6 +94,19 @@ impl Area {
     }
 }
 
+/// Looks at all of it, once.
+pub(super) fn inspect(mut file: &File) -> io::Result<Inspection> {
+    let len = file.seek(SeekFrom::End(0))?;
+    let mut inspector = Inspector::new(ByteLen(len));
+    let mut buffer = Vec::new();
+    while let Some(range) = inspector.next_read() {
+        buffer.resize(usize::try_from(range.len().0).unwrap_or(0), 0);
+        file.read_exact_at(&mut buffer, range.offset().0)?;
+        inspector.feed(&buffer);
+    }
+    Ok(inspector.finish())
+}
+
 fn check_kind(path: &Path, metadata: &std::fs::Metadata) -> Result<(), ErrorReport> {
     let kind = metadata.file_type();
     if kind.is_file() || kind.is_block_device() {
@@ -113,7 +118,7 @@ fn check_kind(path: &Path, metadata: &std::fs::Metadata) -> Result<(), ErrorRepo
 }
 
 /// Where a device should be nothing was made; where a file may be there is none yet.
-fn missing(path: &Path) -> ErrorReport {
+pub(super) fn missing(path: &Path) -> ErrorReport {
     let what = format!("{} does not exist", path.display());
     if is_device(path) {
         let why = "it is named as `meta` in the resource's file";

@@ -8,17 +8,22 @@ mod area;
 mod generations;
 mod report;
 mod text;
+mod wipe;
 
+use std::io;
 use std::time::Duration;
 
-use replicator::admin::{ErrorReport, ResourceStatus, Response, Verb, exit};
+use replicator::admin::{ErrorId, ErrorReport, ResourceStatus, Response, Verb, exit};
 use replicator::types::NodeId;
+use serde_json::json;
 use twinblk::config::{Config, ResourceConfig, VolumeConfig};
 
 use crate::cli;
 use crate::client::ask_within;
 use crate::context::{Context, Failure, Output};
+use crate::create_md::{failed, is_device, open_locked};
 use crate::local;
+use crate::orders::put_plan;
 
 use self::area::Area;
 use self::generations::{Generations, Surroundings};
@@ -75,6 +80,74 @@ pub(crate) fn show_gi(context: &Context, arguments: &cli::Volumes) -> Result<u8,
             Some(report) => Err(report.into()),
         }
     })
+}
+
+/// Erases the metadata of all selected volumes on this node.
+///
+/// # Errors
+/// If the configuration or a selector is wrong, or nobody reads the output.
+pub(crate) fn wipe_md(context: &Context, arguments: &cli::Volumes) -> Result<u8, Failure> {
+    for_each(context, "wipe-md", arguments, |wanted| {
+        let status = resource_status(context, &wanted.resource_name);
+        wipe::check_down(wanted, status.as_ref())?;
+        let path = &wanted.path;
+        let Some(lock) = open_locked(path, !context.dry_run)? else {
+            return nothing_to_wipe(context, wanted);
+        };
+        let failed = |error: io::Error| failed(path, &error);
+        let seen = area::inspect(&lock).map_err(failed)?;
+        let leftovers = wipe::has_leftovers(&lock, &seen).map_err(failed)?;
+        let Some(plan) = wipe::plan(wanted, &seen, leftovers)? else {
+            return nothing_to_wipe(context, wanted);
+        };
+        let (label, node, shown) = (wanted.label(), &wanted.node_name, path.display());
+        if context.dry_run {
+            let step = format!("{label} on {node}: erase {shown}; lost: {}", plan.lost);
+            return put_plan(context, &[step]);
+        }
+        if !context.yes {
+            let what = format!("the metadata of {label} in {shown} is not erased without --yes");
+            let why = format!("lost would be: {}", plan.lost);
+            return Err(ErrorReport::new(ErrorId::NeedsYes, what, why).into());
+        }
+        let erased = wipe::erase(&lock, seen.area.0, &plan).map_err(failed)?;
+        context.tell(&format!(
+            "{label} on {node}: metadata erased from {shown}; lost: {}. The data are untouched",
+            plan.lost
+        ));
+        put_wiped(context, wanted, erased, Some(&plan.lost))
+    })
+}
+
+fn nothing_to_wipe(context: &Context, wanted: &Wanted) -> Result<u8, Failure> {
+    if is_device(&wanted.path) && !wanted.path.exists() {
+        return Err(area::missing(&wanted.path).into());
+    }
+    if context.dry_run {
+        return put_plan(context, &[]);
+    }
+    let (label, node) = (wanted.label(), &wanted.node_name);
+    context.tell(&format!("{label} on {node}: no metadata"));
+    put_wiped(context, wanted, 0, None)
+}
+
+fn put_wiped(
+    context: &Context,
+    wanted: &Wanted,
+    erased: u64,
+    lost: Option<&str>,
+) -> Result<u8, Failure> {
+    if context.output == Output::Json {
+        let done = json!({
+            "volume": wanted.label(),
+            "node": wanted.node_name,
+            "meta": wanted.path,
+            "erased_bytes": erased,
+            "lost": lost,
+        });
+        context.put_json(&done, true)?;
+    }
+    Ok(exit::OK)
 }
 
 /// What this node's daemon says of the resource; `None` if none answers or it does not know it.

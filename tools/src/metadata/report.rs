@@ -216,12 +216,9 @@ impl Replica {
             // Only the hash of a name is in the metadata.
             format!("0x{:016x}", it.resource.0)
         };
-        let (state, in_sync_since) = match it.state {
-            ReplicaState::Blank => ("Blank", None),
-            ReplicaState::InSync { since } => ("InSync", Some(since.0)),
-            ReplicaState::Outdated => ("Outdated", None),
-            ReplicaState::SyncTarget => ("SyncTarget", None),
-            ReplicaState::Failed => ("Failed", None),
+        let in_sync_since = match it.state {
+            ReplicaState::InSync { since } => Some(since.0),
+            _ => None,
         };
         Self {
             id: id_text(it.replica.0),
@@ -229,7 +226,7 @@ impl Replica {
             resource,
             volume: it.volume.0,
             node_index: it.node.raw(),
-            state,
+            state: state_word(it.state),
             in_sync_since,
             last_view: Some(it.last_view.0).filter(|view| *view > 0),
             in_sync_from: it.in_sync_from.map(|view| view.0),
@@ -247,6 +244,24 @@ impl Replica {
             },
             features: FeatureBits::new(it.features),
         }
+    }
+}
+
+fn state_word(state: ReplicaState) -> &'static str {
+    match state {
+        ReplicaState::Blank => "Blank",
+        ReplicaState::InSync { .. } => "InSync",
+        ReplicaState::Outdated => "Outdated",
+        ReplicaState::SyncTarget => "SyncTarget",
+        ReplicaState::Failed => "Failed",
+    }
+}
+
+/// `Outdated`, `InSync since view 3`.
+pub(super) fn state_words(state: ReplicaState) -> String {
+    match state {
+        ReplicaState::InSync { since } => format!("InSync since view {since}"),
+        other => state_word(other).to_owned(),
     }
 }
 

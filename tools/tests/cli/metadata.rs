@@ -1,4 +1,5 @@
-//! Looking at metadata without a daemon: `dump-md` and `show-gi` on whatever lies there.
+//! Looking at metadata and erasing it, without a daemon: `dump-md`, `show-gi` and `wipe-md` on
+//! whatever lies there.
 
 #![allow(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
 
@@ -7,6 +8,8 @@ use std::os::unix::net::UnixListener;
 
 use nix::fcntl::{Flock, FlockArg};
 use replicator::meta::layout::SUPERBLOCK_OFFSETS;
+use replicator::meta::{Begin, BitmapPageNr, Loader};
+use replicator::types::{BlockCount, BlockIndex, BlockRange, ByteLen};
 use serde_json::Value;
 
 use super::support::{Ran, Scratch};
@@ -301,6 +304,176 @@ fn show_gi_shows_damaged_metadata_and_refuses_what_is_none() {
     assert_eq!((ran.code, ran.out.as_str(), ran.id()), (4, "", "E0421"));
     scratch.write("a.md", [7; 9000]);
     assert_eq!(run(&scratch, &["show-gi", "vm-web"]).id(), "E0402");
+}
+
+// --- wipe-md --------------------------------------------------------------------------------
+
+const WIPE: [&str; 3] = ["wipe-md", "vm-web", "--yes"];
+
+fn metadata(scratch: &Scratch) -> Vec<u8> {
+    fs::read(scratch.path("a.md")).unwrap()
+}
+
+/// As a replica that was used leaves it: marks in the bitmap, a transaction in the activity log.
+fn use_it(scratch: &Scratch) {
+    let bytes = metadata(scratch);
+    let mut loader = Loader::new(ByteLen(u64::try_from(bytes.len()).unwrap()));
+    while let Some(range) = loader.next_read() {
+        let at = |offset: u64| usize::try_from(offset).unwrap();
+        loader.feed(&bytes[at(range.offset().0)..at(range.end().0)]);
+    }
+    let mut opened = loader.finish().unwrap();
+    let blocks = BlockRange::new(BlockIndex(3), BlockCount(2));
+    opened.bitmap.set(blocks);
+    let mut pages = vec![opened.bitmap.write_page(BitmapPageNr(0))];
+    let Begin::Transaction(transaction) = opened.activity_log.begin_transaction([blocks]) else {
+        panic!("an empty log takes an extent");
+    };
+    pages.push(transaction.page);
+    pages.push(opened.superblock.next_write(|it| it.open = true));
+    change(scratch, |bytes| {
+        for page in pages {
+            let at = usize::try_from(page.offset.0).unwrap();
+            bytes[at..at + 4096].copy_from_slice(&page.bytes);
+        }
+    });
+}
+
+#[test]
+fn wipe_md_asks_then_erases_everything_and_is_idempotent() {
+    let scratch = made();
+    use_it(&scratch);
+    let before = metadata(&scratch);
+    let asked = run(&scratch, &["wipe-md", "vm-web"]);
+    assert_eq!((asked.code, asked.id()), (4, "E0422"), "{asked:?}");
+    assert!(asked.err.contains("lost would be"), "{}", asked.err);
+    let dry = run(&scratch, &["wipe-md", "vm-web", "-n"]);
+    assert_eq!(dry.code, 14, "{dry:?}");
+    assert!(dry.out.contains("this replica is Blank"), "{}", dry.out);
+    assert_eq!(metadata(&scratch), before, "nothing was touched");
+
+    let ran = run(&scratch, &WIPE);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    assert!(ran.err.contains("lost: ") && ran.err.contains("data are untouched"));
+    let after = metadata(&scratch);
+    assert!(after.iter().all(|byte| *byte == 0) && after.len() == before.len());
+
+    let again = run(&scratch, &WIPE);
+    assert_eq!(again.code, 0, "{again:?}");
+    assert!(again.err.contains("no metadata"), "{}", again.err);
+    assert_eq!(run(&scratch, &["wipe-md", "vm-web", "-n"]).code, 0);
+    assert_eq!(dump(&scratch).id(), "E0406");
+    assert_eq!(scratch.twinadm(&CREATE).code, 0, "there is room for new");
+}
+
+#[test]
+fn wipe_md_says_the_same_in_json() {
+    let scratch = made();
+    let words = ["wipe-md", "vm-web", "--yes", "-o", "json"];
+    for erased in [8192, 0] {
+        let ran = run(&scratch, &words);
+        let value: Value = serde_json::from_str(&ran.out).unwrap();
+        assert_eq!((ran.code, &value["erased_bytes"]), (0, &erased.into()));
+        assert_documented(&value);
+    }
+}
+
+/// Power failed after the superblocks were gone: no replica is there, whatever is left, and the
+/// next try finishes it.
+#[test]
+fn a_half_wiped_area_holds_no_replica_and_is_wiped_further() {
+    let scratch = made();
+    use_it(&scratch);
+    change(&scratch, |bytes| {
+        for offset in SUPERBLOCK_OFFSETS {
+            let at = usize::try_from(offset.0).unwrap();
+            bytes[at..at + 4096].fill(0);
+        }
+    });
+    assert_eq!(dump(&scratch).id(), "E0406");
+    assert_eq!(scratch.twinadm(&CREATE).code, 4, "something is left");
+    assert_eq!(run(&scratch, &["wipe-md", "vm-web", "-n"]).code, 14);
+    assert_eq!(run(&scratch, &WIPE).code, 0);
+    assert!(metadata(&scratch).iter().all(|byte| *byte == 0));
+}
+
+#[test]
+fn wipe_md_of_damaged_or_short_metadata_leaves_nothing_of_it() {
+    for damage_it in [
+        (|scratch| {
+            damage(scratch, 300);
+            damage(scratch, 520_192 + 300);
+        }) as fn(&Scratch),
+        |scratch| damage(scratch, 300),
+        |scratch| damage(scratch, 524_288 + 70),
+        |scratch| change(scratch, |bytes| bytes.truncate(526_000)),
+        |scratch| change(scratch, |bytes| bytes.truncate(9000)),
+    ] {
+        let scratch = made();
+        use_it(&scratch);
+        damage_it(&scratch);
+        assert_eq!(run(&scratch, &WIPE).code, 0);
+        let left: Vec<usize> = (0..)
+            .zip(metadata(&scratch))
+            .filter_map(|(at, byte)| (byte != 0).then_some(at))
+            .collect();
+        let part_of_a_page = metadata(&scratch).len() / 4096 * 4096;
+        assert!(left.iter().all(|at| *at >= part_of_a_page), "{left:?}");
+        assert!(matches!(dump(&scratch).id(), "E0406" | "E1009"));
+    }
+}
+
+#[test]
+fn wipe_md_never_touches_what_is_not_this_replicas() {
+    let scratch = made();
+    let refused = |node: &str, code: i32, id: &str| {
+        let before = metadata(&scratch);
+        for words in [&["--yes"][..], &["--yes", "--dry-run"]] {
+            let line = [&["--node", node, "wipe-md", "vm-web"], words].concat();
+            let ran = scratch.twinadm(&line);
+            assert_eq!((ran.code, ran.id()), (code, id), "{ran:?}");
+            assert!(ran.err.contains("next"));
+        }
+        assert_eq!(metadata(&scratch), before);
+    };
+    // Somebody made a filesystem over the first copy.
+    change(&scratch, |bytes| bytes[..4096].fill(0x53));
+    refused("kvm-a", 4, "E0402");
+    scratch.write("a.md", vec![0x53; 1 << 20]);
+    refused("kvm-a", 4, "E0402");
+    fs::remove_file(scratch.path("a.md")).unwrap();
+    assert_eq!(scratch.twinadm(&CREATE).code, 0);
+    make_newer(&scratch);
+    refused("kvm-a", 4, "E0421");
+    fs::remove_file(scratch.path("a.md")).unwrap();
+    assert_eq!(scratch.twinadm(&CREATE).code, 0);
+    let file = fs::File::open(scratch.path("a.md")).unwrap();
+    let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock).unwrap();
+    refused("kvm-a", 4, "E0404");
+    drop(lock);
+    fs::copy(scratch.path("a.md"), scratch.path("b.md")).unwrap();
+    refused("kvm-b", 4, "E0407");
+    assert_eq!(
+        fs::read(scratch.path("b.md")).unwrap(),
+        metadata(&scratch),
+        "the metadata of kvm-a"
+    );
+}
+
+#[test]
+fn wipe_md_where_nothing_is_needs_nothing() {
+    let scratch = Scratch::with_resource(4 * MIB);
+    let ran = run(&scratch, &["wipe-md", "vm-web"]);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    assert!(ran.err.contains("no metadata"), "{}", ran.err);
+    assert!(!scratch.path("a.md").exists());
+    scratch.write("a.md", [7; 100]);
+    assert_eq!(run(&scratch, &WIPE).code, 0);
+    assert_eq!(metadata(&scratch), [7; 100]);
+    fs::remove_file(scratch.path("a.md")).unwrap();
+    fs::create_dir(scratch.path("a.md")).unwrap();
+    let ran = run(&scratch, &WIPE);
+    assert_eq!((ran.code, ran.id()), (1, "E0410"), "{ran:?}");
 }
 
 #[test]

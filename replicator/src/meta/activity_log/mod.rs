@@ -25,6 +25,7 @@ mod slots;
 mod tests;
 
 pub(crate) use page::RawTransaction;
+pub(crate) use page::has_magic;
 pub use replay::{ReplayError, replay};
 
 use page::{Change, Content};

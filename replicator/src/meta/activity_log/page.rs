@@ -61,6 +61,11 @@ fixed_layout! {
 const CRC_AT: usize = core::mem::offset_of!(RawTransaction, crc);
 const _: () = assert!(size_of::<RawTransaction>() == PAGE_LEN);
 
+/// Whether the page begins as a transaction does.
+pub(crate) fn has_magic(page: &PageBytes) -> bool {
+    page.starts_with(&MAGIC.to_le_bytes())
+}
+
 pub(super) fn encode(
     sequence: u64,
     replica: ReplicaId,

@@ -23,7 +23,7 @@ mod tests;
 
 pub(crate) use page::RawHeader;
 pub use page::{BITS_PER_PAGE, BitmapPageNr};
-pub(crate) use page::{Loaded, WORDS_PER_PAGE, decode};
+pub(crate) use page::{Loaded, WORDS_PER_PAGE, decode, has_magic};
 
 use thiserror::Error;
 

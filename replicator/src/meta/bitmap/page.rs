@@ -91,6 +91,11 @@ pub(crate) enum Loaded {
     Damaged,
 }
 
+/// Whether the page begins as a bitmap page does.
+pub(crate) fn has_magic(page: &PageBytes) -> bool {
+    page.starts_with(&MAGIC.to_le_bytes())
+}
+
 pub(super) fn encode(
     page: BitmapPageNr,
     sequence: u64,

@@ -448,3 +448,10 @@ fn fill(words: &mut [u64; WORDS_PER_PAGE], page: BitmapPageNr, blocks: BlockRang
         words[at] |= bits;
     }
 }
+
+/// Whether a page that is not zero is one of ours by its first bytes: of an activity log or of a
+/// bitmap, whole or not. What is left when an area was erased only in part.
+#[must_use]
+pub fn is_log_or_bitmap(page: &PageBytes) -> bool {
+    activity_log::has_magic(page) || bitmap::has_magic(page)
+}
