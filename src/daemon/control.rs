@@ -49,6 +49,8 @@ pub const CONTROL_SOCKET: &str = "control.sock";
 pub struct Asker {
     /// Whether it may change anything: root or the daemon's own user.
     pub may_change: bool,
+    /// The node that passes it on says that it may, and what says so need not be that node's daemon.
+    pub doubted: bool,
     /// Its user id, for the refusal.
     pub uid: u32,
     /// The node that passes the request on; `None`: it asks here.
@@ -316,6 +318,7 @@ fn serve(stream: UnixStream, handler: &dyn ControlHandler) -> io::Result<()> {
     let uid = getsockopt(&stream, sockopt::PeerCredentials)?.uid();
     let asker = Asker {
         may_change: uid == 0 || uid == Uid::effective().as_raw(),
+        doubted: false,
         uid,
         relayed_by: None,
     };

@@ -25,6 +25,7 @@ pub mod mailbox;
 mod node;
 pub mod notify;
 mod orders;
+mod origin;
 mod prepare;
 mod relay;
 pub mod relay_door;

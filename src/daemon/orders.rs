@@ -68,8 +68,7 @@ impl Node {
             Verb::Status { .. } | Verb::Events2 { .. } | Verb::Version
         );
         if !reads && !asker.may_change {
-            let why = format!("user {} may only look", asker.uid);
-            return Err(ErrorReport::new(ErrorId::Permission, "not permitted", why));
+            return Err(self.not_permitted(asker));
         }
         let Some(wanted) = request
             .node
@@ -89,6 +88,23 @@ impl Node {
             let what = format!("there is no node {wanted}");
             ErrorReport::new(ErrorId::NoSuchNode, what, "it is not configured")
         })
+    }
+
+    fn not_permitted(&self, asker: Asker) -> ErrorReport {
+        let by = asker.relayed_by.filter(|_| asker.doubted);
+        let Some(by) = by.map(|by| self.config.node_name(by)) else {
+            let why = format!("user {} may only look", asker.uid);
+            return ErrorReport::new(ErrorId::Permission, "not permitted", why);
+        };
+        let why = format!(
+            "what passes it on cannot show that it is the daemon of {by}: it has neither a port \
+             below 1024 nor, on this machine, this daemon's user"
+        );
+        let next = format!(
+            "run the daemon of {by} with CAP_NET_BIND_SERVICE, or the command on {}",
+            self.name()
+        );
+        ErrorReport::new(ErrorId::Permission, "not permitted", why).next(next)
     }
 
     fn carry_out(

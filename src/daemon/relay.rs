@@ -8,10 +8,12 @@
 //! and setting up takes no longer than [`SET_UP_TIMEOUT`].
 
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd};
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, getsockopt, setsockopt,
@@ -28,6 +30,7 @@ use serde::Deserialize;
 use super::beacon_io::source_for;
 use super::control::{Answers, Asker, Place};
 use super::node::Node;
+use super::origin::PRIVILEGED_PORTS_END;
 
 /// Requests passed on at once, and served at once for others: scripts ask one question at a time,
 /// and this many watchers of a node from elsewhere are plenty. An answer line is held whole, so
@@ -40,6 +43,9 @@ const SET_UP_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The same for one address; the data links give a path no longer either.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Where a privileged port is taken from: those below are services' (bindresvport(3)).
+const PRIVILEGED_PORTS: Range<u16> = 600..PRIVILEGED_PORTS_END;
 
 /// How often a silent answer is an occasion to look whether the client is still there.
 const CLIENT_LOOK: Duration = Duration::from_millis(500);
@@ -168,7 +174,7 @@ fn knock(
     preamble: &RelayPreamble,
     deadline: Instant,
 ) -> io::Result<TcpStream> {
-    let mut stream = dial(from, to, deadline)?;
+    let mut stream = dial(from, to, preamble.may_change, deadline)?;
     tune(&stream)?;
     stream.set_write_timeout(Some(ATTEMPT_TIMEOUT))?;
     stream.write_all(&preamble.encode())?;
@@ -202,7 +208,7 @@ fn words(error: &io::Error) -> String {
         }
         io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => "no answer in time".to_owned(),
         _ => match error.raw_os_error() {
-            Some(number) => nix::errno::Errno::from_raw(number).desc().to_owned(),
+            Some(number) => Errno::from_raw(number).desc().to_owned(),
             None => error.to_string(),
         },
     }
@@ -216,21 +222,32 @@ fn ask(mut stream: TcpStream, request: &Request) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-/// A connection from the machine's address `from`, on any port, to `to`, made by `deadline`.
-fn dial(from: Option<SocketAddr>, to: SocketAddr, deadline: Instant) -> io::Result<TcpStream> {
+/// A connection from the machine's address `from` to `to`, made by `deadline`; from a privileged port
+/// if one is wanted and to be had.
+fn dial(
+    from: Option<SocketAddr>,
+    to: SocketAddr,
+    privileged: bool,
+    deadline: Instant,
+) -> io::Result<TcpStream> {
     let family = match to {
         SocketAddr::V4(_) => AddressFamily::Inet,
         SocketAddr::V6(_) => AddressFamily::Inet6,
     };
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let stream = TcpStream::from(socket(family, SockType::Stream, flags, None)?);
-    if let Some(mut from) = from {
+    let any = match to {
+        SocketAddr::V4(_) => IpAddr::from(Ipv4Addr::UNSPECIFIED),
+        SocketAddr::V6(_) => IpAddr::from(Ipv6Addr::UNSPECIFIED),
+    };
+    let mut from = from.unwrap_or(SocketAddr::new(any, 0));
+    if !(privileged && bind_privileged(&stream, from)?) {
         from.set_port(0);
         bind(stream.as_raw_fd(), &SockaddrStorage::from(from))?;
     }
     match connect(stream.as_raw_fd(), &SockaddrStorage::from(to)) {
         Ok(()) => {}
-        Err(nix::errno::Errno::EINPROGRESS) => {
+        Err(Errno::EINPROGRESS) => {
             let mut fds = [PollFd::new(stream.as_fd(), PollFlags::POLLOUT)];
             let left = deadline.since(clock::now());
             let left = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
@@ -246,6 +263,21 @@ fn dial(from: Option<SocketAddr>, to: SocketAddr, deadline: Instant) -> io::Resu
     }
     stream.set_nonblocking(false)?;
     Ok(stream)
+}
+
+/// Binds a free one of [`PRIVILEGED_PORTS`], which tells the other host that no ordinary user asks;
+/// `false` where this process may not.
+fn bind_privileged(stream: &TcpStream, mut from: SocketAddr) -> io::Result<bool> {
+    for port in PRIVILEGED_PORTS.rev() {
+        from.set_port(port);
+        match bind(stream.as_raw_fd(), &SockaddrStorage::from(from)) {
+            Ok(()) => return Ok(true),
+            Err(Errno::EADDRINUSE) => {}
+            Err(Errno::EACCES | Errno::EPERM) => return Ok(false),
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    Ok(false)
 }
 
 /// What both ends want of their socket: lines go out at once, and a host that died is noticed.

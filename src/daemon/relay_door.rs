@@ -4,6 +4,8 @@
 //! the arbitrator has no shard, so its listening sockets are served here alone. What is accepted is
 //! given to the same handler as a client of the control socket.
 //!
+//! Changing anything takes more: see [`super::origin`].
+//!
 //! Invariant: a connection that has not said who it is, in the cluster's words and from an address
 //! of the cluster, holds a place for at most [`GREETING_TIMEOUT`] and no place of those who have.
 
@@ -22,6 +24,7 @@ use replicator::types::NodeId;
 
 use super::control::{ANSWER_TIMEOUT, Asker, ControlHandler, Place, converse};
 use super::mailbox::Mailbox;
+use super::origin::Origin;
 use super::relay::{RELAYS_MAX, read_until, tune};
 
 /// Relays the shard may have handed over that nobody has looked at: the control thread takes them
@@ -148,6 +151,9 @@ impl Visitor {
             None => read_preamble(&stream)?,
         };
         let address = stream.peer_addr()?.ip();
+        // Before anything is answered, while the other end must still be there.
+        let believed =
+            preamble.may_change && Origin::of(&stream).is_ok_and(Origin::speaks_for_its_node);
         let mut status = self.keeper.judge(&preamble, address);
         let mut place = None;
         if status == PreambleStatus::Accepted {
@@ -168,7 +174,8 @@ impl Visitor {
         };
         drop(self.place);
         let asker = Asker {
-            may_change: preamble.may_change,
+            may_change: preamble.may_change && believed,
+            doubted: preamble.may_change && !believed,
             uid: preamble.uid,
             relayed_by: Some(preamble.from),
         };

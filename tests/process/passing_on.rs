@@ -420,3 +420,46 @@ fn strangers_on_the_port_do_not_keep_requests_from_being_passed_on() {
     assert_eq!(nbd.read(0, 4096).unwrap(), [0; 4096]);
     cluster.wait_both_up_to_date(A);
 }
+
+/// Any account of a machine of the cluster can connect from its address. What such a connection says
+/// of itself gives no right to change anything; what it asks for is refused, and said why.
+#[test]
+fn an_order_of_a_stranger_on_a_node_of_the_cluster_is_refused() {
+    if !(am_root() && have(&["bash", "setpriv"])) {
+        return;
+    }
+    let cluster = Cluster::serving(&Setup::default());
+    let preamble = RelayPreamble {
+        versions: VersionRange::RELAY,
+        cluster: ResourceId::of_name("lab").0,
+        from: NodeId::A,
+        to: NodeId::B,
+        may_change: true,
+        uid: 0,
+    };
+    let file = std::env::temp_dir().join(format!("twinblk-preamble-{}", std::process::id()));
+    fs::write(&file, preamble.encode()).unwrap();
+    let order = format!("{{\"verb\":\"disconnect\",\"resource\":\"{RES}\"}}");
+    let script = format!(
+        "exec 3<>/dev/tcp/127.0.0.1/{}; cat {} >&3; head -c {PREAMBLE_REPLY_LEN} <&3 >/dev/null; \
+         echo '{order}' >&3; cat <&3",
+        cluster.ports[B],
+        file.display()
+    );
+    let ask = |uid: &str| {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid", uid, "--clear-groups", "bash", "-c", &script]);
+        run(&mut command).ok()
+    };
+    let refused = ask("65534");
+    assert!(
+        refused.contains("E0801") && refused.contains("kvm-a"),
+        "{refused}"
+    );
+    let whole = status(&cluster, B, B);
+    let connection = &whole["resources"][0]["peers"][0]["connection"];
+    assert_eq!(connection, "Connected");
+    let done = ask("0");
+    assert!(done.contains("disconnected from"), "{done}");
+    fs::remove_file(&file).unwrap();
+}

@@ -164,3 +164,20 @@ fn a_node_that_is_stopped_or_another_program_is_given_up() {
         assert_eq!(other.join().unwrap(), preamble().encode());
     }
 }
+
+#[test]
+fn who_may_change_things_comes_from_a_privileged_port_if_that_can_be() {
+    let port_of = |privileged| {
+        let (listener, address) = listener();
+        let deadline = clock::now().plus(SET_UP_TIMEOUT);
+        let own = SocketAddr::from((Ipv4Addr::LOCALHOST, 7));
+        let _stream = dial(Some(own), address, privileged, deadline).unwrap();
+        listener.accept().unwrap().1.port()
+    };
+    assert!(port_of(false) >= PRIVILEGED_PORTS_END);
+    if nix::unistd::Uid::effective().is_root() {
+        assert!(PRIVILEGED_PORTS.contains(&port_of(true)));
+    } else {
+        assert!(port_of(true) > 0, "it dials all the same");
+    }
+}
