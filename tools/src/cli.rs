@@ -114,6 +114,8 @@ pub enum Verb {
     ShowGi(Volumes),
     /// Erase this node's metadata, and with it what the replica knows; the data stay
     WipeMd(Volumes),
+    /// Make this node's damaged metadata whole; what it may have said is marked out of sync
+    RepairMd(Volumes),
     /// Attach, connect and export resources
     Up(Resources),
     /// Stop exporting, disconnect and detach resources; a Primary is demoted first

@@ -67,6 +67,7 @@ fn run(context: &Context, verb: &Verb) -> Result<u8, Failure> {
         Verb::DumpMd(arguments) => metadata::dump_md(context, arguments),
         Verb::ShowGi(arguments) => metadata::show_gi(context, arguments),
         Verb::WipeMd(arguments) => metadata::wipe_md(context, arguments),
+        Verb::RepairMd(arguments) => metadata::repair_md(context, arguments),
         Verb::Status(arguments) => status::status(context, arguments),
         Verb::Role(arguments) => status::word(context, arguments, words::role),
         Verb::Cstate(arguments) => status::word(context, arguments, words::cstate),

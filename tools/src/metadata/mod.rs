@@ -6,6 +6,7 @@
 
 mod area;
 mod generations;
+mod repair;
 mod report;
 mod text;
 mod wipe;
@@ -116,6 +117,43 @@ pub(crate) fn wipe_md(context: &Context, arguments: &cli::Volumes) -> Result<u8,
             plan.lost
         ));
         put_wiped(context, wanted, erased, Some(&plan.lost))
+    })
+}
+
+/// Mends the damaged metadata of all selected volumes on this node.
+///
+/// # Errors
+/// If the configuration or a selector is wrong, or nobody reads the output.
+pub(crate) fn repair_md(context: &Context, arguments: &cli::Volumes) -> Result<u8, Failure> {
+    for_each(context, "repair-md", arguments, |wanted| {
+        let path = &wanted.path;
+        let lock = open_locked(path, !context.dry_run)?.ok_or_else(|| area::missing(path))?;
+        let failed = |error: io::Error| failed(path, &error);
+        let seen = area::inspect(&lock).map_err(failed)?;
+        let steps = repair::plan(wanted, &seen)?;
+        let (label, node) = (wanted.label(), &wanted.node_name);
+        if context.dry_run {
+            let step = |step: &String| format!("{label} on {node}: {step}");
+            return put_plan(context, &steps.iter().map(step).collect::<Vec<_>>());
+        }
+        if steps.is_empty() {
+            context.tell(&format!("{label} on {node}: nothing to repair"));
+        } else {
+            repair::repair(&lock, &seen).map_err(failed)?;
+        }
+        for step in &steps {
+            context.tell(&format!("{label} on {node}: done: {step}"));
+        }
+        if context.output == Output::Json {
+            let done = json!({
+                "volume": label,
+                "node": node,
+                "meta": path,
+                "repaired": steps,
+            });
+            context.put_json(&done, true)?;
+        }
+        Ok(exit::OK)
     })
 }
 

@@ -66,7 +66,10 @@ pub(super) fn plan(
 
 /// Never erased: anything else, even in the place of one copy only (somebody may have made a
 /// filesystem there since), and the metadata of another replica.
-fn check_copies(wanted: &Wanted, seen: &Inspection) -> Result<(), ErrorReport> {
+///
+/// # Errors
+/// If so.
+pub(super) fn check_copies(wanted: &Wanted, seen: &Inspection) -> Result<(), ErrorReport> {
     for copy in &seen.copies {
         match copy {
             Copy::Not(SuperblockError::Foreign) => {

@@ -331,6 +331,7 @@ fn use_it(scratch: &Scratch) {
     };
     pages.push(transaction.page);
     pages.push(opened.superblock.next_write(|it| it.open = true));
+    pages.push(opened.superblock.next_write(|_| {}));
     change(scratch, |bytes| {
         for page in pages {
             let at = usize::try_from(page.offset.0).unwrap();
@@ -474,6 +475,83 @@ fn wipe_md_where_nothing_is_needs_nothing() {
     fs::create_dir(scratch.path("a.md")).unwrap();
     let ran = run(&scratch, &WIPE);
     assert_eq!((ran.code, ran.id()), (1, "E0410"), "{ran:?}");
+}
+
+// --- repair-md ------------------------------------------------------------------------------
+
+const REPAIR: [&str; 2] = ["repair-md", "vm-web"];
+
+#[test]
+fn repair_md_mends_each_kind_of_damage_and_marks_what_was_lost() {
+    let all = 4 * MIB;
+    // What is damaged, and the bytes that are marked afterwards.
+    let cases: [(&str, &[u64], u64); 4] = [
+        ("the first copy", &[300], all),
+        ("the second copy", &[520_192 + 300], all),
+        ("a bitmap page", &[524_288 + 70], all),
+        ("the activity log", &[4096 * 5 + 9], all),
+    ];
+    for (what, places, marked) in cases {
+        let scratch = made();
+        use_it(&scratch);
+        let id = dump_json(&scratch)["replica"]["id"].clone();
+        places.iter().for_each(|at| damage(&scratch, *at));
+        assert_eq!(dump(&scratch).code, 1, "{what}");
+        let before = metadata(&scratch);
+        let dry = run(&scratch, &["repair-md", "vm-web", "-n"]);
+        assert_eq!(dry.code, 14, "{what}: {dry:?}");
+        assert_eq!(metadata(&scratch), before, "{what}");
+        let ran = run(&scratch, &REPAIR);
+        assert_eq!(ran.code, 0, "{what}: {ran:?}");
+        assert!(ran.err.contains("done: "), "{what}: {}", ran.err);
+        let after = dump(&scratch);
+        assert_eq!(after.code, 0, "{what}: {after:?}");
+        let shown = dump_json(&scratch);
+        assert_eq!(shown["replica"]["id"], id, "{what}");
+        assert_eq!(
+            shown["replica"]["flags"]["open"], true,
+            "{what}: a crash stays one"
+        );
+        assert_eq!(shown["bitmap"]["marked_bytes"], marked, "{what}");
+        let again = run(&scratch, &REPAIR);
+        assert!(again.err.contains("nothing to repair"), "{what}: {again:?}");
+        assert_eq!(again.code, 0);
+    }
+}
+
+#[test]
+fn repair_md_refuses_where_nothing_safe_can_be_said() {
+    let scratch = made();
+    let refused = |code: i32, id: &str| {
+        let before = metadata(&scratch);
+        let ran = run(&scratch, &REPAIR);
+        assert_eq!((ran.code, ran.id()), (code, id), "{ran:?}");
+        assert!(ran.err.contains("is not repaired") && ran.err.contains("next"));
+        assert_eq!(metadata(&scratch), before);
+    };
+    change(&scratch, |bytes| bytes[..4096].fill(0x53));
+    refused(4, "E0402");
+    damage(&scratch, 520_192 + 300);
+    refused(1, "E1009");
+    scratch.write("a.md", vec![0; 1 << 20]);
+    refused(4, "E0406");
+    fs::remove_file(scratch.path("a.md")).unwrap();
+    assert_eq!(scratch.twinadm(&CREATE).code, 0);
+    change(&scratch, |bytes| bytes.truncate(526_000));
+    refused(1, "E1009");
+    fs::remove_file(scratch.path("a.md")).unwrap();
+    assert_eq!(run(&scratch, &REPAIR).id(), "E0406");
+    assert_eq!(scratch.twinadm(&CREATE).code, 0);
+    let json = run(&scratch, &["repair-md", "vm-web", "-o", "json"]);
+    let value: Value = serde_json::from_str(&json.out).unwrap();
+    assert_documented(&value);
+    fs::copy(scratch.path("a.md"), scratch.path("b.md")).unwrap();
+    let ran = scratch.twinadm(&["--node", "kvm-b", "repair-md", "vm-web"]);
+    assert_eq!((ran.code, ran.id()), (4, "E0407"), "{ran:?}");
+    let file = fs::File::open(scratch.path("a.md")).unwrap();
+    let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock).unwrap();
+    assert_eq!(run(&scratch, &REPAIR).id(), "E0404");
+    drop(lock);
 }
 
 #[test]
