@@ -5,14 +5,16 @@
 
 mod hex;
 
+use core::num::NonZeroU64;
+
 use replicator::protocol::{
     DataKind, Decoded, DiskErrorCode, Frame, HEADER_LEN, Hello, Message, Opening, Preamble,
-    PreambleReply, PreambleStatus, Refusal, RelayPreamble, ReplicaClaim, ResyncReply, VersionRange,
-    WriteId, WriteTerms, decode, encode,
+    PreambleReply, PreambleStatus, RateOrder, Refusal, RelayPreamble, ReplicaClaim, ResyncReply,
+    VersionRange, WriteId, WriteTerms, decode, encode,
 };
 use replicator::types::{
     BlockCount, BlockIndex, BlockRange, DataGeneration, InSync, NodeId, Payload, ReplicaId,
-    ReplicationProtocol, ResourceId, SessionId, ViewNumber, VolumeId, WriteEpoch,
+    ReplicationProtocol, ResourceId, ResyncRate, SessionId, ViewNumber, VolumeId, WriteEpoch,
 };
 
 const SESSION: SessionId = SessionId(0x1122_3344_5566_7788);
@@ -100,6 +102,13 @@ fn messages() -> Vec<(&'static str, Message)> {
         digests: digests.into(),
     };
     let zeroes = |may_unmap| DataKind::Zeroes { may_unmap };
+    let control = |paused, rate| Message::ResyncControl { paused, rate };
+    let ordered_rate = |number, rate| Some(RateOrder { number, rate });
+    let limited = ordered_rate(
+        5,
+        ResyncRate::BytesPerSecond(NonZeroU64::new(250 << 20).expect("not 0")),
+    );
+    let unlimited = ordered_rate(6, ResyncRate::Unlimited);
     vec![
         ("Hello with a replica", hello(Some(claim()))),
         ("Hello without", hello(None)),
@@ -165,6 +174,9 @@ fn messages() -> Vec<(&'static str, Message)> {
         ),
         ("ReceiveAck", Message::ReceiveAck { write }),
         ("Hello under B", under_b()),
+        ("ResyncControl, paused", control(true, None)),
+        ("ResyncControl with a rate", control(false, limited)),
+        ("ResyncControl without limit", control(true, unlimited)),
     ]
 }
 

@@ -1,10 +1,13 @@
 //! A checked configuration.
 
 use std::net::SocketAddr;
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use replicator::types::{ByteLen, Failover, NodeId, ReplicationProtocol, ResourceId, VolumeId};
+use replicator::types::{
+    ByteLen, Failover, NodeId, ReplicationProtocol, ResourceId, ResyncRate, VolumeId,
+};
 
 /// The whole configuration, the same on every node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -130,6 +133,19 @@ pub enum Rate {
     Unlimited,
     /// Bytes per second, never 0.
     BytesPerSecond(u64),
+}
+
+impl Rate {
+    /// What a resync keeps to. Nothing is measured yet: `auto` is no limit.
+    #[must_use]
+    pub fn limit(self) -> ResyncRate {
+        match self {
+            Self::Auto | Self::Unlimited => ResyncRate::Unlimited,
+            Self::BytesPerSecond(rate) => {
+                NonZeroU64::new(rate).map_or(ResyncRate::Unlimited, ResyncRate::BytesPerSecond)
+            }
+        }
+    }
 }
 
 /// `[resync]`

@@ -17,8 +17,8 @@ use std::sync::atomic::AtomicU64;
 use replicator::engine::{AttachError, Event, Input, ReplicaMark, Snapshot};
 use replicator::io::{Disk, OpenError};
 use replicator::types::{
-    Instant, NodeId, OpId, ReplicaId, ReplicationProtocol, ResourceId, StoreError, ViewNumber,
-    VolumeId,
+    Instant, NodeId, OpId, ReplicaId, ReplicationProtocol, ResourceId, ResyncRate, StoreError,
+    ViewNumber, VolumeId,
 };
 
 use super::relay_door::Knock;
@@ -69,6 +69,8 @@ pub struct ResourceSetup {
     pub disk_timeout: Option<core::time::Duration>,
     /// When a write is acknowledged.
     pub protocol: ReplicationProtocol,
+    /// How fast resyncs may go.
+    pub resync_rate: ResyncRate,
 }
 
 /// Backing devices to open for a resource. The shard opens and locks them (R14), then offers them

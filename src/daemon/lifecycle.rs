@@ -204,6 +204,7 @@ impl Node {
                 .first()
                 .and_then(|volume| volume.disk_timeout),
             protocol: self.config.protocol_of(resource),
+            resync_rate: self.config.resync.max_rate.limit(),
         })));
         let added = self.board.wait(DOWN_TIMEOUT, |board| {
             let known = board.resource(id);

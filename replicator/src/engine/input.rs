@@ -1,5 +1,6 @@
 //! What can happen to an engine.
 
+use super::control::ResyncOrder;
 use crate::protocol::Message;
 use crate::types::{
     Activation, ByteLen, ByteOffset, CommittedView, DiskError, Instant, OpId, Payload, ReplicaId,
@@ -155,6 +156,8 @@ pub enum AdminRequest {
     Connect,
     /// Drop the session and do not reconnect.
     Disconnect,
+    /// Hold resyncs, let them go on, or set their speed.
+    Resync(ResyncOrder),
     /// Make everything acknowledged durable on every in-sync replica, hold new requests meanwhile,
     /// and answer with `Event::Quiesced`: the way to an orderly demotion.
     Quiesce,

@@ -19,6 +19,7 @@
 //! interleavings cannot be enumerated).
 
 mod attach;
+pub mod control;
 mod edge;
 mod flush;
 mod gate;
@@ -46,6 +47,7 @@ mod tests;
 use core::time::Duration;
 use std::collections::VecDeque;
 
+pub use control::ResyncOrder;
 pub use input::{
     AdminRequest, AttachRequest, DiskReply, GuestKind, GuestRequest, Input, LinkDownReason,
 };
@@ -66,8 +68,8 @@ use self::tracking::{Replica, Unretired};
 use crate::protocol::Refusal;
 use crate::types::time::earliest;
 use crate::types::{
-    DiskError, Instant, NodeId, OpId, Payload, ReplicationProtocol, ResourceId, SessionId, View,
-    ViewNumber, VolumeId, WriteEpoch,
+    DiskError, Instant, NodeId, OpId, Payload, ReplicationProtocol, ResourceId, ResyncRate,
+    SessionId, View, ViewNumber, VolumeId, WriteEpoch,
 };
 
 /// What an engine is made with; never changes.
@@ -87,6 +89,8 @@ pub struct EngineConfig {
     pub protocol: ReplicationProtocol,
     /// Compare digests before copying in every resync, not only after a crash.
     pub checksum_first: bool,
+    /// How fast resyncs may go, unless an operator orders otherwise.
+    pub resync_rate: ResyncRate,
     /// Random id of this boot.
     pub boot_id: u128,
     /// Random id of this process.
@@ -204,6 +208,7 @@ pub struct Engine {
     target_requests: Slab<target::TargetRequest>,
     target_writes: Slab<target::TargetWrite>,
     progress: Option<Progress>,
+    control: control::Control,
 
     counters: Counters,
 }
@@ -318,6 +323,7 @@ impl Engine {
             target_requests: Slab::default(),
             target_writes: Slab::default(),
             progress: None,
+            control: control::Control::default(),
             counters: Counters::default(),
         }
     }
@@ -376,6 +382,7 @@ impl Engine {
                 self.connect_wanted = false;
                 self.end_session(CloseReason::Ordered, out);
             }
+            AdminRequest::Resync(order) => self.handle_resync_order(order, out),
             AdminRequest::Quiesce => self.begin_quiesce(out),
             AdminRequest::Unquiesce => {
                 self.quiesce = None;

@@ -4,7 +4,7 @@ pub use crate::meta::MetaPage;
 use crate::protocol::{Message, Refusal};
 use crate::types::{
     BlockCount, BlockRange, ByteLen, ByteOffset, ConnectionState, DiskError, DiskState, Instant,
-    OpId, Payload, ReplicaId, ReplicationState, RequestId, Role, SessionId, ViewNumber,
+    OpId, Payload, ReplicaId, ReplicationState, RequestId, ResyncRate, Role, SessionId, ViewNumber,
 };
 
 /// One effect. Filled into the caller's [`Outbox`] completely by each `handle`, in order.
@@ -328,6 +328,14 @@ pub struct Snapshot {
     pub out_of_sync_blocks: u64,
     /// The running or the last resync.
     pub resync: Option<Progress>,
+    /// An order given here holds resyncs.
+    pub sync_paused: bool,
+    /// An order given at the connected peer does.
+    pub peer_sync_paused: bool,
+    /// How fast resyncs may go.
+    pub resync_rate: ResyncRate,
+    /// What that means for the running one: bytes a second. Guests' waiting lifts it.
+    pub resync_pace: Option<u64>,
     /// Guests are being held, and why.
     pub held: Option<HeldReason>,
     /// Size in blocks, if attached or known from the view.

@@ -50,6 +50,8 @@ pub(super) struct TargetSync {
     pub(super) retry_at: Option<Instant>,
     /// Some could not be read: one block a request, so that a bad block spoils no other.
     pub(super) careful: bool,
+    /// The pace, and nothing else, holds up the next request.
+    pub(super) paced: bool,
 }
 
 /// A read at the source for the target.
@@ -462,13 +464,8 @@ fn runs(data: &Payload, digests: &[u8], key: &[u8; 32]) -> Vec<(usize, usize, Ru
     runs
 }
 
-/// The first part of `range` that is asked for in one request.
-pub(super) fn request_blocks(range: BlockRange, careful: bool) -> BlockRange {
-    let max = if careful {
-        1
-    } else {
-        Engine::RESYNC_REQUEST_BLOCKS
-    };
+/// The first part of `range` that is asked for in one request of at most `max` blocks.
+pub(super) fn request_blocks(range: BlockRange, max: u64) -> BlockRange {
     edge::pieces(range, max).next().unwrap_or(range)
 }
 

@@ -29,6 +29,8 @@ pub(super) struct Session {
     pub(super) rtt: Option<core::time::Duration>,
     /// The view from which on the peer has recorded itself as in sync (R19).
     pub(super) prepared: Option<ViewNumber>,
+    /// The peer holds resyncs by an operator's order.
+    pub(super) peer_paused: bool,
     /// Messages that came while this side's record of the session was being made durable.
     pub(super) deferred: std::collections::VecDeque<Message>,
 }
@@ -68,6 +70,7 @@ impl Session {
             pinged: None,
             rtt: None,
             prepared: None,
+            peer_paused: false,
             deferred: std::collections::VecDeque::new(),
         }
     }
@@ -295,6 +298,7 @@ impl Engine {
             self.end_session(CloseReason::DiskChanged, out);
             return;
         }
+        self.begin_control(out);
         match verdict {
             Verdict::Refuse(_) => unreachable!("returned above"),
             Verdict::Idle => {
@@ -407,6 +411,7 @@ impl Engine {
             } if target => {
                 self.on_resync_data(id, range, reply, last, out);
             }
+            Message::ResyncControl { paused, rate } => self.on_resync_control(paused, rate, out),
             Message::PrepareAdd { view } if target => self.on_prepare_add(view, out),
             Message::LeaveMarks { view } if target => self.on_leave_marks(view, out),
             _ => self.end_session(CloseReason::Protocol, out),

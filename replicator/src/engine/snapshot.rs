@@ -43,6 +43,10 @@ impl Engine {
                 .map_or(ViewNumber::NONE, |view| view.number),
             out_of_sync_blocks: self.dirty_blocks(),
             resync: self.progress,
+            sync_paused: self.sync_is_paused_here(),
+            peer_sync_paused: self.sync_is_paused_there(),
+            resync_rate: self.resync_rate(),
+            resync_pace: self.pace(),
             held: self.held_reason(),
             size_blocks: Some(self.volume_blocks().0).filter(|blocks| *blocks > 0),
             rtt: self.session.as_ref().and_then(|session| session.rtt),
@@ -177,9 +181,7 @@ impl Engine {
         match &hello.replica {
             None => DiskState::Diskless,
             Some(claim) if claim.blank || claim.inconsistent => DiskState::Inconsistent,
-            Some(_) if matches!(self.replication_state(), ReplicationState::SyncSource) => {
-                DiskState::Inconsistent
-            }
+            Some(_) if self.is_copying_to_peer() => DiskState::Inconsistent,
             Some(_) if self.view.is_none() => DiskState::Consistent,
             Some(_) => DiskState::Outdated,
         }
@@ -205,14 +207,21 @@ impl Engine {
         }
     }
 
+    fn is_copying_to_peer(&self) -> bool {
+        let phase = self.session.as_ref().map(|session| &session.phase);
+        matches!(phase, Some(Phase::SyncSource(source)) if !source.is_exchanging())
+    }
+
     fn replication_state(&self) -> ReplicationState {
         match self.session.as_ref().map(|session| &session.phase) {
             None | Some(Phase::Greeting | Phase::Idle) => ReplicationState::Off,
             Some(Phase::SyncSource(source)) if source.is_exchanging() => {
                 ReplicationState::WFBitMapS
             }
+            Some(Phase::SyncSource(_)) if self.sync_is_paused() => ReplicationState::PausedSyncS,
             Some(Phase::SyncSource(_)) => ReplicationState::SyncSource,
             Some(Phase::SyncTarget(target)) if !target.pulling => ReplicationState::WFBitMapT,
+            Some(Phase::SyncTarget(_)) if self.sync_is_paused() => ReplicationState::PausedSyncT,
             Some(Phase::SyncTarget(_)) => ReplicationState::SyncTarget,
             Some(_) => ReplicationState::Established,
         }

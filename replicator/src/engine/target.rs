@@ -10,6 +10,7 @@ use super::slab::Key;
 use super::write::disk_command;
 use super::{CloseReason, Engine, LockOwner, MetaThen};
 use crate::protocol::{DataKind, Message, ResyncReply, WriteId};
+use crate::types::time::earliest;
 use crate::types::{BLOCK_LEN, BlockCount, BlockIndex, BlockRange, DiskError, Instant, Payload};
 
 /// A request to the source.
@@ -64,6 +65,7 @@ impl Engine {
             requests: 0,
             retry_at: None,
             careful: false,
+            paced: false,
         };
         self.enter(Phase::SyncTarget(Box::new(target)), out);
         let volume = self
@@ -103,6 +105,9 @@ impl Engine {
 
     /// Keeps the window of requests full.
     pub(super) fn pull(&mut self, out: &mut Outbox) {
+        if let Some(target) = self.target_sync() {
+            target.paced = false;
+        }
         loop {
             let Some(target) = self.target_sync() else {
                 return;
@@ -115,7 +120,19 @@ impl Engine {
                 self.finish_target_when_done(out);
                 return;
             };
-            let range = request_blocks(run, careful);
+            // Only here: with nothing left to ask for it ends, held or not.
+            if self.sync_is_paused() {
+                return;
+            }
+            if self.pace_due().is_some() {
+                if let Some(target) = self.target_sync() {
+                    target.paced = true;
+                }
+                return;
+            }
+            let max = if careful { 1 } else { self.paced_blocks_max() };
+            let range = request_blocks(run, max);
+            self.note_paced(range.count());
             if let Some(target) = self.target_sync() {
                 target.cursor = range.end();
                 target.requests += 1;
@@ -347,9 +364,13 @@ impl Engine {
         }
     }
 
-    /// Asks again for what could not be read.
+    /// Asks for more when the pace allows it, and again for what could not be read.
     pub(super) fn tick_target(&mut self, out: &mut Outbox) {
         let now = self.now;
+        let held_up = self.target_sync().is_some_and(|target| target.paced);
+        if held_up && self.pace_due().is_none() {
+            self.pull(out);
+        }
         if let Some(target) = self.target_sync()
             && target.retry_at.is_some_and(|at| now >= at)
         {
@@ -361,7 +382,10 @@ impl Engine {
 
     pub(super) fn target_deadline(&self) -> Option<Instant> {
         match &self.session.as_ref()?.phase {
-            Phase::SyncTarget(target) => target.retry_at,
+            Phase::SyncTarget(target) => {
+                let pace = target.paced.then_some(self.control.due);
+                earliest(target.retry_at, pace)
+            }
             _ => None,
         }
     }

@@ -1,12 +1,17 @@
 //! Messages ↔ bytes. Payloads are moved as handles, never copied on the way out; on the way in the
 //! shell decides where they land ([`Header::payload_len`]) and hands them over.
 
+use core::num::NonZeroU64;
+
 use super::control;
 use super::frame::{DIGEST_LEN, Fields, FrameError, HEADER_LEN, Header, flag};
 use super::message::{
-    DataKind, DiskErrorCode, Message, MessageKind, Refusal, ResyncReply, WriteId, WriteTerms,
+    DataKind, DiskErrorCode, Message, MessageKind, RateOrder, Refusal, ResyncReply, WriteId,
+    WriteTerms,
 };
-use crate::types::{BlockRange, Payload, ReplicationProtocol, SessionId, ViewNumber, WriteEpoch};
+use crate::types::{
+    BlockRange, Payload, ReplicationProtocol, ResyncRate, SessionId, ViewNumber, WriteEpoch,
+};
 
 /// A message on its way out.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -127,6 +132,15 @@ fn parts_of(message: &Message) -> (Fields, Option<Payload>) {
             (with_flags(ranged(*write, *range), flags), payload)
         }
         Message::WriteAck { write } | Message::ReceiveAck { write } => (id(write.0), None),
+        Message::ResyncControl { paused, rate } => {
+            let fields = Fields {
+                id: rate.map_or(0, |order| rate_number(order.rate)),
+                detail: rate.map_or(0, |order| order.number),
+                ..Fields::default()
+            };
+            let flags = if *paused { flag::PAUSED } else { 0 };
+            (with_flags(fields, flags), None)
+        }
         Message::NegAck { write, error } => (with_detail(id(write.0), error.0.into()), None),
         Message::Barrier { epoch } | Message::BarrierAck { epoch } => (id(epoch.0), None),
         Message::ReadRequest { read, range } => (ranged(*read, *range), None),
@@ -261,8 +275,27 @@ impl Message {
             MessageKind::Pong => Self::Pong,
             MessageKind::Goodbye => Self::Goodbye,
             MessageKind::ReceiveAck => Self::ReceiveAck { write: id },
+            MessageKind::ResyncControl => Self::ResyncControl {
+                paused: fields.has(flag::PAUSED),
+                rate: rate_of(fields.id).map(|rate| RateOrder {
+                    number: fields.detail,
+                    rate,
+                }),
+            },
         })
     }
+}
+
+/// No rate is 0, and no limit the greatest number.
+fn rate_number(rate: ResyncRate) -> u64 {
+    rate.limit().map_or(u64::MAX, NonZeroU64::get)
+}
+
+fn rate_of(number: u64) -> Option<ResyncRate> {
+    NonZeroU64::new(number).map(|number| match number {
+        NonZeroU64::MAX => ResyncRate::Unlimited,
+        rate => ResyncRate::BytesPerSecond(rate),
+    })
 }
 
 fn flags_of(terms: WriteTerms) -> u16 {

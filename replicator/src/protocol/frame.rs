@@ -116,6 +116,8 @@ pub(super) mod flag {
     pub(in crate::protocol) const PROTOCOL_B: u16 = 1 << 7;
     /// Data: not before everything sent earlier has completed.
     pub(in crate::protocol) const AFTER_EARLIER: u16 = 1 << 8;
+    /// ResyncControl: resyncs are held.
+    pub(in crate::protocol) const PAUSED: u16 = 1 << 9;
 }
 
 /// What a message puts into the header's middle fields.
@@ -362,6 +364,7 @@ impl Rules {
                 let empty = flag::ZEROES | flag::SAME | flag::ERROR;
                 (empty | flag::LAST, true, data_or(empty))
             }
+            MessageKind::ResyncControl => (flag::PAUSED, false, P::None),
             MessageKind::Refused
             | MessageKind::BitmapEnd
             | MessageKind::ResyncReady
@@ -387,7 +390,7 @@ impl Rules {
 }
 
 /// All kinds; a kind's number is its place here plus one. New ones go to the end.
-const KINDS: [MessageKind; 23] = [
+const KINDS: [MessageKind; 24] = [
     MessageKind::Hello,
     MessageKind::Refused,
     MessageKind::BitmapChunk,
@@ -411,6 +414,7 @@ const KINDS: [MessageKind; 23] = [
     MessageKind::Pong,
     MessageKind::Goodbye,
     MessageKind::ReceiveAck,
+    MessageKind::ResyncControl,
 ];
 
 /// All kinds of message with their numbers on the wire, for the format document.
@@ -439,6 +443,6 @@ mod tests {
             assert_eq!(kind_of(number), Some(kind));
         }
         assert_eq!(kind_of(0), None);
-        assert_eq!(kind_of(24), None);
+        assert_eq!(kind_of(25), None);
     }
 }

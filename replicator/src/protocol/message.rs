@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::types::{
     BlockRange, DataGeneration, DiskError, InSync, NodeId, Payload, ReplicaId, ReplicationProtocol,
-    ResourceId, ViewNumber, VolumeId, WriteEpoch,
+    ResourceId, ResyncRate, ViewNumber, VolumeId, WriteEpoch,
 };
 
 /// Names one write (or resync or read request) inside its session; chosen by the requester, echoed
@@ -231,6 +231,24 @@ pub enum Message {
         /// Which.
         write: WriteId,
     },
+    /// Either way: what operators want of this resource's resyncs, as the sender knows it. Said
+    /// once a session, if anything was ordered, and whenever it changes.
+    ResyncControl {
+        /// The sender holds them.
+        paused: bool,
+        /// The newest order about their speed that the sender knows.
+        rate: Option<RateOrder>,
+    },
+}
+
+/// An operator's order about the speed of resyncs. It counts on both nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RateOrder {
+    /// Grows with each order that follows one it knows of: the newer counts. Of two that did not
+    /// know of each other and are equal, the slower.
+    pub number: u32,
+    /// How fast.
+    pub rate: ResyncRate,
 }
 
 /// What the peer owes a replicated write beyond writing it.
@@ -336,6 +354,7 @@ pub enum MessageKind {
     Pong,
     Goodbye,
     ReceiveAck,
+    ResyncControl,
 }
 
 impl Message {
@@ -366,6 +385,7 @@ impl Message {
             Self::Pong => MessageKind::Pong,
             Self::Goodbye => MessageKind::Goodbye,
             Self::ReceiveAck { .. } => MessageKind::ReceiveAck,
+            Self::ResyncControl { .. } => MessageKind::ResyncControl,
         }
     }
 }

@@ -18,8 +18,8 @@ mod tests;
 pub use codec::{Decoded, Encoded, Frame, decode, encode};
 pub use frame::{FRAME_LEN_MAX, FrameError, HEADER_LEN, Header};
 pub use message::{
-    DataKind, DiskErrorCode, Hello, Message, MessageKind, Refusal, ReplicaClaim, ResyncReply,
-    WriteId, WriteTerms,
+    DataKind, DiskErrorCode, Hello, Message, MessageKind, RateOrder, Refusal, ReplicaClaim,
+    ResyncReply, WriteId, WriteTerms,
 };
 pub use preamble::{
     PREAMBLE_LEN, PREAMBLE_REPLY_LEN, Preamble, PreambleError, PreambleReply, PreambleStatus,

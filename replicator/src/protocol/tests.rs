@@ -1,11 +1,13 @@
+use core::num::NonZeroU64;
+
 use proptest::prelude::*;
 
 use super::frame::{DIGEST_LEN, kind_numbers};
 use super::*;
 use crate::types::{
     BLOCK_LEN, BlockCount, BlockIndex, BlockRange, DataGeneration, DiskError, InSync, NodeId,
-    Payload, ReplicaId, ReplicationProtocol, ResourceId, SessionId, ViewNumber, VolumeId,
-    WriteEpoch,
+    Payload, ReplicaId, ReplicationProtocol, ResourceId, ResyncRate, SessionId, ViewNumber,
+    VolumeId, WriteEpoch,
 };
 
 fn bytes(len: usize) -> impl Strategy<Value = Payload> {
@@ -105,6 +107,16 @@ fn terms() -> impl Strategy<Value = WriteTerms> {
     )
 }
 
+fn rates() -> impl Strategy<Value = Option<RateOrder>> {
+    let limit = (1..u64::MAX).prop_map(|rate| NonZeroU64::new(rate).expect("not 0"));
+    let rate = prop_oneof![
+        Just(ResyncRate::Unlimited),
+        limit.prop_map(ResyncRate::BytesPerSecond)
+    ];
+    proptest::option::of((any::<u32>(), rate))
+        .prop_map(|order| order.map(|(number, rate)| RateOrder { number, rate }))
+}
+
 fn replicated() -> impl Strategy<Value = Message> {
     let write = (ids(), range_with(blocks_of()), terms());
     let zeroes = (ids(), ranges(), any::<bool>(), terms());
@@ -123,6 +135,7 @@ fn replicated() -> impl Strategy<Value = Message> {
         }),
         ids().prop_map(|write| Message::WriteAck { write }),
         ids().prop_map(|write| Message::ReceiveAck { write }),
+        (any::<bool>(), rates()).prop_map(|(paused, rate)| Message::ResyncControl { paused, rate }),
         (ids(), errors()).prop_map(|(write, error)| Message::NegAck { write, error }),
         any::<u64>().prop_map(|epoch| Message::Barrier {
             epoch: WriteEpoch(epoch)

@@ -16,7 +16,7 @@ pub use ids::{
 };
 pub use payload::Payload;
 pub use state::{
-    ConnectionState, DiskState, Failover, ReplicationProtocol, ReplicationState, Role,
+    ConnectionState, DiskState, Failover, ReplicationProtocol, ReplicationState, ResyncRate, Role,
 };
 pub use time::Instant;
 pub use units::{

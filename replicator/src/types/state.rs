@@ -1,6 +1,7 @@
 //! The states users see, with DRBD's names and spelling.
 
 use core::fmt;
+use core::num::NonZeroU64;
 
 use serde::{Deserialize, Serialize};
 
@@ -89,6 +90,10 @@ state!(
         SyncSource,
         /// This side receives what it misses.
         SyncTarget,
+        /// Source of a resync that an operator holds.
+        PausedSyncS,
+        /// Target of a resync that an operator holds.
+        PausedSyncT,
     }
 );
 
@@ -113,6 +118,27 @@ state!(
         C,
     }
 );
+
+/// How fast a resync may go.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ResyncRate {
+    /// As fast as the disks and the link allow.
+    #[default]
+    Unlimited,
+    /// At most so many bytes a second.
+    BytesPerSecond(NonZeroU64),
+}
+
+impl ResyncRate {
+    /// The limit, if there is one.
+    #[must_use]
+    pub fn limit(self) -> Option<NonZeroU64> {
+        match self {
+            Self::Unlimited => None,
+            Self::BytesPerSecond(rate) => Some(rate),
+        }
+    }
+}
 
 impl ReplicationProtocol {
     /// The one of both that promises more.

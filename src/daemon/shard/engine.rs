@@ -65,6 +65,7 @@ pub(super) fn config(shard: &ShardSetup, resource: &ResourceSetup) -> EngineConf
         disk_timeout: resource.disk_timeout,
         protocol: resource.protocol,
         checksum_first: false,
+        resync_rate: resource.resync_rate,
         boot_id: shard.boot_id,
         incarnation: shard.incarnation,
     }

@@ -233,6 +233,15 @@ pub enum FaultWhat {
     },
     /// The daemon is told to stop: it hands over, and ends with the fault, to come back at once.
     Stop(NodeId),
+    /// `pause-sync` and `resume-sync`.
+    HoldResync(NodeId),
+    /// `resync --max-rate`, and without limit at the end.
+    PaceResync {
+        /// Where it is ordered.
+        node: NodeId,
+        /// Bytes a second.
+        rate: u64,
+    },
     /// `secondary` here, `primary` there at the end.
     Move {
         /// The node demoted.
@@ -274,6 +283,7 @@ impl Plan {
         let mut faults: Vec<_> = (0..fault_count)
             .flat_map(|nr| draw_faults(seed, nr, &options))
             .collect();
+        faults.extend(draw_resync_orders(seed, &options));
         faults.sort_by_key(|fault| fault.at);
         if let Some(hang) = draw_lone_hang(seed, &options) {
             faults = vec![hang];
@@ -508,6 +518,36 @@ fn draw_lone_hang(seed: u64, options: &Options) -> Option<Fault> {
         length: HANG_MAX,
         what: FaultWhat::DiskHang(rng.pick(&[NodeId::A, NodeId::B])),
     })
+}
+
+/// Seeds below this one were kept for what they found when nobody gave orders about a resync.
+pub const RESYNC_ORDERS_FROM: u64 = 2_000_000_000;
+/// Key of the draw of orders about a resync.
+const RESYNC_ORDERS: u64 = 1 << 35;
+/// Slowest pace ordered: the largest volume is copied within the time to settle.
+const PACE_MIN: u64 = 16 << 20;
+
+/// In some runs operators hold or slow down resyncs, whether one runs or not.
+fn draw_resync_orders(seed: u64, options: &Options) -> Vec<Fault> {
+    let mut rng = Rng::keyed(seed, Stream::Faults, RESYNC_ORDERS);
+    if seed < RESYNC_ORDERS_FROM || options.kinds.is_empty() || !rng.chance(400) {
+        return Vec::new();
+    }
+    let order = |rng: &mut Rng| {
+        let node = rng.pick(&[NodeId::A, NodeId::B]);
+        let what = if rng.chance(600) {
+            FaultWhat::HoldResync(node)
+        } else {
+            let rate = rng.log_between(PACE_MIN, 16 * PACE_MIN);
+            FaultWhat::PaceResync { node, rate }
+        };
+        Fault {
+            at: SimTime(rng.below(options.safety.0)),
+            length: rng.log_between(5 * MILLIS, 5 * SECS),
+            what,
+        }
+    };
+    (0..rng.between(1, 4)).map(|_| order(&mut rng)).collect()
 }
 
 /// Both data nodes, at nearly the same moment, returning in either order.

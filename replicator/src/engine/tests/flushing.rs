@@ -217,6 +217,7 @@ const FEW_SLOTS: Shape = Shape {
     al_slots: 3,
     zero_proven: true,
     protocol: ReplicationProtocol::C,
+    resync_rate: ResyncRate::Unlimited,
 };
 
 #[test]

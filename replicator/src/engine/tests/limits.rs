@@ -38,6 +38,7 @@ fn a_request_for_a_whole_volume_of_zeroes_goes_in_windows() {
         al_slots: 0,
         zero_proven: true,
         protocol: ReplicationProtocol::C,
+        resync_rate: ResyncRate::Unlimited,
     });
     // What a real disk does at once would be 65 million map entries here.
     pair.hold_disk(A, true);
@@ -67,6 +68,7 @@ fn a_step_down_in_the_middle_of_a_huge_request_forgets_its_rest() {
         al_slots: 0,
         zero_proven: true,
         protocol: ReplicationProtocol::C,
+        resync_rate: ResyncRate::Unlimited,
     });
     pair.hold_disk(A, true);
     let zeroes = GuestKind::Zeroes {

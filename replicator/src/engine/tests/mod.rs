@@ -4,6 +4,7 @@
 mod adding;
 mod ahead;
 mod broken_peer;
+mod control;
 mod faults;
 mod flushing;
 mod leaving;

@@ -7,7 +7,8 @@ use crate::meta::{Features, ReplicaState, Superblock, format};
 use crate::protocol::Message;
 use crate::types::{
     Activation, Ballot, BlockCount, ByteLen, ByteOffset, CommittedView, DataGeneration, InSync,
-    QuorumEvidence, ReplicaId, RequestId, Role, SessionId, ViewCause, VoterId, VoterSet,
+    QuorumEvidence, ReplicaId, RequestId, ResyncRate, Role, SessionId, ViewCause, VoterId,
+    VoterSet,
 };
 
 /// What engines in tests give their disks.
@@ -131,6 +132,7 @@ pub(super) struct Shape {
     /// Whether the devices are known to be full of zeroes.
     pub(super) zero_proven: bool,
     pub(super) protocol: ReplicationProtocol,
+    pub(super) resync_rate: ResyncRate,
 }
 
 impl Shape {
@@ -139,6 +141,7 @@ impl Shape {
         al_slots: 67,
         zero_proven: true,
         protocol: ReplicationProtocol::C,
+        resync_rate: ResyncRate::Unlimited,
     };
 
     pub(super) fn under(protocol: ReplicationProtocol) -> Self {
@@ -173,6 +176,7 @@ pub(super) fn config(node: NodeId, boot_id: u128, shape: &Shape) -> EngineConfig
         disk_timeout: Some(DISK_TIMEOUT),
         protocol: shape.protocol,
         checksum_first: false,
+        resync_rate: shape.resync_rate,
         boot_id,
         incarnation: u128::from(node.raw()) + 1,
     }

@@ -17,6 +17,7 @@ const SHAPE: Shape = Shape {
     al_slots: 3,
     zero_proven: true,
     protocol: ReplicationProtocol::C,
+    resync_rate: ResyncRate::Unlimited,
 };
 
 /// splitmix64.
@@ -285,7 +286,8 @@ impl World {
     // --- Faults ------------------------------------------------------------------------------
 
     fn fault(&mut self) {
-        match self.random.below(6) {
+        match self.random.below(7) {
+            6 => self.order_resync(),
             0 | 1 => self.pair.cut_link(),
             2 | 3 => {
                 if self.up == [true; 2] && self.pair.link.is_none() {
@@ -304,6 +306,21 @@ impl World {
                     self.lose_power(node);
                 }
             }
+        }
+    }
+
+    /// An operator holds resyncs, lets them go on, or sets their speed.
+    fn order_resync(&mut self) {
+        let node = self.random.pick(&[A, B]);
+        let slow = core::num::NonZeroU64::new(4 << 20).expect("not 0");
+        let order = self.random.pick(&[
+            ResyncOrder::Pause,
+            ResyncOrder::Resume,
+            ResyncOrder::Rate(ResyncRate::BytesPerSecond(slow)),
+            ResyncOrder::Rate(ResyncRate::Unlimited),
+        ]);
+        if self.up[node.index()] {
+            self.pair.admin(node, AdminRequest::Resync(order));
         }
     }
 
@@ -492,6 +509,10 @@ impl World {
 
     /// No more faults: within a bound everything is answered and equal.
     fn heal(&mut self) {
+        for node in [A, B] {
+            self.pair
+                .admin(node, AdminRequest::Resync(ResyncOrder::Resume));
+        }
         for _ in 0..200 {
             if self.up == [true; 2] && self.pair.link.is_none() {
                 self.pair.start_link();

@@ -251,6 +251,7 @@ fn a_node_that_is_not_primary_answers_nobody() {
         disk_timeout: Some(super::pair::DISK_TIMEOUT),
         protocol: crate::types::ReplicationProtocol::C,
         checksum_first: false,
+        resync_rate: ResyncRate::Unlimited,
         boot_id: 1,
         incarnation: 1,
     });

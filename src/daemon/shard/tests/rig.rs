@@ -19,8 +19,8 @@ use replicator::io::{Backend, clock};
 use replicator::meta::{Features, ReplicaState, Superblock, format};
 use replicator::types::{
     Activation, Ballot, BlockCount, CommittedView, DataGeneration, InSync, Instant, NodeId,
-    QuorumEvidence, ReplicaId, ReplicationProtocol, ResourceId, View, ViewCause, ViewNumber,
-    VolumeId, VoterId, VoterSet,
+    QuorumEvidence, ReplicaId, ReplicationProtocol, ResourceId, ResyncRate, View, ViewCause,
+    ViewNumber, VolumeId, VoterId, VoterSet,
 };
 
 use crate::daemon::api::{
@@ -235,6 +235,7 @@ impl Node {
             peer_timeout: Duration::from_secs(3),
             disk_timeout: Some(Duration::from_secs(5)),
             protocol: ReplicationProtocol::C,
+            resync_rate: ResyncRate::Unlimited,
         };
         self.send(ShardCommand::Add(Box::new(setup)));
     }

@@ -6,7 +6,9 @@ use replicator::engine::{
 };
 use replicator::protocol::Message;
 use replicator::types::time::Duration;
-use replicator::types::{BlockCount, ByteLen, DiskError, NodeId, OpId, RequestId, VolumeId};
+use replicator::types::{
+    BlockCount, ByteLen, DiskError, NodeId, OpId, RequestId, ResyncRate, VolumeId,
+};
 use twinblk::controller::input::ReplicaMark;
 use twinblk::controller::{EngineReport, Input as ControllerInput, ReplicaFacts};
 
@@ -36,6 +38,7 @@ impl World {
             disk_timeout: Some(self.disk_timeout()),
             protocol: self.plan.options.protocol,
             checksum_first: self.plan.seed.is_multiple_of(4),
+            resync_rate: ResyncRate::Unlimited,
         })
     }
 

@@ -1,7 +1,9 @@
 //! The plan's faults, and the heal after which everything must come right.
 
-use replicator::engine::Engine;
-use replicator::types::{DiskState, NodeId, ReplicationState, Role};
+use core::num::NonZeroU64;
+
+use replicator::engine::{AdminRequest, Engine, Input, ResyncOrder};
+use replicator::types::{DiskState, NodeId, ReplicationState, ResyncRate, Role};
 use twinblk::controller::Order;
 
 use crate::checkers::{Violation, state};
@@ -48,6 +50,12 @@ impl World {
             FaultWhat::DiskStall(node) => self.node(node).broken.stalls += 1,
             FaultWhat::DiskHang(node) => self.disk_hangs(node),
             FaultWhat::StoreStall { node, extra } => self.node(node).broken.store_extra += extra,
+            FaultWhat::HoldResync(node) => self.order_resync(node, ResyncOrder::Pause),
+            FaultWhat::PaceResync { node, rate } => {
+                let rate =
+                    NonZeroU64::new(rate).map_or(ResyncRate::Unlimited, ResyncRate::BytesPerSecond);
+                self.order_resync(node, ResyncOrder::Rate(rate));
+            }
             FaultWhat::Move { from, .. } => self.order(from, Order::Secondary),
             FaultWhat::Stop(node) => self.order(node, Order::HandOver),
         }
@@ -144,12 +152,21 @@ impl World {
             }
             FaultWhat::DiskHang(node) => self.disk_answers(node),
             FaultWhat::StoreStall { node, extra } => self.node(node).broken.store_extra -= extra,
+            FaultWhat::HoldResync(node) => self.order_resync(node, ResyncOrder::Resume),
+            FaultWhat::PaceResync { node, .. } => {
+                self.order_resync(node, ResyncOrder::Rate(ResyncRate::Unlimited));
+            }
             FaultWhat::Move { to, .. } => self.order(to, Order::Primary),
             FaultWhat::Stop(node) => {
                 self.kill(node);
                 self.schedule(MILLIS, Event::Start { node });
             }
         }
+    }
+
+    /// An operator's order; a process that is down or stands still hears none.
+    fn order_resync(&mut self, node: NodeId, order: ResyncOrder) {
+        self.step_engine(node, Input::Admin(AdminRequest::Resync(order)));
     }
 
     fn power_returns(&mut self, node: NodeId) {
