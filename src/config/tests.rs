@@ -95,6 +95,22 @@ fn each_key_of_the_example_without_effect_is_warned_of() {
 }
 
 #[test]
+fn a_rate_that_is_a_limit_has_an_effect_and_auto_is_warned_of() {
+    let warned = |rate: &str| {
+        let text = CLUSTER.replace("max-rate = \"auto\"", &format!("max-rate = \"{rate}\""));
+        let files = [file(FileKind::Cluster, "twinblk.toml", &text)];
+        let parsed = parse(&files).unwrap();
+        let about_it = |warning: &Diagnostic| warning.message.contains("max-rate");
+        let warned = parsed.warnings.iter().any(about_it);
+        (parsed.config.resync.max_rate.limit().limit(), warned)
+    };
+    assert_eq!(warned("auto"), (None, true));
+    assert_eq!(warned("unlimited"), (None, false));
+    let limit = std::num::NonZeroU64::new(250 << 20);
+    assert_eq!(warned("250MiB/s"), (limit, false));
+}
+
+#[test]
 fn the_order_of_resource_files_does_not_matter() {
     let mut turned = example();
     turned.reverse();

@@ -66,7 +66,7 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
 }
 
 /// A rate such as `250MiB/s`, `auto` or `unlimited`.
-pub(super) fn parse_rate(text: &str) -> Result<Rate, String> {
+pub fn parse_rate(text: &str) -> Result<Rate, String> {
     match text {
         "auto" => return Ok(Rate::Auto),
         "unlimited" => return Ok(Rate::Unlimited),

@@ -29,6 +29,7 @@ mod origin;
 mod prepare;
 mod relay;
 pub mod relay_door;
+mod resync_orders;
 mod running;
 pub mod shard;
 mod start;

@@ -20,7 +20,7 @@ use crate::controller::{Done, Order, OrderRefusal};
 const PRIMARY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How long every other order waits: a commit and a few disk operations.
-const ORDER_TIMEOUT: Duration = Duration::from_secs(15);
+pub(super) const ORDER_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Longest wait a client may ask for: its place must come free some day.
 const TIMEOUT_MAX: Duration = Duration::from_secs(3600);
@@ -147,6 +147,15 @@ impl Node {
                 let resource = self.resource(&resource)?;
                 self.check_peer(peer.as_deref())?;
                 self.connection_order(resource, false, timeout)
+            }
+            Verb::PauseSync { resource } => {
+                self.hold_resync_order(self.resource(&resource)?, true, timeout)
+            }
+            Verb::ResumeSync { resource } => {
+                self.hold_resync_order(self.resource(&resource)?, false, timeout)
+            }
+            Verb::Resync { resource, max_rate } => {
+                self.resync_rate_order(self.resource(&resource)?, max_rate, timeout)
             }
             Verb::Primary { resource } => self.primary(self.resource(&resource)?, timeout, answers),
             Verb::Secondary { resource, force } => {

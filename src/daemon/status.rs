@@ -1,10 +1,12 @@
 //! The snapshot of `status` from what the controller, the shard and the configuration say. Pure.
 
+use std::num::NonZeroU64;
 use std::path::Path;
 
 use replicator::admin::{
-    ArbitratorStatus, ClusterStatus, GuestStatus, LastResync, PeerStatus, PeerVolumeStatus,
-    ResourceStatus, ResyncStatus, SCHEMA, Status, VolumeStatistics, VolumeStatus, rfc3339_seconds,
+    ArbitratorStatus, ClusterStatus, GuestStatus, LastResync, PAUSED_BY_USER, PeerStatus,
+    PeerVolumeStatus, ResourceStatus, ResyncStatus, SCHEMA, Status, VolumeStatistics, VolumeStatus,
+    rfc3339_seconds,
 };
 use replicator::engine::{Counters, HeldReason, Progress, Snapshot};
 use replicator::protocol::Refusal;
@@ -139,6 +141,10 @@ fn resource_status(
             .map(|view| in_sync_names(config, view))
             .unwrap_or_default(),
         held: view.is_some_and(|view| view.held),
+        sync_paused: engine.is_some_and(|it| it.sync_paused),
+        resync_limit_bytes_per_second: engine
+            .and_then(|it| it.resync_rate.limit())
+            .map(NonZeroU64::get),
         lossy: view.is_some_and(|view| view.lossy),
         prefer: resource
             .prefer
@@ -265,6 +271,7 @@ fn peer_status(
         disconnected_seconds: engine
             .and_then(|it| it.disconnected_at)
             .map(|at| moment.now.since(at).as_secs_f64()),
+        sync_paused: engine.is_some_and(|it| it.peer_sync_paused),
         refused: engine.and_then(|it| it.refused).map(refusal_words),
         volumes: resource
             .volumes
@@ -298,9 +305,20 @@ fn peer_volume_status(
             .unwrap_or_default(),
         resync: running.map(|it| {
             let rate = known.rate.blocks_per_second().map(bytes);
-            ResyncStatus::new(bytes(it.done_blocks), bytes(it.total_blocks), rate, None)
+            let held = engine.and_then(held_words);
+            ResyncStatus::new(bytes(it.done_blocks), bytes(it.total_blocks), rate, held)
+                .limited(engine.and_then(|it| it.resync_pace))
         }),
     }
+}
+
+/// Why the running resync does not go at full speed.
+fn held_words(engine: &Snapshot) -> Option<String> {
+    let paused = matches!(
+        engine.replication,
+        ReplicationState::PausedSyncS | ReplicationState::PausedSyncT
+    );
+    paused.then(|| PAUSED_BY_USER.to_owned())
 }
 
 fn last_resync(progress: &Progress, moment: Moment) -> LastResync {

@@ -24,4 +24,5 @@ mod nbd_conformance;
 mod nbd_model;
 mod passing_on;
 mod protocols;
+mod resync_orders;
 mod tools;

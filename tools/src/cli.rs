@@ -4,6 +4,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use replicator::admin::MaxRate;
+use twinblk::config::Rate;
 
 use crate::demo::DemoArgs;
 use crate::selector::{Selector, whole_resource, with_peer, with_volume};
@@ -128,6 +130,13 @@ pub enum Verb {
     Connect(Peers),
     /// Disconnect from the peer, and stay so
     Disconnect(Peers),
+    /// Hold resyncs of the resources, until `resume-sync` on the same node or its daemon's end;
+    /// writes are replicated all the same, and a resync that guests wait for runs on
+    PauseSync(Resources),
+    /// Let resyncs of the resources go on, unless the other node holds them too
+    ResumeSync(Resources),
+    /// Set how fast resyncs of the resources may go, on both nodes, until they are down
+    Resync(Resync),
     /// Serve the resources from this node
     #[command(visible_alias = "promote")]
     Primary(Resources),
@@ -166,6 +175,17 @@ pub struct Resources {
     /// A resource, or `all`
     #[arg(required = true, value_name = "RES", value_parser = whole_resource)]
     pub resources: Vec<Selector>,
+}
+
+/// `resync`.
+#[derive(Clone, Debug, Args)]
+pub struct Resync {
+    /// A resource, or `all`
+    #[arg(required = true, value_name = "RES", value_parser = whole_resource)]
+    pub resources: Vec<Selector>,
+    /// A rate such as 250MiB/s, `unlimited`, or `auto` (without limit in this version)
+    #[arg(long, required = true, value_name = "RATE", value_parser = max_rate)]
+    pub max_rate: MaxRate,
 }
 
 /// Resources, with force.
@@ -325,6 +345,14 @@ fn duration(text: &str) -> Result<Duration, String> {
     twinblk::config::parse_duration(text)
 }
 
+fn max_rate(text: &str) -> Result<MaxRate, String> {
+    twinblk::config::parse_rate(text).map(|rate| match rate {
+        Rate::Auto => MaxRate::Auto,
+        Rate::Unlimited => MaxRate::Unlimited,
+        Rate::BytesPerSecond(rate) => MaxRate::BytesPerSecond(rate),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -386,6 +414,25 @@ mod tests {
             Some(Duration::from_secs(5))
         );
         assert!(parse("twinadm version --timeout soon").is_err());
+    }
+
+    #[test]
+    fn a_rate_is_a_rate_or_a_word_and_never_left_out() {
+        let rate = |text: &str| parse(&format!("twinadm resync r --max-rate {text}"));
+        for (text, wanted) in [
+            ("250MiB/s", MaxRate::BytesPerSecond(250 << 20)),
+            ("auto", MaxRate::Auto),
+            ("unlimited", MaxRate::Unlimited),
+        ] {
+            let Verb::Resync(resync) = rate(text).unwrap().verb else {
+                panic!("{text}")
+            };
+            assert_eq!(resync.max_rate, wanted, "{text}");
+        }
+        for bad in ["0B/s", "fast", "250MiB", "-1"] {
+            assert!(rate(bad).is_err(), "{bad}");
+        }
+        assert!(parse("twinadm resync r").is_err());
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use replicator::admin::{ErrorId, ErrorReport, Request, Response, Status, Verb, exit};
+use replicator::admin::{ErrorId, ErrorReport, MaxRate, Request, Response, Status, Verb, exit};
 use serde_json::json;
 
 use crate::client::{CONNECT_PATIENCE, Conversation, ask};
@@ -22,6 +22,9 @@ pub(crate) enum MakeVerb {
     Detach,
     Connect,
     Disconnect,
+    PauseSync,
+    ResumeSync,
+    Resync(MaxRate),
     Primary,
     Secondary(bool),
 }
@@ -36,6 +39,9 @@ impl MakeVerb {
             Self::Detach => Verb::Detach { resource, volume },
             Self::Connect => Verb::Connect { resource, peer },
             Self::Disconnect => Verb::Disconnect { resource, peer },
+            Self::PauseSync => Verb::PauseSync { resource },
+            Self::ResumeSync => Verb::ResumeSync { resource },
+            Self::Resync(max_rate) => Verb::Resync { resource, max_rate },
             Self::Primary => Verb::Primary { resource },
             Self::Secondary(force) => Verb::Secondary { resource, force },
         }

@@ -4,6 +4,8 @@
 use replicator::admin::{ResourceStatus, Verb};
 use replicator::types::{ConnectionState, DiskState, Role};
 
+use crate::show::size::size;
+
 /// The steps an order would take on this resource; none if it is so already.
 #[must_use]
 pub fn plan(verb: &Verb, resource: &ResourceStatus) -> Vec<String> {
@@ -49,6 +51,19 @@ pub fn plan(verb: &Verb, resource: &ResourceStatus) -> Vec<String> {
                 .any(|peer| resource.up && !is_alone(peer.connection));
             step(wants, format!("{name}: disconnect"));
         }
+        Verb::PauseSync { .. } => {
+            step(!resource.sync_paused, format!("{name}: hold resyncs"));
+        }
+        Verb::ResumeSync { .. } => {
+            step(resource.sync_paused, format!("{name}: let resyncs go on"));
+        }
+        Verb::Resync { max_rate, .. } => {
+            let differs = resource.resync_limit_bytes_per_second != max_rate.limit();
+            let speed = max_rate.limit().map_or("without limit".to_owned(), |rate| {
+                format!("at {}/s at most", size(rate))
+            });
+            step(differs, format!("{name}: resync {speed}"));
+        }
         Verb::Primary { .. } => step(!primary, format!("{name}: promote")),
         Verb::Secondary { .. } => {
             step(primary, format!("{name}: demote, and hold so"));
@@ -68,6 +83,8 @@ fn is_alone(connection: ConnectionState) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use replicator::admin::MaxRate;
+
     use super::*;
     use crate::show::samples::{down, healthy};
 
@@ -117,6 +134,30 @@ mod tests {
         ] {
             assert_eq!(plan(&verb, &down()), Vec::<String>::new(), "{verb:?}");
         }
+    }
+
+    #[test]
+    fn orders_about_resyncs_are_planned_from_what_is_ordered_already() {
+        let (mut held, free) = (healthy().resources.remove(1), healthy().resources.remove(1));
+        held.sync_paused = true;
+        held.resync_limit_bytes_per_second = Some(1 << 20);
+        let pause = Verb::PauseSync {
+            resource: resource(),
+        };
+        let resume = Verb::ResumeSync {
+            resource: resource(),
+        };
+        let limit = Verb::Resync {
+            resource: resource(),
+            max_rate: MaxRate::BytesPerSecond(1 << 20),
+        };
+        let none: [&str; 0] = [];
+        assert_eq!(plan(&pause, &held), none);
+        assert_eq!(plan(&pause, &free), ["vm-web: hold resyncs"]);
+        assert_eq!(plan(&resume, &held), ["vm-web: let resyncs go on"]);
+        assert_eq!(plan(&resume, &free), none);
+        assert_eq!(plan(&limit, &held), none);
+        assert_eq!(plan(&limit, &free), ["vm-web: resync at 1.0 MiB/s at most"]);
     }
 
     #[test]

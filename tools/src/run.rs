@@ -57,6 +57,17 @@ fn run(context: &Context, verb: &Verb) -> Result<u8, Failure> {
         Verb::Disconnect(arguments) => {
             orders::give(context, &arguments.peers, MakeVerb::Disconnect)
         }
+        Verb::PauseSync(arguments) => {
+            orders::give(context, &arguments.resources, MakeVerb::PauseSync)
+        }
+        Verb::ResumeSync(arguments) => {
+            orders::give(context, &arguments.resources, MakeVerb::ResumeSync)
+        }
+        Verb::Resync(arguments) => orders::give(
+            context,
+            &arguments.resources,
+            MakeVerb::Resync(arguments.max_rate),
+        ),
         Verb::Primary(arguments) => orders::give(context, &arguments.resources, MakeVerb::Primary),
         Verb::Secondary(arguments) => orders::give(
             context,

@@ -56,6 +56,7 @@ fn advise(node: &str, cluster: &ClusterStatus, resource: &ResourceStatus) -> Opt
     guests_wait(node, cluster, resource)
         .or_else(|| local_disk_away(node, resource))
         .or_else(|| local_disk_silent(node, resource))
+        .or_else(|| sync_paused(resource))
         .or_else(|| resyncing(resource))
         .or_else(|| {
             resource
@@ -169,6 +170,27 @@ fn local_disk_silent(node: &str, resource: &ResourceStatus) -> Option<Advice> {
         problem: Some(ErrorId::LocalDiskAway),
         status: format!("the replica on {node} cannot be used: {why}"),
         action: Some("mend the disk; the replica then goes on by itself".to_owned()),
+    })
+}
+
+/// An operator holds the resync: it needs the same words where it was said.
+fn sync_paused(resource: &ResourceStatus) -> Option<Advice> {
+    let paused =
+        |volume: &PeerVolumeStatus| volume.resync.as_ref().is_some_and(|it| it.is_paused());
+    if !volumes(resource).any(paused) {
+        return None;
+    }
+    let name = &resource.name;
+    let here = resource
+        .sync_paused
+        .then(|| format!("twinadm resume-sync {name}"));
+    let there = resource.peers.iter().filter(|peer| peer.sync_paused);
+    let there = there.map(|peer| format!("twinadm resume-sync {name} --node {}", peer.node));
+    let orders: Vec<String> = here.into_iter().chain(there).collect();
+    Some(Advice {
+        problem: Some(ErrorId::SyncPaused),
+        status: "one up-to-date copy, and the resync is held by order".to_owned(),
+        action: Some(orders.join(" and ")),
     })
 }
 

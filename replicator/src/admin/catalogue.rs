@@ -114,6 +114,8 @@ catalogue! {
     StoreUnwritable = "W0138", exit::DEGRADED, [
         "free space on the disk of the state directory, or mend it, then restart the daemon",
     ];
+    /// Degraded: a resync waits, because an operator holds it.
+    SyncPaused = "W0139", exit::DEGRADED, ["twinadm resume-sync RES"];
 
     /// Metadata of ours is there already.
     MetadataExists = "E0401", exit::REFUSED, [

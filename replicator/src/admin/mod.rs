@@ -27,10 +27,10 @@ mod time;
 pub use catalogue::ErrorId;
 pub use event::{Event, EventKind};
 pub use report::{ErrorReport, exit};
-pub use request::{Request, Response, Verb, VersionInfo};
+pub use request::{MaxRate, Request, Response, Verb, VersionInfo};
 pub use status::{
-    ArbitratorStatus, ClusterStatus, GuestStatus, LastResync, PeerStatus, PeerVolumeStatus,
-    ResourceStatus, ResyncStatus, SCHEMA, Status, VolumeStatistics, VolumeStatus,
+    ArbitratorStatus, ClusterStatus, GuestStatus, LastResync, PAUSED_BY_USER, PeerStatus,
+    PeerVolumeStatus, ResourceStatus, ResyncStatus, SCHEMA, Status, VolumeStatistics, VolumeStatus,
 };
 pub use time::{rfc3339_millis, rfc3339_seconds};
 

@@ -64,6 +64,12 @@ pub enum Verb {
         #[serde(default)]
         force: bool,
     },
+    /// Hold the resource's resyncs, those to come too.
+    PauseSync { resource: String },
+    /// Do not hold them here any more.
+    ResumeSync { resource: String },
+    /// Set how fast the resource's resyncs may go, on both nodes.
+    Resync { resource: String, max_rate: MaxRate },
     /// The snapshot as events, then each change, until the client closes; with `now` the snapshot
     /// alone. Answered by [`Response::Event`] lines.
     Events2 {
@@ -73,6 +79,29 @@ pub enum Verb {
     },
     /// Which program answers; answered by [`Response::Version`].
     Version,
+}
+
+/// How fast resyncs may go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MaxRate {
+    /// As the program finds right; without limit so far.
+    Auto,
+    /// As fast as the disks and the link allow.
+    Unlimited,
+    /// So many; not 0.
+    BytesPerSecond(u64),
+}
+
+impl MaxRate {
+    /// The limit in bytes a second, if it is one.
+    #[must_use]
+    pub fn limit(self) -> Option<u64> {
+        match self {
+            Self::Auto | Self::Unlimited => None,
+            Self::BytesPerSecond(rate) => Some(rate),
+        }
+    }
 }
 
 /// One line of an answer.

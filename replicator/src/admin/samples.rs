@@ -35,6 +35,8 @@ pub(super) fn healthy() -> Status {
             view_primary: Some("kvm-a".to_owned()),
             in_sync: vec!["kvm-a".to_owned(), "kvm-b".to_owned()],
             held: false,
+            sync_paused: false,
+            resync_limit_bytes_per_second: None,
             lossy: false,
             prefer: Some("kvm-a".to_owned()),
             may_promote: false,
@@ -57,6 +59,7 @@ pub(super) fn healthy() -> Status {
                 rtt_seconds: Some(0.000_041),
                 last_seen_seconds: None,
                 disconnected_seconds: None,
+                sync_paused: false,
                 refused: None,
                 volumes: vec![PeerVolumeStatus {
                     volume: 0,

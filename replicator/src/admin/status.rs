@@ -10,6 +10,9 @@ use crate::types::{ConnectionState, DiskState, ReplicationProtocol, ReplicationS
 /// Value of [`Status::schema`].
 pub const SCHEMA: &str = "twinblk.status/1";
 
+/// Value of [`ResyncStatus::held`] while an operator holds it.
+pub const PAUSED_BY_USER: &str = "paused:user";
+
 /// What one node knows.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Status {
@@ -82,6 +85,12 @@ pub struct ResourceStatus {
     /// An operator demoted it by hand: no node promotes itself until `primary` or `up`.
     #[serde(default)]
     pub held: bool,
+    /// Resyncs are held by an order given on this node.
+    #[serde(default)]
+    pub sync_paused: bool,
+    /// How fast resyncs may go, as configured or ordered; `None`: no limit, or not up.
+    #[serde(default)]
+    pub resync_limit_bytes_per_second: Option<u64>,
     /// The view was activated over data that may lack acknowledged writes.
     #[serde(default)]
     pub lossy: bool,
@@ -171,6 +180,9 @@ pub struct PeerStatus {
     /// Since when there is no session any more; `None` while connected and if there never was one.
     #[serde(default)]
     pub disconnected_seconds: Option<f64>,
+    /// Resyncs are held by an order given there, as it said while connected.
+    #[serde(default)]
+    pub sync_paused: bool,
     /// Why it is StandAlone, if it is by a refusal.
     #[serde(default)]
     pub refused: Option<String>,
@@ -227,6 +239,9 @@ pub struct ResyncStatus {
     pub rate_bytes_per_second: Option<u64>,
     /// `None` until known.
     pub eta_seconds: Option<u64>,
+    /// The limit it keeps to; `None`: none.
+    #[serde(default)]
+    pub limit_bytes_per_second: Option<u64>,
     /// Why it does not go at full speed, as it is printed: `paused:user`,
     /// `paused:waiting-for vm-db`, `throttled:guest-latency 14ms`, `stalled 95s`.
     pub held: Option<String>,
@@ -256,8 +271,22 @@ impl ResyncStatus {
             done_ratio,
             rate_bytes_per_second: rate,
             eta_seconds,
+            limit_bytes_per_second: None,
             held,
         }
+    }
+
+    /// The same under a limit.
+    #[must_use]
+    pub fn limited(mut self, bytes_per_second: Option<u64>) -> Self {
+        self.limit_bytes_per_second = bytes_per_second;
+        self
+    }
+
+    /// Whether an operator holds it.
+    #[must_use]
+    pub fn is_paused(&self) -> bool {
+        self.held.as_deref() == Some(PAUSED_BY_USER)
     }
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use replicator::engine::Progress;
 use replicator::types::{
-    BlockCount, DataGeneration, InSync, ResourceId, ViewCause, ViewNumber, VoterSet,
+    BlockCount, DataGeneration, InSync, ResourceId, ResyncRate, ViewCause, ViewNumber, VoterSet,
 };
 
 use super::*;
@@ -108,6 +108,10 @@ fn serving() -> ResourceSnapshot {
                 began: Instant(98_000_000_000),
                 ended: None,
             }),
+            sync_paused: false,
+            peer_sync_paused: false,
+            resync_rate: ResyncRate::Unlimited,
+            resync_pace: None,
             held: None,
             size_blocks: Some(BlockCount(256).0),
             rtt: Some(Duration::from_micros(41)),
@@ -243,6 +247,28 @@ fn the_end_of_a_resync_is_a_date_and_what_is_held_a_word() {
         Some("2001-09-09T01:46:39Z")
     );
     assert_eq!(status.resources[0].suspended.as_deref(), Some("quorum"));
+}
+
+#[test]
+fn a_held_and_limited_resync_says_both() {
+    let mut snapshot = serving();
+    let rate = NonZeroU64::new(250 << 20).expect("not 0");
+    snapshot.engine.replication = ReplicationState::PausedSyncS;
+    snapshot.engine.sync_paused = true;
+    snapshot.engine.resync_rate = ResyncRate::BytesPerSecond(rate);
+    snapshot.engine.resync_pace = Some(rate.get());
+    let mut board = BoardState::default();
+    let known = board.resource(vm());
+    known.presence = Presence::Running;
+    known.note_shard(Some(snapshot));
+    let vm = &status_of(NodeId::A, &board).resources[0];
+    let resync = vm.peers[0].volumes[0].resync.as_ref().expect("it runs");
+    assert_eq!(resync.held.as_deref(), Some("paused:user"));
+    assert_eq!(resync.limit_bytes_per_second, Some(rate.get()));
+    assert_eq!(resync.eta_seconds, None);
+    assert_eq!(vm.resync_limit_bytes_per_second, Some(rate.get()));
+    assert!(vm.sync_paused && !vm.peers[0].sync_paused);
+    assert_eq!(vm.problem.as_deref(), Some("W0139"));
 }
 
 #[test]

@@ -1,7 +1,9 @@
 //! The shape of `drbdsetup status --json`, so that existing checks keep working: sizes in KiB,
 //! only what is known, resources that are not up left out.
 
-use replicator::admin::{PeerStatus, PeerVolumeStatus, ResourceStatus, Status, VolumeStatus};
+use replicator::admin::{
+    PeerStatus, PeerVolumeStatus, ResourceStatus, ResyncStatus, Status, VolumeStatus,
+};
 use replicator::types::{DiskState, Role};
 use serde_json::{Value, json};
 
@@ -65,12 +67,14 @@ fn peer_device(resource: &ResourceStatus, volume: &PeerVolumeStatus) -> Value {
         .iter()
         .find(|own| own.volume == volume.volume);
     let size = own.and_then(|own| own.size_bytes).unwrap_or(0);
+    let paused = volume.resync.as_ref().is_some_and(ResyncStatus::is_paused);
     json!({
         "volume": volume.volume,
         "replication-state": volume.replication,
         "peer-disk-state": volume.disk,
         "out-of-sync": kib(out_of_sync),
         "percent-in-sync": percent_in_sync(out_of_sync, size),
+        "resync-suspended": if paused { "user" } else { "no" },
         "has-sync-details": volume.resync.is_some(),
     })
 }

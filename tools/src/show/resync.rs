@@ -29,6 +29,9 @@ pub fn resync_line(resync: &ResyncStatus) -> String {
             resync.total_bytes
         ),
     );
+    if let Some(limit) = resync.limit_bytes_per_second {
+        line += &format!("  limit {}/s", size(limit));
+    }
     if let Some(held) = &resync.held {
         line += &format!("  {held}");
     }
@@ -80,6 +83,15 @@ mod tests {
         assert_eq!(
             line(15_977_152_512, 42_949_541_888, Some(222_298_112), None),
             "[=======>............] 37.2%  14.9/40.0 GiB  212 MiB/s  eta 2m01s"
+        );
+    }
+
+    #[test]
+    fn a_limit_is_shown_where_the_document_shows_it() {
+        let resync = ResyncStatus::new(15_977_152_512, 42_949_541_888, Some(222_298_112), None);
+        assert_eq!(
+            resync_line(&resync.limited(Some(250 << 20))),
+            "[=======>............] 37.2%  14.9/40.0 GiB  212 MiB/s  eta 2m01s  limit 250 MiB/s"
         );
     }
 

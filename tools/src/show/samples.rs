@@ -89,6 +89,8 @@ fn resource(name: &str, role: Role, prefer: &str) -> ResourceStatus {
         view_primary: Some(prefer.to_owned()),
         in_sync: vec!["kvm-a".to_owned(), "kvm-b".to_owned()],
         held: false,
+        sync_paused: false,
+        resync_limit_bytes_per_second: None,
         lossy: false,
         prefer: Some(prefer.to_owned()),
         may_promote: false,
@@ -117,6 +119,7 @@ fn resource(name: &str, role: Role, prefer: &str) -> ResourceStatus {
             rtt_seconds: Some(0.000_041),
             last_seen_seconds: None,
             disconnected_seconds: None,
+            sync_paused: false,
             refused: None,
             volumes: vec![PeerVolumeStatus {
                 volume: 0,

@@ -135,7 +135,11 @@ fn own_words(resource: &ResourceStatus, detail: Detail) -> String {
         }
         words.push(format!("suspended:{reason}"));
     }
-    let flags = [("held:yes", resource.held), ("lossy:yes", resource.lossy)];
+    let flags = [
+        ("held:yes", resource.held),
+        ("pause-sync:yes", resource.sync_paused),
+        ("lossy:yes", resource.lossy),
+    ];
     words.extend(
         flags
             .iter()
@@ -227,6 +231,9 @@ fn peer_words(peer: &PeerStatus, up: bool, numbers: bool) -> String {
             let seconds = seconds as u64;
             words.push(format!("last-seen:{}", duration(seconds)));
         }
+    }
+    if peer.sync_paused {
+        words.push("pause-sync:yes".to_owned());
     }
     if let [volume] = peer.volumes.as_slice() {
         if peer.connection == ConnectionState::Connected {

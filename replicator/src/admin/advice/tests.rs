@@ -1,6 +1,6 @@
 use super::super::samples::healthy;
 use super::*;
-use crate::admin::ResyncStatus;
+use crate::admin::{PAUSED_BY_USER, ResyncStatus};
 
 fn conclude(change: impl FnOnce(&mut Status)) -> (Option<String>, Option<String>, u32) {
     let mut status = healthy();
@@ -82,6 +82,22 @@ fn a_resync_says_that_there_is_one_copy() {
     assert_eq!(
         sentence.as_deref(),
         Some("one up-to-date copy until the resync ends")
+    );
+}
+
+#[test]
+fn a_resync_held_by_order_says_which_words_let_it_go_on() {
+    let mut both = healthy();
+    let resource = &mut both.resources[0];
+    resource.sync_paused = true;
+    resource.peers[0].sync_paused = true;
+    let held = Some(PAUSED_BY_USER.to_owned());
+    resource.peers[0].volumes[0].resync = Some(ResyncStatus::new(1, 2, None, held));
+    let resource = both.concluded().resources.remove(0);
+    assert_eq!(resource.problem.as_deref(), Some("W0139"));
+    assert_eq!(
+        resource.action.as_deref(),
+        Some("twinadm resume-sync vm-web and twinadm resume-sync vm-web --node kvm-b")
     );
 }
 
