@@ -19,7 +19,7 @@ use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, getsockopt, setsockopt,
     socket, sockopt,
 };
-use replicator::admin::{ErrorId, ErrorReport, RESPONSE_LEN_MAX, Request, Response, Verb};
+use replicator::admin::{ErrorId, ErrorReport, Request, Response, Verb};
 use replicator::io::clock;
 use replicator::protocol::{
     PREAMBLE_REPLY_LEN, PreambleReply, PreambleStatus, RelayPreamble, VersionRange,
@@ -43,6 +43,13 @@ const SET_UP_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The same for one address; the data links give a path no longer either.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Longest line that is handed on: the status of well over a thousand resources. Each place holds one
+/// at most, so all of them 64 MiB.
+const LINE_LEN_MAX: usize = 4 << 20;
+
+/// From its first byte to its end a line may take this long.
+const LINE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Where a privileged port is taken from: those below are services' (bindresvport(3)).
 const PRIVILEGED_PORTS: Range<u16> = 600..PRIVILEGED_PORTS_END;
@@ -344,22 +351,35 @@ fn next_line(
     line: &mut Vec<u8>,
     answers: &dyn Answers,
 ) -> Result<bool, End> {
+    let mut deadline = None;
     loop {
-        let room = RESPONSE_LEN_MAX - line.len();
-        if room == 0 {
-            let why = format!("a line is longer than {RESPONSE_LEN_MAX} bytes");
-            return Err(End::Nonsense(why));
-        }
-        let room = u64::try_from(room).unwrap_or(u64::MAX);
-        match reader.by_ref().take(room).read_until(b'\n', line) {
-            Ok(0) => return Ok(false),
-            Ok(_) if line.last() == Some(&b'\n') => return Ok(true),
-            // The end, or the limit: the next round tells which.
-            Ok(_) => {}
+        match reader.fill_buf() {
+            Ok([]) => return Ok(false),
+            Ok(bytes) => {
+                let end = bytes.iter().position(|byte| *byte == b'\n');
+                let count = end.map_or(bytes.len(), |at| at + 1);
+                if line.len() + count > LINE_LEN_MAX {
+                    let why = format!("a line is longer than {LINE_LEN_MAX} bytes");
+                    return Err(End::Nonsense(why));
+                }
+                line.extend_from_slice(&bytes[..count]);
+                reader.consume(count);
+                if end.is_some() {
+                    return Ok(true);
+                }
+                let now = clock::now();
+                if now >= *deadline.get_or_insert(now.plus(LINE_TIMEOUT)) {
+                    return Err(End::Cut("a line of it does not end".to_owned()));
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             // What came before the time was over is in `line` already.
             Err(error) if is_timeout(&error) => {
                 if answers.is_gone() {
                     return Err(End::ClientGone(io::ErrorKind::BrokenPipe.into()));
+                }
+                if deadline.is_some_and(|deadline| clock::now() >= deadline) {
+                    return Err(End::Cut("a line of it does not end".to_owned()));
                 }
             }
             Err(error) => return Err(End::Cut(words(&error))),

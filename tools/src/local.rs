@@ -31,7 +31,7 @@ pub(crate) fn node_name(context: &Context, verb: &str) -> Result<String, ErrorRe
             );
             Err(
                 ErrorReport::new(ErrorId::NodeUnreachable, what, why).next(format!(
-                    "run it on {named}, or with that daemon's --run-dir"
+                    "on {named}: twinadm {verb} RES; or here, with the --run-dir of its daemon"
                 )),
             )
         }

@@ -93,13 +93,39 @@ fn what_is_no_answer_is_not_handed_on() {
 
 #[test]
 fn a_line_without_an_end_is_collected_only_up_to_its_limit() {
-    let (stream, _kept) = answered(vec![b'x'; RESPONSE_LEN_MAX + 1], true);
+    let (stream, _kept) = answered(vec![b'x'; LINE_LEN_MAX + 1], true);
     let mut client = Client::default();
     let end = hand_lines_on(stream, &Verb::Version, &mut client);
     assert!(
         matches!(&end, End::Nonsense(why) if why.contains("longer")),
         "{end:?}"
     );
+}
+
+#[test]
+fn a_line_that_trickles_in_ends_its_relay() {
+    let (listener, address) = listener();
+    let stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(CLIENT_LOOK)).unwrap();
+    let (mut other, _) = listener.accept().unwrap();
+    other.set_nodelay(true).unwrap();
+    let (stop, is_over) = std::sync::mpsc::channel::<()>();
+    let trickle = thread::spawn(move || {
+        // A byte now and then, until the other side is done with it.
+        while is_over.recv_timeout(Duration::from_millis(50))
+            == Err(std::sync::mpsc::RecvTimeoutError::Timeout)
+            && other.write_all(b"x").is_ok()
+        {}
+    });
+    let begin = clock::now();
+    let end = hand_lines_on(stream, &Verb::Version, &mut Client::default());
+    assert!(
+        matches!(&end, End::Cut(why) if why.contains("line")),
+        "{end:?}"
+    );
+    assert!(clock::now().since(begin) < 4 * LINE_TIMEOUT);
+    drop(stop);
+    trickle.join().unwrap();
 }
 
 #[test]
