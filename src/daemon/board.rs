@@ -60,6 +60,9 @@ pub enum Presence {
 pub struct ResourceBoard {
     /// Whether the shard has it.
     pub presence: Presence,
+    /// It was up before and its devices cannot be opened: that is tried again until somebody takes it
+    /// in hand.
+    pub retried: bool,
     /// Somebody is bringing it up or down, attaching or detaching.
     pub claimed: bool,
     /// The controller's view.

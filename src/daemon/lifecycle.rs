@@ -5,12 +5,12 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use replicator::admin::{ErrorId, ErrorReport};
-use replicator::engine::{AdminRequest, Input};
+use replicator::engine::{AdminRequest, AttachError, Input};
 use replicator::io::clock;
 use replicator::types::{DiskState, Instant, ResourceId, Role, VolumeId};
 
 use super::api::{AttachFailure, AttachSetup, ResourceSetup, ShardCommand};
-use super::board::Presence;
+use super::board::{BoardState, Presence};
 use super::control::Answers;
 use super::node::Node;
 use super::orders::{Outcome, done};
@@ -23,6 +23,10 @@ const UP_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How long taking away may take: disk operations in flight must end.
 const DOWN_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What was up before is tried again after this, each time twice as long, up to the longest.
+const RETRY_PAUSE_MIN: Duration = Duration::from_secs(1);
+const RETRY_PAUSE_MAX: Duration = Duration::from_secs(15);
 
 /// How long a device in use is tried again: the process that held it may be dying (R14).
 const BUSY_PATIENCE: Duration = Duration::from_secs(5);
@@ -133,25 +137,77 @@ impl Node {
         })
     }
 
-    /// What was up when the daemon stopped comes up again. A disk that is missing is said and
-    /// leaves the resource up without one: it still votes, learns and can be attached later.
+    /// What was up when the daemon stopped comes up again. A disk that is missing, or does not
+    /// answer yet, is said and leaves the resource up without one: it votes and learns, and its disk
+    /// is tried again until it is there or somebody takes the resource in hand.
     pub(super) fn up_again(&self, resource: &ResourceConfig) {
-        let _claim = Claim::inherited(self, resource);
-        let brought = self.add(resource).and_then(|()| {
+        let claim = Claim::inherited(self, resource);
+        let brought = self.add(resource).map(|()| {
             let attached = self.attach(resource, UP_TIMEOUT);
             self.admin(resource, AdminRequest::Connect);
             attached
         });
-        match brought {
-            Ok(()) => tracing::info!("{} is up", resource.name),
-            Err(report) => tracing::error!(
-                id = report.id,
-                "{}: {} ({})",
-                resource.name,
-                report.what,
-                report.why
-            ),
+        let failure = match brought {
+            Ok(Ok(())) => return tracing::info!("{} is up", resource.name),
+            Ok(Err(report)) | Err(report) => report,
+        };
+        let (name, what, why) = (&resource.name, &failure.what, &failure.why);
+        tracing::error!(id = failure.id, "{name}: {what} ({why})");
+        if self.may_be_there_later(resource) {
+            self.board
+                .update(|board| board.resource(resource.id()).retried = true);
+            drop(claim);
+            self.attach_again(resource);
         }
+    }
+
+    /// Whether the newest attach failed for what may pass: not for what the metadata says.
+    fn may_be_there_later(&self, resource: &ResourceConfig) -> bool {
+        let id = resource.id();
+        self.presence(resource) == Presence::Running
+            && self.board.read(|board| {
+                let shard = board.resources.get(&id).and_then(|it| it.shard.as_ref());
+                let failure = shard.and_then(|it| it.attach_error.as_ref());
+                !matches!(failure, Some(AttachFailure::Engine(error)) if !is_of_disk(*error))
+            })
+    }
+
+    /// Tries until it is attached, somebody took the resource in hand, or the daemon stops.
+    fn attach_again(&self, resource: &ResourceConfig) {
+        let id = resource.id();
+        let mut pause = RETRY_PAUSE_MIN;
+        loop {
+            let ended = self.board.wait(pause, |board| {
+                let stopping = board.stopping;
+                let known = board.resource(id);
+                known.retried &= known.presence == Presence::Running;
+                (stopping || !known.retried).then_some(())
+            });
+            if ended.is_some() {
+                return;
+            }
+            pause = (pause * 2).min(RETRY_PAUSE_MAX);
+            // Whoever has it is listened to first.
+            let Ok(_claim) = Claim::take(self, resource, Duration::ZERO) else {
+                continue;
+            };
+            // One that reads its metadata still is not disturbed.
+            let over = match self.board.read(|board| self.disk_of(board, id)) {
+                Some(DiskState::Diskless) => self.attach(resource, UP_TIMEOUT).is_ok(),
+                Some(DiskState::Attaching | DiskState::Detaching) | None => false,
+                Some(_) => true,
+            };
+            if over || !self.may_be_there_later(resource) {
+                self.board
+                    .update(|board| board.resource(id).retried = false);
+                return;
+            }
+        }
+    }
+
+    fn disk_of(&self, board: &BoardState, id: ResourceId) -> Option<DiskState> {
+        let shard = board.resources.get(&id)?.shard.as_ref()?;
+        Some(shard.engine.disk)
     }
 
     pub(super) fn down(
@@ -273,10 +329,13 @@ impl Node {
                 stored: self.marks(id),
             }),
         });
-        let ended = self
-            .board
-            .wait(timeout, |board| board.resource(id).attach.take());
-        ended.map(|result| result.map(|_| ())).ok_or_else(|| {
+        let ended = self.board.wait(timeout, |board| {
+            let ended = board.resource(id).attach.take().map(Some);
+            // An orderly stop does not wait for a disk.
+            ended.or(board.stopping.then_some(None))
+        });
+        let ended = ended.flatten().map(|result| result.map(|_| ()));
+        ended.ok_or_else(|| {
             let what = format!("{} is not attached on {}", resource.name, self.name());
             let why = "opening the disk and reading the metadata takes too long";
             ErrorReport::new(ErrorId::TimedOut, what, why)
@@ -312,6 +371,8 @@ impl Node {
     /// open would count as one that lost writes when the host boots next. It does so in this order,
     /// whatever its newest snapshot says.
     fn begin_to_leave(&self, resource: &ResourceConfig) {
+        self.board
+            .update(|board| board.resource(resource.id()).retried = false);
         self.admin(resource, AdminRequest::Disconnect);
         self.command(ShardCommand::Engine {
             resource: resource.id(),
@@ -415,4 +476,9 @@ impl Node {
         all.filter(|resource| self.check_running(resource).is_ok())
             .collect()
     }
+}
+
+/// Whether the disk said so, and not what is on it.
+fn is_of_disk(error: AttachError) -> bool {
+    matches!(error, AttachError::Disk(_))
 }

@@ -403,6 +403,8 @@ impl Node {
             self.let_failed_disk_go(resource, timeout)?;
         }
         self.attach(resource, timeout)?;
+        self.board
+            .update(|board| board.resource(resource.id()).retried = false);
         done(true, format!("{} is attached", resource.name))
     }
 
@@ -440,8 +442,15 @@ impl Node {
         let timeout = timeout.unwrap_or(ORDER_TIMEOUT);
         let _claim = Claim::take(self, resource, timeout)?;
         let name = &resource.name;
+        let retried = self.board.update(|board| {
+            let known = board.resource(resource.id());
+            core::mem::replace(&mut known.retried, false)
+        });
         if self.engine(resource, |it| it.disk == DiskState::Diskless) {
-            return done(false, format!("{name} is detached already"));
+            return match retried {
+                true => done(true, format!("{name} is not attached any more by itself")),
+                false => done(false, format!("{name} is detached already")),
+            };
         }
         if self.engine(resource, |it| it.role == Role::Primary) {
             let what = format!("{name} stays attached on {}", self.name());

@@ -209,6 +209,9 @@ fn volume_status(
         volume: volume.id.0,
         disk: up.then(|| match shard {
             Some(_) if known.presence == Presence::Leaving => DiskState::Detaching,
+            Some(shard) if known.retried && shard.engine.disk == DiskState::Diskless => {
+                DiskState::Attaching
+            }
             Some(shard) => shard.engine.disk,
             None => DiskState::Diskless,
         }),

@@ -292,3 +292,41 @@ fn a_resource_taken_down_on_a_hanging_disk_is_up_again_only_after_it_answered() 
     cluster.wait_both_up_to_date(B);
     drop(cluster);
 }
+
+/// A device may appear after the daemon did, or be held by what died with the host's last boot: what
+/// was up comes up again by itself, and says meanwhile what it waits for.
+#[test]
+fn what_was_up_is_attached_once_its_device_is_there() {
+    let mut cluster = Cluster::serving(&Setup::default());
+    let away = cluster.disk(B).with_extension("away");
+    let start_without_disk = |cluster: &mut Cluster| {
+        cluster.kill(B);
+        fs::rename(cluster.disk(B), &away).unwrap();
+        cluster.start(B);
+        let status = cluster.wait_status(B, "it waits for its disk", |status| {
+            let volume = &status["volumes"][0];
+            volume["disk"] == "Attaching" && volume["disk_error"].is_string()
+        });
+        assert_eq!(status["up"], true);
+        let action = status["action"].as_str().unwrap();
+        assert!(action.contains("by itself"), "{action}");
+    };
+    start_without_disk(&mut cluster);
+    fs::rename(&away, cluster.disk(B)).unwrap();
+    cluster.wait_both_up_to_date(A);
+
+    // Whoever wants it detached is listened to.
+    start_without_disk(&mut cluster);
+    cluster.adm(B, &["detach", RES]).ok();
+    cluster.wait_status(B, "nobody tries", |status| {
+        status["volumes"][0]["disk"] == "Diskless"
+    });
+    cluster.adm(B, &["attach", RES]).exits(1);
+    fs::rename(&away, cluster.disk(B)).unwrap();
+    cluster.adm(B, &["attach", RES]).ok();
+    cluster.wait_both_up_to_date(A);
+    // A stop does not wait for the next try.
+    start_without_disk(&mut cluster);
+    cluster.terminate(B, LIMIT);
+    drop(cluster);
+}

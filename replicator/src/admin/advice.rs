@@ -124,11 +124,11 @@ fn guests_wait(node: &str, cluster: &ClusterStatus, resource: &ResourceStatus) -
 }
 
 fn local_disk_away(node: &str, resource: &ResourceStatus) -> Option<Advice> {
-    let volume = resource.volumes.iter().find(|volume| {
-        matches!(
-            volume.disk,
-            None | Some(DiskState::Diskless | DiskState::Detaching | DiskState::Failed)
-        )
+    let volume = resource.volumes.iter().find(|volume| match volume.disk {
+        None | Some(DiskState::Diskless | DiskState::Detaching | DiskState::Failed) => true,
+        // It tries again and again.
+        Some(DiskState::Attaching) => volume.disk_error.is_some(),
+        Some(_) => false,
     })?;
     let disk = volume.disk.unwrap_or(DiskState::Diskless);
     let why = match &volume.disk_error {
@@ -143,10 +143,14 @@ fn local_disk_away(node: &str, resource: &ResourceStatus) -> Option<Advice> {
     } else {
         String::new()
     };
+    let action = match disk {
+        DiskState::Attaching => "mend the disk; it is then attached by itself".to_owned(),
+        _ => format!("mend the disk, then: {first}twinadm attach {name}"),
+    };
     Some(Advice {
         problem: Some(ErrorId::LocalDiskAway),
         status: format!("the replica on {node} is {disk}{why}"),
-        action: Some(format!("mend the disk, then: {first}twinadm attach {name}")),
+        action: Some(action),
     })
 }
 

@@ -5,9 +5,11 @@
 //! and a detach or the end of the resource leaves the thread to itself: what it opens is closed.
 
 use core::time::Duration;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 
+use nix::errno::Errno;
 use replicator::engine::{AdminRequest, AttachRequest, Input};
 use replicator::io::{Disk, DiskQueue, MetaQueue, OpenError};
 use replicator::types::{BLOCK_LEN, ByteLen, ByteOffset, DiskState, ResourceId};
@@ -84,8 +86,17 @@ impl Shard {
         } else {
             let (order, meta) = (attaching.order, attaching.setup.meta.clone());
             let (queue, opener) = (Arc::clone(&self.queue), Arc::clone(&self.opener));
+            let name = resource.setup.name.clone();
+            let failed_path = path.clone();
             let open = move || {
-                let devices = opener(&path, &meta).map(Box::new);
+                let opened = catch_unwind(AssertUnwindSafe(|| opener(&path, &meta)));
+                let devices = opened.unwrap_or_else(|_| {
+                    // A bug; but without an answer the resource could never be attached again.
+                    tracing::error!(name, "opening a device panicked; its message is above");
+                    let errno = Errno::EIO;
+                    Err(OpenError::Os { path, errno })
+                });
+                let devices = devices.map(Box::new);
                 queue.send(ShardCommand::Opened {
                     resource: id,
                     order,
@@ -98,9 +109,14 @@ impl Shard {
                     self.opening.insert(id, order);
                     attaching.give_up_at
                 }
-                Err(error) => {
+                Err(error) if self.now < attaching.give_up_at => {
                     tracing::warn!(%error, "no thread to open a device; tried again");
                     self.now.plus(ATTACH_PAUSE)
+                }
+                Err(error) => {
+                    let errno = error.raw_os_error().map_or(Errno::EAGAIN, Errno::from_raw);
+                    let path = failed_path;
+                    return self.attach_failed(key, attaching, OpenError::Os { path, errno });
                 }
             };
             resource.attaching = Some(attaching);

@@ -1,5 +1,6 @@
 //! Devices whose open takes as long as it likes.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 
@@ -7,6 +8,7 @@ use replicator::engine::{AdminRequest, Event, Input};
 use replicator::types::DiskState;
 
 use super::rig::{Node, Scratch};
+use crate::daemon::api::ShardEvent;
 use crate::daemon::shard::attach::open_devices;
 use crate::daemon::shard::{Surroundings, engines};
 
@@ -55,13 +57,31 @@ fn a_resource_that_is_taken_away_while_its_devices_open_comes_back() {
     node.wait_engine(|state| state.disk == DiskState::Attaching);
     node.remove();
     let event = node.wait_shard_event();
-    assert!(
-        matches!(event, crate::daemon::api::ShardEvent::Removed { .. }),
-        "{event:?}"
-    );
+    assert!(matches!(event, ShardEvent::Removed { .. }), "{event:?}");
     node.add();
     node.attach();
     allow.send(()).unwrap();
     allow.send(()).unwrap();
+    node.wait_event(|event| matches!(event, Event::Attached(Ok(_))));
+}
+
+#[test]
+fn an_open_that_panics_is_a_failure_like_any_other() {
+    let first = Arc::new(AtomicBool::new(true));
+    let surroundings = Surroundings {
+        opener: Arc::new(move |disk, meta| {
+            assert!(!first.swap(false, Ordering::Relaxed), "as if it had a bug");
+            open_devices(disk, meta)
+        }),
+        ..Surroundings::real()
+    };
+    let scratch = Arc::new(Scratch::new());
+    let mut node = Node::alone_in(&scratch, surroundings, engines());
+    node.create();
+    node.add();
+    node.attach();
+    let event = node.wait_shard_event();
+    assert!(matches!(event, ShardEvent::OpenFailed { .. }), "{event:?}");
+    node.attach();
     node.wait_event(|event| matches!(event, Event::Attached(Ok(_))));
 }
