@@ -130,6 +130,7 @@ fn resource_status(
         // Between the start of the daemon and the shard's first word nothing is served.
         role: up.then(|| engine.map_or(Role::Secondary, |it| it.role)),
         protocol: config.protocol_of(resource),
+        failover: resource.failover,
         io_backend: known
             .shard
             .as_ref()

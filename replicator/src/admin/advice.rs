@@ -2,7 +2,7 @@
 
 use super::catalogue::ErrorId;
 use super::status::{ClusterStatus, PeerStatus, PeerVolumeStatus, ResourceStatus, Status};
-use crate::types::{ConnectionState, DiskState, Role};
+use crate::types::{ConnectionState, DiskState, Failover, ReplicationProtocol, Role};
 
 /// How long a session may be away before that is a problem: each change of roles makes a new one,
 /// within a few round trips and at worst after one refused dial.
@@ -58,6 +58,7 @@ fn advise(node: &str, cluster: &ClusterStatus, resource: &ResourceStatus) -> Opt
         .or_else(|| local_disk_silent(node, resource))
         .or_else(|| sync_paused(resource))
         .or_else(|| resyncing(resource))
+        .or_else(|| awaits_order(node, resource))
         .or_else(|| {
             resource
                 .peers
@@ -214,6 +215,29 @@ fn reconnects(peer: &PeerStatus) -> bool {
     peer.connection == ConnectionState::Connecting
         && peer.refused.is_none()
         && peer.disconnected_seconds.is_some_and(for_a_moment)
+}
+
+/// The Primary is away, and nobody takes over without a person.
+fn awaits_order(node: &str, resource: &ResourceStatus) -> Option<Advice> {
+    let could = resource.in_sync.iter().any(|name| name == node);
+    let manual = resource.failover == Failover::Manual && !resource.held && could;
+    let primary = resource.view_primary.as_deref()?;
+    let peer = resource.peers.iter().find(|peer| peer.node == primary)?;
+    if !manual || peer.connection != ConnectionState::Connecting || reconnects(peer) {
+        return None;
+    }
+    let lost = match resource.protocol {
+        ReplicationProtocol::A => "; what it had not sent yet is lost then",
+        ReplicationProtocol::B | ReplicationProtocol::C => "",
+    };
+    Some(Advice {
+        problem: Some(ErrorId::PeerAway),
+        status: format!("{primary} is away, and failover is manual: nobody serves"),
+        action: Some(format!(
+            "bring {primary} back; or here: twinadm primary {}{lost}",
+            resource.name
+        )),
+    })
 }
 
 fn peer_away(resource: &ResourceStatus, peer: &PeerStatus) -> Option<Advice> {

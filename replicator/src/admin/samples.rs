@@ -4,7 +4,9 @@ use super::status::{
     ArbitratorStatus, ClusterStatus, LastResync, PeerStatus, PeerVolumeStatus, ResourceStatus,
     SCHEMA, Status, VolumeStatus,
 };
-use crate::types::{ConnectionState, DiskState, ReplicationProtocol, ReplicationState, Role};
+use crate::types::{
+    ConnectionState, DiskState, Failover, ReplicationProtocol, ReplicationState, Role,
+};
 
 /// Primary here, everything well.
 pub(super) fn healthy() -> Status {
@@ -30,6 +32,7 @@ pub(super) fn healthy() -> Status {
             up: true,
             role: Some(Role::Primary),
             protocol: ReplicationProtocol::C,
+            failover: Failover::Auto,
             io_backend: Some("io_uring".to_owned()),
             view: Some(7),
             view_primary: Some("kvm-a".to_owned()),

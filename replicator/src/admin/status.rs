@@ -5,7 +5,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::types::{ConnectionState, DiskState, ReplicationProtocol, ReplicationState, Role};
+use crate::types::{
+    ConnectionState, DiskState, Failover, ReplicationProtocol, ReplicationState, Role,
+};
 
 /// Value of [`Status::schema`].
 pub const SCHEMA: &str = "twinblk.status/1";
@@ -73,6 +75,9 @@ pub struct ResourceStatus {
     pub role: Option<Role>,
     /// When a write is acknowledged.
     pub protocol: ReplicationProtocol,
+    /// `auto` or `manual`: whether the survivor takes over by itself.
+    #[serde(default)]
+    pub failover: Failover,
     /// `io_uring` or `portable`.
     pub io_backend: Option<String>,
     /// Number of the newest view known here; `None` before the first.

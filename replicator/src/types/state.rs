@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 
 macro_rules! state {
     ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident),+ $(,)? }) => {
-        $(#[$doc])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+        $(#[$doc])*
         pub enum $name { $($(#[$vdoc])* $variant),+ }
 
         impl $name {
@@ -99,8 +99,11 @@ state!(
 
 state!(
     /// Whether a survivor takes over by itself.
+    #[derive(Default)]
+    #[serde(rename_all = "lowercase")]
     Failover {
         /// As soon as it is certain that the Primary no longer serves.
+        #[default]
         Auto,
         /// When an operator says so.
         Manual,

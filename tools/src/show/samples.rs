@@ -4,7 +4,9 @@ use replicator::admin::{
     ArbitratorStatus, ClusterStatus, GuestStatus, LastResync, PeerStatus, PeerVolumeStatus,
     ResourceStatus, ResyncStatus, SCHEMA, Status, VolumeStatus,
 };
-use replicator::types::{ConnectionState, DiskState, ReplicationProtocol, ReplicationState, Role};
+use replicator::types::{
+    ConnectionState, DiskState, Failover, ReplicationProtocol, ReplicationState, Role,
+};
 
 pub(crate) fn healthy() -> Status {
     let mut db = resource("vm-db", Role::Secondary, "kvm-b");
@@ -84,6 +86,7 @@ fn resource(name: &str, role: Role, prefer: &str) -> ResourceStatus {
         up: true,
         role: Some(role),
         protocol: ReplicationProtocol::C,
+        failover: Failover::Auto,
         io_backend: Some("io_uring".to_owned()),
         view: Some(7),
         view_primary: Some(prefer.to_owned()),

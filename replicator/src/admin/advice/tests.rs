@@ -186,3 +186,33 @@ fn a_failed_disk_is_attached_where_no_guest_is_served() {
     let secondary = advised(Role::Secondary);
     assert!(secondary.contains("then: twinadm attach"), "{secondary}");
 }
+
+#[test]
+fn a_survivor_under_manual_failover_says_whose_turn_it_is() {
+    let said = |failover, in_sync: &[&str]| {
+        let (problem, text, _) = conclude(|status| {
+            let (node, resource) = (status.node.clone(), &mut status.resources[0]);
+            let peer = &mut resource.peers[0];
+            peer.connection = ConnectionState::Connecting;
+            peer.disconnected_seconds = Some(60.0);
+            resource.role = Some(Role::Secondary);
+            resource.failover = failover;
+            resource.view_primary = Some(peer.node.clone());
+            let named = |name: &&str| match *name {
+                "here" => node.clone(),
+                _ => peer.node.clone(),
+            };
+            resource.in_sync = in_sync.iter().map(named).collect();
+        });
+        assert_eq!(problem.as_deref(), Some("W0108"));
+        text.unwrap()
+    };
+    let both = &["here", "there"][..];
+    assert!(said(Failover::Manual, both).contains("failover is manual"));
+    assert!(!said(Failover::Auto, both).contains("manual"));
+    let outdated = said(Failover::Manual, &["there"]);
+    assert!(
+        !outdated.contains("manual"),
+        "`primary` would be refused here"
+    );
+}
