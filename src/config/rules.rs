@@ -126,7 +126,8 @@ fn check_addresses(nodes: &[DraftNode], found: &mut Findings) {
 }
 
 /// Protocol A answers guests for writes that the peer may never get: no node may act on the peer's
-/// copy without a person who knows that.
+/// copy without a person who knows that. Nor with one, yet: after a lost connection the peer is
+/// made equal block by block and is no prefix meanwhile.
 fn check_protocol(
     resource: &DraftResource<'_>,
     net: &NetConfig,
@@ -135,19 +136,22 @@ fn check_protocol(
 ) {
     let own = resource.protocol.as_ref();
     let protocol = own.map_or(net.protocol, |own| own.value);
-    if protocol == ReplicationProtocol::A && resource.failover == Failover::Auto {
-        let span = own.map(|own| own.span).or(net_span);
+    if protocol != ReplicationProtocol::A {
+        return;
+    }
+    let span = own.map(|own| own.span).or(net_span);
+    let span = span.unwrap_or(resource.name.span);
+    if resource.failover == Failover::Auto {
         let message = "protocol \"A\" with automatic failover can lose acknowledged writes";
         let label = format!(
             "write \"C\", or failover = \"manual\" in resource `{}`",
             shown(&resource.name.value)
         );
-        found.at(
-            ErrorId::ProtocolALossy,
-            span.unwrap_or(resource.name.span),
-            message,
-            label,
-        );
+        found.at(ErrorId::ProtocolALossy, span, message, label);
+    } else {
+        let message = "protocol \"A\" is not in this version";
+        let label = "write \"B\": the peer's disk is not waited for";
+        found.at(ErrorId::NotInThisVersion, span, message, label);
     }
 }
 

@@ -178,7 +178,7 @@ fn a_disk_timeout_that_healthy_disks_would_miss_is_refused() {
 }
 
 #[test]
-fn protocol_a_needs_a_person_to_fail_over() {
+fn protocol_a_is_refused_and_says_why() {
     let with = |resource: &str, net: &str| {
         let text = WEB.replace(
             "[resource.vm-web]\n",
@@ -190,10 +190,12 @@ fn protocol_a_needs_a_person_to_fail_over() {
             .replace("protocol = \"C\"", &format!("protocol = \"{net}\""));
         parse(&[cluster, file(FileKind::Resources, "vm-web.toml", &text)])
     };
-    let manual = "protocol = \"A\"\nfailover = \"manual\"";
-    let config = with(manual, "C").unwrap().config;
+    let refused = with("protocol = \"A\"\nfailover = \"manual\"", "C").unwrap_err();
+    assert_eq!(refused[0].id, ErrorId::NotInThisVersion);
+    let manual = with("protocol = \"B\"\nfailover = \"manual\"", "C");
+    let config = manual.unwrap().config;
     let resource = &config.resources[0];
-    assert_eq!(config.protocol_of(resource), ReplicationProtocol::A);
+    assert_eq!(config.protocol_of(resource), ReplicationProtocol::B);
     assert_eq!(resource.failover, Failover::Manual);
     for (resource, net) in [
         ("protocol = \"A\"", "C"),

@@ -90,6 +90,9 @@ pub enum EngineReport {
     PeerLost,
     /// The peer said that its disk failed.
     PeerDiskFailed,
+    /// An Add was decided that the peer has no record of: it will never count itself as in sync, so
+    /// this replica is the only one, whatever state it is in.
+    PeerUnprepared,
     /// The local device failed.
     LocalDiskFailed,
     /// The local device failed, and the peer's replica, the only one left, restarted without

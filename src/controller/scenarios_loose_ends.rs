@@ -250,3 +250,21 @@ fn a_primary_whose_disk_is_in_doubt_does_not_remove_its_peer() {
         world.view(A).in_sync == InSync::only(NodeId::A)
     });
 }
+
+#[test]
+fn a_primary_whose_disk_failed_is_rid_of_a_peer_that_never_joined() {
+    // Simulator, seed 1500002624: the Add was decided late, the peer's record of it had gone with
+    // its session, and the only replica's metadata had failed in between.
+    let mut world = World::pair(80);
+    world.report(A, EngineReport::LocalDiskFailed);
+    world.run(ms(1_000));
+    assert_eq!(
+        world.view(A).in_sync,
+        InSync::BOTH,
+        "it may have to serve (R18)"
+    );
+    world.report(A, EngineReport::PeerUnprepared);
+    world.run_until(ms(1_000), |world| {
+        world.view(A).in_sync == InSync::only(NodeId::A)
+    });
+}

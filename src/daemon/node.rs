@@ -202,6 +202,7 @@ fn report_of(event: &Event) -> Option<EngineReport> {
         Event::DiskFailed(_) => EngineReport::LocalDiskFailed,
         Event::PeerLost => EngineReport::PeerLost,
         Event::PeerDiskFailed => EngineReport::PeerDiskFailed,
+        Event::PeerUnprepared => EngineReport::PeerUnprepared,
         Event::NotActivated { view } => EngineReport::NotActivated { view },
         Event::PeerLostWrites => EngineReport::PeerLostWrites,
         Event::Connected { peer_replica } => EngineReport::SessionUp { peer_replica },

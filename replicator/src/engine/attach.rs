@@ -6,7 +6,7 @@
 use super::input::{AttachRequest, DiskReply};
 use super::ops::{DiskOp, Op};
 use super::output::{Action, AttachError, CloseReason, DiskCommand, Event, MetaRequest, Outbox};
-use super::session::Phase;
+use super::session::{Phase, Session};
 use super::slab::Key;
 use super::tracking::Replica;
 use super::{Engine, LocalDisk, ReplicaMark};
@@ -120,8 +120,6 @@ impl Engine {
             return self.refuse_attach(error, out);
         }
         let lost_volatile = superblock.open && superblock.boot_id != request.boot_id;
-        // One that was writing for guests completed whatever they were told of.
-        let restarted = superblock.open && recovered.replayed.is_empty();
         let replica_id = superblock.replica;
         self.coarse = superblock.bits_coarse;
         self.replica = Some(Replica {
@@ -129,7 +127,6 @@ impl Engine {
             activity_log: recovered.activity_log,
             bitmap: recovered.bitmap,
             lost_volatile,
-            restarted,
         });
         if let Some(repair) = recovered.activity_log_repair {
             self.persist_bitmap(MetaThen::Nothing, out);
@@ -313,20 +310,8 @@ impl Engine {
             inconsistent: failed
                 || (superblock.state == ReplicaState::SyncTarget
                     && superblock.in_sync_from.is_none()),
-            lost_volatile: self.lost_volatile(),
+            lost_volatile: replica.lost_volatile,
         })
-    }
-
-    /// Whether writes may be missing here that this replica once answered for: another boot, or
-    /// below protocol C another process, lost what the disk had not been given (R16). The Primary
-    /// of record answered for nothing that its disk had not completed.
-    pub(super) fn lost_volatile(&self) -> bool {
-        let node = self.config.node;
-        let was_primary = self.view.is_some_and(|view| view.primary == node);
-        let memory_counts = self.config.protocol != ReplicationProtocol::C && !was_primary;
-        self.replica
-            .as_ref()
-            .is_some_and(|it| it.lost_volatile || (it.restarted && memory_counts))
     }
 
     /// Source: the marks are relative to this peer from now on, and durable before that is said.
@@ -386,14 +371,14 @@ impl Engine {
             .peer
             .as_ref()
             .map_or(ViewNumber::NONE, |peer| peer.view);
-        let (session, boot_id) = (session.id, self.config.boot_id);
+        let (session, boot_id) = (session.id, self.keeper());
         let Some(replica) = &mut self.replica else {
             return;
         };
-        let lost =
-            core::mem::take(&mut replica.lost_volatile) | core::mem::take(&mut replica.restarted);
+        let recorded = replica.superblock.current().boot_id == boot_id;
+        let lost = core::mem::take(&mut replica.lost_volatile);
         let state = replica.superblock.current().state;
-        if !lost && matches!(state, ReplicaState::InSync { .. }) {
+        if !lost && recorded && matches!(state, ReplicaState::InSync { .. }) {
             return;
         }
         self.recording = true;
@@ -410,15 +395,27 @@ impl Engine {
         );
     }
 
+    /// What keeps that for which this replica answers in the present session: its host's memory, or
+    /// below protocol C not even that, but this process's. Of no boot, any start but one after an
+    /// orderly end finds it lost (R16), whatever that process is configured with.
+    fn keeper(&self) -> u128 {
+        let session = self.session.as_ref();
+        // A Primary without a disk writes under C.
+        let forwarded = session.is_some_and(|it| matches!(it.phase, Phase::ForwardTarget));
+        match session.map(Session::protocol) {
+            Some(ReplicationProtocol::A | ReplicationProtocol::B) if !forwarded => 0,
+            _ => self.config.boot_id,
+        }
+    }
+
     /// Target: "in sync from `view` on", void unless the register agrees (R19).
     pub(super) fn record_in_sync_from(&mut self, view: ViewNumber, out: &mut Outbox) {
         let Some(session) = self.session.as_ref().map(|session| session.id) else {
             return;
         };
-        let boot_id = self.config.boot_id;
+        let boot_id = self.keeper();
         if let Some(replica) = &mut self.replica {
             replica.lost_volatile = false;
-            replica.restarted = false;
         }
         // Or a restart before this node hears of the view would find the replica failed.
         self.mark(ReplicaMark::Clean, out);
@@ -588,7 +585,7 @@ impl Engine {
         self.persist_bitmap(MetaThen::Nothing, out);
         let clean = result.is_ok();
         // Writes that an earlier boot lost are not there because this one flushed.
-        let whole = self.replica.is_some() && !self.lost_volatile();
+        let whole = self.replica.as_ref().is_some_and(|it| !it.lost_volatile);
         let only = self.is_only_replica();
         self.record(
             |superblock| {

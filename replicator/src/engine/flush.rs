@@ -157,7 +157,7 @@ impl Engine {
             && round.peer == Leg::Pending
         {
             round.peer = Leg::Done;
-            self.note_payment();
+            self.note_peer_disk();
             self.settle_round(out);
         }
     }

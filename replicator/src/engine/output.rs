@@ -176,6 +176,9 @@ pub enum Event {
     PeerLost,
     /// The peer said its disk failed.
     PeerDiskFailed,
+    /// An Add was decided late, after the peer's record of it went with its session: it has to
+    /// leave and be added again, even if the local disk has failed meanwhile.
+    PeerUnprepared,
     /// The local device of this Primary failed, and the peer, whose replica is the only one left,
     /// restarted without writes that guests were told of (R16): nothing of this activation can be
     /// served any more.

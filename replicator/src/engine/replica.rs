@@ -203,7 +203,9 @@ impl Engine {
         let Some(work) = self.peer_work.get_mut(key) else {
             return;
         };
-        if work.turn != self.peer_order.now {
+        // A read waits for the blocks only: whoever asked knows of no order beyond them.
+        let is_write = matches!(work.kind, PeerKind::Write { .. });
+        if is_write && work.turn != self.peer_order.now {
             work.stage = Stage::Turn;
             return;
         }
@@ -220,11 +222,6 @@ impl Engine {
 
     /// A write is over, or dropped: those of the next turn that have their blocks begin.
     fn leave_turn(&mut self, turn: u64, out: &mut Outbox) {
-        if self.peer_work.is_empty() {
-            // Also after a failed one, whose turn never ended.
-            self.peer_order = PeerOrder::default();
-            return;
-        }
         if !self.peer_order.leave(turn) {
             return;
         }
@@ -253,7 +250,7 @@ impl Engine {
             .session
             .as_ref()
             .is_some_and(|session| session.id == work.session);
-        if result.is_ok() || self.peer_work.is_empty() {
+        if result.is_ok() {
             self.leave_turn(work.turn, out);
         }
         self.release_lock(work.ticket, out);
@@ -269,7 +266,9 @@ impl Engine {
                 );
             }
             self.fail_local_disk(error, out);
+            // Only now is its turn over: nothing passes the hole, and nothing is left waiting.
             self.drop_unbegun_peer_work(|_| false, out);
+            self.leave_turn(work.turn, out);
             return;
         }
         if !current {

@@ -79,7 +79,6 @@ impl Engine {
         });
         if let Some(replica) = &mut self.replica {
             replica.lost_volatile = false;
-            replica.restarted = false;
         }
         let boot_id = self.config.boot_id;
         self.record(
@@ -182,7 +181,7 @@ impl Engine {
             .as_ref()
             .is_some_and(|session| session.prepared != Some(view.number));
         if added && unprepared {
-            out.push(Action::Event(Event::PeerDiskFailed));
+            out.push(Action::Event(Event::PeerUnprepared));
         }
         self.record(
             |superblock| superblock.last_view = view.number,

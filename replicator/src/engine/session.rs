@@ -25,6 +25,8 @@ pub(super) struct Session {
     last_received: Instant,
     /// When the peer last did what this side waits for, or began to owe it.
     pub(super) last_payment: Instant,
+    /// When the peer's disk last was seen to have done something.
+    pub(super) disk_seen: Instant,
     pinged: Option<Instant>,
     pub(super) rtt: Option<core::time::Duration>,
     /// The view from which on the peer has recorded itself as in sync (R19).
@@ -67,6 +69,7 @@ impl Session {
             stranger: false,
             last_received: now,
             last_payment: now,
+            disk_seen: Instant::ZERO,
             pinged: None,
             rtt: None,
             prepared: None,
@@ -317,7 +320,10 @@ impl Engine {
                 out.push(Action::Event(Event::PeerLostWrites));
             }
             Verdict::ForwardSource => self.enter(Phase::ForwardSource, out),
-            Verdict::ForwardTarget => self.enter(Phase::ForwardTarget, out),
+            Verdict::ForwardTarget => {
+                self.enter(Phase::ForwardTarget, out);
+                self.record_whole(out);
+            }
             Verdict::SyncSource(sync) => self.begin_source(sync, out),
             Verdict::SyncTarget(sync) => self.begin_target(sync, out),
         }
@@ -511,6 +517,14 @@ impl Engine {
     pub(super) fn note_debt(&mut self) {
         if !self.peer_owes() {
             self.note_payment();
+        }
+    }
+
+    /// Its disk completed something.
+    pub(super) fn note_peer_disk(&mut self) {
+        self.note_payment();
+        if let Some(session) = &mut self.session {
+            session.disk_seen = self.now;
         }
     }
 

@@ -84,7 +84,7 @@ impl Engine {
             eligible: self.eligible(),
             size_blocks,
             blank: superblock.state == ReplicaState::Blank,
-            lost_volatile: self.lost_volatile(),
+            lost_volatile: replica.lost_volatile,
             unclean: !replica.bitmap.is_empty(),
             doubtful: self.disk_is_doubtful(),
         })

@@ -47,9 +47,12 @@ impl Watch {
         self.begun.push_back((now, op));
     }
 
-    fn end(&mut self, now: Instant, under_way: usize, is_live: impl Fn(Key) -> bool) {
+    /// One operation ended, `mine` if it was one of these.
+    fn end(&mut self, now: Instant, mine: bool, under_way: usize, is_live: impl Fn(Key) -> bool) {
         self.last_end = now;
-        self.overtaken = self.begun.front().is_some_and(|(_, op)| is_live(*op));
+        if mine {
+            self.overtaken = self.begun.front().is_some_and(|(_, op)| is_live(*op));
+        }
         while self.begun.front().is_some_and(|(_, op)| !is_live(*op)) {
             self.begun.pop_front();
         }
@@ -104,16 +107,23 @@ impl Engine {
         if what == DiskOp::Late {
             self.stall.given_up -= 1;
         }
+        let flushed = matches!(
+            what,
+            DiskOp::RoundFlush(_) | DiskOp::PeerFlush | DiskOp::DetachFlush
+        );
         let (now, under_way, ops) = (self.now, self.disk_ops, &self.ops);
-        for watch in [&mut self.stall.data, &mut self.stall.flushes] {
-            watch.end(now, under_way, |op| ops.get(op).is_some());
+        for (watch, mine) in [
+            (&mut self.stall.data, !flushed),
+            (&mut self.stall.flushes, flushed),
+        ] {
+            watch.end(now, mine, under_way, |op| ops.get(op).is_some());
         }
     }
 
     pub(super) fn note_meta_answer(&mut self) {
         let (now, under_way, ops) = (self.now, self.meta_ops, &self.ops);
         let watch = &mut self.stall.meta;
-        watch.end(now, under_way, |op| ops.get(op).is_some());
+        watch.end(now, true, under_way, |op| ops.get(op).is_some());
     }
 
     /// Whether nothing that may still touch the disk matters to a session: a replica that is out
@@ -134,7 +144,8 @@ impl Engine {
 
     fn doubtful_at(&self) -> Option<Instant> {
         let patience = self.config.disk_timeout? / Self::DISK_DOUBT_PARTS;
-        let at = self.stall.data.silent_at(patience);
+        let of_data = self.stall.data.silent_at(patience);
+        let at = earliest(of_data, self.stall.meta.silent_at(patience));
         at.filter(|_| self.local == LocalDisk::Attached)
     }
 
@@ -179,6 +190,7 @@ impl Engine {
     /// A process that was stopped finds everything late, and the answers waiting behind: they get
     /// a moment to be heard.
     pub(super) fn tick_disk(&mut self, out: &mut Outbox) {
+        self.try_peer_disk(out);
         let late = self.late_at().is_some_and(|at| at <= self.now);
         let since = late.then(|| self.stall.late_since.unwrap_or(self.now));
         self.stall.late_since = since;
@@ -228,9 +240,31 @@ impl Engine {
         });
         // What stopped this disk may have stopped that one too, and then whoever writes his own off
         // first has lost: it is seen to work first.
-        let works = self.owed_acks == 0 && !self.owes_barrier();
+        let works = self.owed_acks == 0 && !self.owes_barrier() && self.peer_disk_answers();
         let good = self.peer_is_equal() || whole;
         self.peer_is_named() && self.peer_is_recorded() && good && works
+    }
+
+    /// Whether the peer's disk did something since this one fell silent. One that greets, and has
+    /// nothing to answer yet, is taken at its word.
+    fn peer_disk_answers(&self) -> bool {
+        let watches = [&self.stall.data, &self.stall.flushes, &self.stall.meta];
+        let since = watches.into_iter().filter_map(Watch::oldest).min();
+        let greeting = !self.replicating();
+        let seen = self.session.as_ref().map(|session| session.disk_seen);
+        greeting || seen.zip(since).is_some_and(|(seen, since)| seen > since)
+    }
+
+    /// A peer that owes nothing proves nothing: a barrier asks its disk, before this one is late.
+    fn try_peer_disk(&mut self, out: &mut Outbox) {
+        if self.active.is_some()
+            && self.disk_is_doubtful()
+            && self.peer_is_equal()
+            && self.round.is_none()
+            && !self.peer_disk_answers()
+        {
+            self.want_round(out);
+        }
     }
 
     /// Whether a Primary may be waiting for this Secondary's disk although it need not.

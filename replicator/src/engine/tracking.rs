@@ -24,9 +24,6 @@ pub(super) struct Replica {
     /// The boot that last had it open was another one, and it was not closed: completed but
     /// unflushed writes may be gone.
     pub(super) lost_volatile: bool,
-    /// The process that last had it open did not close it, and was not writing for guests: what it
-    /// had received and not given to the disk is gone.
-    pub(super) restarted: bool,
 }
 
 /// Writes whose durability on both replicas is not known yet, in order of submission.

@@ -256,7 +256,7 @@ impl Engine {
         {
             submitted.peer = Leg::Done;
             self.owed_acks -= 1;
-            self.note_payment();
+            self.note_peer_disk();
             self.settle_write(key, out);
         }
     }
@@ -268,10 +268,12 @@ impl Engine {
             return;
         };
         let fua = write.fua;
-        if let Some(submitted) = &mut write.submitted
-            && submitted.peer == Leg::Pending
-            && !fua
-        {
+        let Some(submitted) = &mut write.submitted else {
+            return;
+        };
+        if submitted.protocol != ReplicationProtocol::B {
+            self.end_session(CloseReason::Protocol, out);
+        } else if submitted.peer == Leg::Pending && !fua {
             submitted.promised = true;
             self.settle_write(key, out);
         }

@@ -75,10 +75,15 @@ impl Resource {
         if let Some(number) = self.leave {
             return Some(Change::Leave { number });
         }
+        let view = &active.view;
+        // Nothing was acknowledged that rests on it: this costs nobody anything, and it is the only
+        // way on when the local disk failed in between.
+        if view.in_sync == InSync::BOTH && self.peer_unprepared {
+            return Some(Change::Remove { ends_add: false });
+        }
         if self.local_failed {
             return None;
         }
-        let view = &active.view;
         // A Primary whose own disk hangs needs its peer more than anything (R18): it waits.
         let doubtful = self.replica.is_some_and(|replica| replica.doubtful);
         if view.in_sync == InSync::BOTH && self.peer_is_lost(cx, active) && !doubtful {
@@ -208,12 +213,6 @@ impl Resource {
         replica: &ReplicaFacts,
     ) -> bool {
         if !replica.lost_volatile || !view.in_sync.contains(cx.me.node.peer()) {
-            return false;
-        }
-        // The peer does not take over by itself: the Primary of record goes on, and is made equal to
-        // what the peer kept before it answers anything.
-        let manual = self.configured.map(|it| it.failover) == Some(Failover::Manual);
-        if manual && view.primary == cx.me.node {
             return false;
         }
         let may_still_come = cx.now < self.kept_wait_end(cx.me);

@@ -188,6 +188,8 @@ pub(super) struct Resource {
     session_up: bool,
     peer_lost_at: Option<Instant>,
     peer_failed: bool,
+    /// The view names the peer by an Add that it has no record of.
+    peer_unprepared: bool,
     /// Activated over a replica whose blocks may differ from the peer's: serve first, resync then.
     remove_unclean: bool,
     add: AddStage,
@@ -253,6 +255,7 @@ impl Resource {
             session_up: false,
             peer_lost_at: None,
             peer_failed: false,
+            peer_unprepared: false,
             remove_unclean: false,
             add: AddStage::Idle,
             leave: None,
@@ -329,6 +332,7 @@ impl Resource {
                 self.peer_lost_at.get_or_insert(cx.now);
             }
             EngineReport::PeerDiskFailed => self.peer_failed = true,
+            EngineReport::PeerUnprepared => self.peer_unprepared = true,
             EngineReport::LocalDiskFailed => self.local_failed = true,
             EngineReport::PeerLostWrites => self.on_peer_lost_writes(cx),
             EngineReport::ResyncDone => {
@@ -532,6 +536,7 @@ impl Resource {
         self.leave = None;
         self.peer_lost_at = None;
         self.peer_failed = false;
+        self.peer_unprepared = false;
         self.ends_hold = false;
         self.remove_unclean =
             view.in_sync == InSync::BOTH && self.replica.is_some_and(|replica| replica.unclean);

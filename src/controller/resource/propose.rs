@@ -537,6 +537,7 @@ impl Resource {
             Some(Change::Remove { .. }) => {
                 self.peer_lost_at = None;
                 self.peer_failed = false;
+                self.peer_unprepared = false;
                 self.remove_unclean = false;
                 self.add = AddStage::Idle;
             }

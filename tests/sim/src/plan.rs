@@ -35,6 +35,8 @@ pub struct Options {
     pub profile: Profile,
     /// When writes are acknowledged.
     pub protocol: ReplicationProtocol,
+    /// Whether the survivor takes over by itself.
+    pub failover: Failover,
     /// Size of the volume.
     pub volume_blocks: u64,
     /// The blocks requests go to.
@@ -61,17 +63,6 @@ pub struct Options {
     pub zero_proven: bool,
     /// Fault kinds switched on.
     pub kinds: Vec<FaultKind>,
-}
-
-impl Options {
-    /// Under A nobody takes over by himself.
-    #[must_use]
-    pub fn failover(&self) -> Failover {
-        match self.protocol {
-            ReplicationProtocol::A => Failover::Manual,
-            ReplicationProtocol::B | ReplicationProtocol::C => Failover::Auto,
-        }
-    }
 }
 
 /// A kind of fault; each is on or off for a whole run.
@@ -321,6 +312,7 @@ fn draw_options(seed: u64) -> Options {
     let rate_ppm = [rate(), rate(), rate()];
     Options {
         protocol: draw_protocol(seed),
+        failover: draw_failover(seed),
         profile: if rng.chance(800) {
             Profile::Fast
         } else {
@@ -362,9 +354,17 @@ fn draw_protocol(seed: u64) -> ReplicationProtocol {
     let mut rng = Rng::keyed(seed, Stream::Options, 2);
     match rng.below(10) {
         _ if seed < PROTOCOLS_FROM => ReplicationProtocol::C,
-        0 | 1 => ReplicationProtocol::A,
-        2..=4 => ReplicationProtocol::B,
+        0..=3 => ReplicationProtocol::B,
         _ => ReplicationProtocol::C,
+    }
+}
+
+fn draw_failover(seed: u64) -> Failover {
+    let manual = Rng::keyed(seed, Stream::Options, 3).chance(100);
+    if manual && seed >= PROTOCOLS_FROM {
+        Failover::Manual
+    } else {
+        Failover::Auto
     }
 }
 

@@ -421,3 +421,124 @@ fn a_disk_that_fails_with_writes_only_it_has_ends_the_activation() {
     assert_eq!(pair.snapshot(A).replication, ReplicationState::Off);
     assert_eq!(pair.answer(unanswered), None);
 }
+
+#[test]
+fn a_read_waits_for_its_blocks_and_for_no_turn() {
+    // The Primary's disk failed; a guest reads what is still to be carried out there.
+    let mut pair = under(ReplicationProtocol::B);
+    pair.hold_disk(B, true);
+    pair.written(A, 1, 0x11);
+    pair.written(A, 2, 0x22);
+    pair.fail_disk(A);
+    let write = pair.write(A, 4, 0x44);
+    pair.run();
+    pair.leave(A);
+    pair.run();
+    let read = pair.read(A, 2);
+    pair.run();
+    pair.hold_disk(B, false);
+    pair.run();
+    assert_eq!(pair.answer(write), OK);
+    let data = Some(Ok(GuestReply::Data(block(0x22).into())));
+    assert_eq!(pair.answer(read), data);
+    // A bad sector beside a block that is written there: a read for both.
+    let mut pair = under(ReplicationProtocol::B);
+    pair.hold_disk(B, true);
+    pair.written(A, 1, 0x11);
+    pair.written(A, 2, 0x22);
+    pair.state(A).disk.bad.insert(3);
+    let (offset, len) = (ByteOffset(2 * BLOCK), ByteLen(2 * BLOCK));
+    let read = pair.guest(A, GuestKind::Read { offset, len });
+    pair.run();
+    pair.hold_disk(B, false);
+    pair.run();
+    assert!(pair.answer(read).is_some());
+    pair.written(A, 2, 0x33);
+}
+
+#[test]
+fn a_failed_write_leaves_no_turn_behind() {
+    let mut pair = under(ReplicationProtocol::B);
+    pair.hold_disk(B, true);
+    pair.state(A).disk.bad.insert(9);
+    pair.written(A, 1, 0x11);
+    // Under way at the peer when the write fails there.
+    pair.read(A, 9);
+    pair.run();
+    pair.fail_disk(B);
+    pair.end_disk_op(B, 0);
+    pair.run();
+    pair.remove_peer(A);
+    pair.run();
+    pair.hold_disk(B, false);
+    pair.heal_disk(B);
+    pair.state(A).disk.bad.clear();
+    pair.run();
+    pair.admin(B, AdminRequest::Detach);
+    pair.run();
+    pair.state(B).marked_failed = false;
+    pair.attach(B);
+    pair.connect();
+    pair.add_peer(A);
+    pair.hold_disk(B, true);
+    for nr in 1..=3 {
+        pair.written(A, nr, 0x21);
+    }
+    pair.hold_disk(B, false);
+    pair.run();
+    assert_eq!(pair.snapshot(A).lag_bytes, 0);
+    pair.crash(A);
+    pair.take_over(B);
+    assert_eq!(pair.read_back(B, 3), block(0x21));
+}
+
+#[test]
+fn the_only_good_replica_may_restart_without_suspicion() {
+    // Its Primary has no disk: what it answered for was on its own, as under C.
+    for protocol in [ReplicationProtocol::C, ReplicationProtocol::B] {
+        let mut pair = under(protocol);
+        pair.written(A, 1, 0x11);
+        pair.fail_disk(A);
+        let write = pair.write(A, 2, 0x22);
+        pair.run();
+        pair.leave(A);
+        let view = pair.view.unwrap();
+        pair.input(B, Input::Learned(view));
+        pair.run();
+        assert_eq!(pair.answer(write), OK);
+        pair.cut_link();
+        pair.connect();
+        pair.written(A, 3, 0x33);
+        pair.crash(B);
+        pair.restart(B);
+        pair.connect();
+        assert!(!pair.saw(A, |event| *event == Event::PeerLostWrites));
+        assert_eq!(pair.read_back(A, 3), block(0x33));
+    }
+}
+
+#[test]
+fn what_was_only_received_is_missed_whatever_the_next_process_is_configured_with() {
+    let mut pair = under(ReplicationProtocol::B);
+    pair.hold_disk(B, true);
+    pair.written(A, 1, 0x11);
+    pair.crash(B);
+    pair.hold_disk(B, false);
+    pair.nodes[1].engine.config.protocol = ReplicationProtocol::C;
+    pair.restart(B);
+    assert!(pair.facts(B).unwrap().lost_volatile);
+}
+
+#[test]
+fn a_word_that_nobody_asked_for_ends_the_session() {
+    let mut pair = under(ReplicationProtocol::C);
+    pair.hold_disk(B, true);
+    let request = pair.write(A, 1, 0x11);
+    pair.run();
+    let writes: Vec<_> = pair.nodes[0].engine.writes.keys().into_iter().collect();
+    let write = crate::protocol::WriteId(writes[0].0);
+    pair.inject(A, Message::ReceiveAck { write });
+    pair.run();
+    assert_eq!(pair.answer(request), None);
+    assert_eq!(pair.snapshot(A).replication, ReplicationState::Off);
+}

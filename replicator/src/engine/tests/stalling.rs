@@ -209,6 +209,25 @@ fn what_stops_both_disks_makes_nobody_write_his_own_off() {
 }
 
 #[test]
+fn a_peer_that_owes_nothing_is_made_to_show_that_its_disk_works() {
+    let stopped = |peer: bool| {
+        let mut pair = Pair::in_sync();
+        pair.written(A, 1, 1);
+        pair.flushed(A);
+        pair.hold_disk(A, true);
+        pair.hold_disk(B, peer);
+        pair.state(B).meta_held = peer;
+        let read = pair.read(A, 1);
+        pair.live(BOUND);
+        (pair.snapshot(A).disk, leave_prepared(&pair), read)
+    };
+    let (disk, leaves, _) = stopped(false);
+    assert_eq!((disk, leaves), (DiskState::Failed, true));
+    let (disk, leaves, _) = stopped(true);
+    assert_eq!((disk, leaves), (DiskState::UpToDate, false));
+}
+
+#[test]
 fn a_long_queue_worked_through_in_order_is_no_hang() {
     let mut pair = Pair::in_sync();
     pair.hold_disk(A, true);

@@ -45,7 +45,7 @@ impl World {
             configured: if node.is_data() {
                 vec![Configured {
                     protocol: self.plan.options.protocol,
-                    failover: self.plan.options.failover(),
+                    failover: self.plan.options.failover,
                     ..Configured::usual(self.resource)
                 }]
             } else {
@@ -272,7 +272,7 @@ impl World {
         let turn = usize::try_from(self.figures.events % 2).unwrap_or_default();
         let good = [NodeId::A, NodeId::B][turn];
         let wanted =
-            view.held || (self.plan.options.failover() == Failover::Manual && !self.is_served());
+            view.held || (self.plan.options.failover == Failover::Manual && !self.is_served());
         if wanted && view.in_sync.contains(good) {
             self.order(good, Order::Primary);
         } else if !view.held && !view.in_sync.contains(view.primary) {

@@ -161,10 +161,7 @@ impl World {
             .into_iter()
             .filter(|node| in_sync.contains(*node) && !self.is_marked_failed(*node))
             .any(|node| !self.nodes[node.index()].tainted);
-        // Under A whoever was promoted lacks what the Primary had not sent.
-        let behind = self.plan.options.protocol == ReplicationProtocol::A
-            && self.writer.newest().is_some_and(|view| view.lossy);
-        if !kept || behind {
+        if !kept {
             let checked = self.history.power_cut(self.now, |_| Vec::new());
             self.check(checked);
         }
