@@ -143,10 +143,7 @@ fn check_protocol(
     let span = span.unwrap_or(resource.name.span);
     if resource.failover == Failover::Auto {
         let message = "protocol \"A\" with automatic failover can lose acknowledged writes";
-        let label = format!(
-            "write \"C\", or failover = \"manual\" in resource `{}`",
-            shown(&resource.name.value)
-        );
+        let label = "write \"C\", or \"B\": the peer's disk is not waited for";
         found.at(ErrorId::ProtocolALossy, span, message, label);
     } else {
         let message = "protocol \"A\" is not in this version";

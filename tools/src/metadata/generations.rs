@@ -7,7 +7,7 @@
 use replicator::admin::{PeerStatus, ResourceStatus};
 use replicator::meta::inspect::{Contents, LogContent};
 use replicator::meta::{ReplicaState, Superblock};
-use replicator::types::{ConnectionState, DiskState, ReplicationProtocol, Role};
+use replicator::types::{ConnectionState, DiskState, Role};
 use serde::Serialize;
 
 use super::report::{Replica, Wanted, id_text};
@@ -23,7 +23,6 @@ pub(super) struct Surroundings<'a> {
     /// This boot; `None` if the kernel does not say.
     pub(super) boot_id: Option<u128>,
     /// As configured.
-    pub(super) protocol: ReplicationProtocol,
     /// What this node's daemon says, if one answers.
     pub(super) status: Option<&'a ResourceStatus>,
 }
@@ -139,16 +138,17 @@ fn marks_are_coarse(contents: &Contents) -> bool {
 }
 
 /// Found open in another boot, completed writes may be gone. Below protocol C they may be after a
-/// mere restart, unless this node was the Primary, which only the voters know.
+/// mere restart: such a replica names no boot while a daemon has it.
 fn lost_volatile(contents: &Contents, around: &Surroundings<'_>) -> Option<bool> {
     let it = &contents.superblock;
-    let restarted = it.open && !listed(contents) && !around.in_use;
-    if it.open && around.boot_id != Some(it.boot_id) {
-        return around.boot_id.map(|_| true);
+    if !it.open || (around.in_use && it.boot_id == NO_BOOT) {
+        return Some(false);
     }
-    let depends = restarted && around.protocol != ReplicationProtocol::C;
-    (!depends).then_some(false)
+    around.boot_id.map(|boot| boot != it.boot_id)
 }
+
+/// What a superblock names when the memory of its process counts.
+const NO_BOOT: u128 = 0;
 
 impl View {
     fn of(status: &ResourceStatus) -> Option<Self> {
@@ -277,13 +277,12 @@ fn volatile_words(claim: &Claim) -> Option<String> {
     match claim.lost_volatile {
         Some(false) => None,
         Some(true) => Some(
-            "It was in use when its host went down: writes that were completed and not flushed may \
-             be missing, and it says so in the handshake."
+            "It was in use when its host went down (below protocol C: when its daemon did): writes \
+             that were completed and not flushed may be missing, and it says so in the handshake."
                 .to_owned(),
         ),
         None => Some(
-            "It was in use when its daemon ended: below protocol C writes it had only in memory may \
-             be missing, unless this node was Primary; that only the voters know."
+            "It was in use when its daemon ended; whether its host restarted since cannot be said here."
                 .to_owned(),
         ),
     }
@@ -335,7 +334,6 @@ mod tests {
             volume: VolumeId(0),
             node: NodeId::A,
             node_name: "kvm-a".to_owned(),
-            protocol: ReplicationProtocol::C,
             path: "/x/a.md".into(),
         }
     }
@@ -384,7 +382,6 @@ mod tests {
         Surroundings {
             in_use: false,
             boot_id: Some(5),
-            protocol: ReplicationProtocol::C,
             status,
         }
     }
@@ -447,24 +444,24 @@ mod tests {
         }));
     }
 
-    /// Closed in order: nothing lost. Another boot: lost. Another process below protocol C: only
-    /// the voters know, unless it was writing, and so Primary.
+    /// Closed in order: nothing lost. Another boot, or none named and no daemon any more: lost.
     #[test]
-    fn what_was_in_memory_is_lost_by_boot_and_below_c_perhaps_by_restart() {
-        let ask = |open, boot_id, protocol| {
-            let found = contents(|it| it.superblock.open = open);
+    fn what_was_in_memory_is_lost_by_boot_and_below_c_by_restart() {
+        let ask = |open, recorded, boot_id, in_use| {
+            let found =
+                contents(|it| (it.superblock.open, it.superblock.boot_id) = (open, recorded));
             let around = Surroundings {
                 boot_id,
-                protocol,
+                in_use,
                 ..around(None)
             };
             lost_volatile(&found, &around)
         };
-        let (b, c) = (ReplicationProtocol::B, ReplicationProtocol::C);
-        assert_eq!(ask(false, Some(6), b), Some(false));
-        assert_eq!(ask(true, Some(6), c), Some(true));
-        assert_eq!(ask(true, Some(5), c), Some(false));
-        assert_eq!(ask(true, Some(5), b), None);
-        assert_eq!(ask(true, None, c), None);
+        assert_eq!(ask(false, 5, Some(6), false), Some(false));
+        assert_eq!(ask(true, 5, Some(6), false), Some(true));
+        assert_eq!(ask(true, 5, Some(5), false), Some(false));
+        assert_eq!(ask(true, NO_BOOT, Some(5), false), Some(true));
+        assert_eq!(ask(true, NO_BOOT, Some(5), true), Some(false));
+        assert_eq!(ask(true, 5, None, false), None);
     }
 }

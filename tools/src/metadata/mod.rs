@@ -67,7 +67,6 @@ pub(crate) fn show_gi(context: &Context, arguments: &cli::Volumes) -> Result<u8,
             let around = Surroundings {
                 in_use: seen.in_use,
                 boot_id: area::boot_id(),
-                protocol: wanted.protocol,
                 status: status.as_ref(),
             };
             let shown = Generations::new(wanted, contents, &around);
@@ -242,7 +241,6 @@ fn wanted(
         volume: volume.id,
         node,
         node_name: config.node_name(node).to_owned(),
-        protocol: config.protocol_of(resource),
         path: volume.replica(node).meta.clone(),
     }
 }

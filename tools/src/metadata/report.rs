@@ -10,7 +10,7 @@ use replicator::meta::layout::SUPERBLOCK_OFFSETS;
 use replicator::meta::superblock::{FORMAT_VERSION, Place, SuperblockError};
 use replicator::meta::{Features, Inspection, OpenError, ReplicaState, Superblock};
 use replicator::types::{
-    BLOCK_LEN, BlockCount, EXTENT_LEN, ExtentNr, NodeId, ReplicationProtocol, ResourceId, VolumeId,
+    BLOCK_LEN, BlockCount, EXTENT_LEN, ExtentNr, NodeId, ResourceId, VolumeId,
 };
 use serde::Serialize;
 
@@ -25,7 +25,6 @@ pub(super) struct Wanted {
     pub(super) volume: VolumeId,
     pub(super) node: NodeId,
     pub(super) node_name: String,
-    pub(super) protocol: ReplicationProtocol,
     pub(super) path: std::path::PathBuf,
 }
 

@@ -217,7 +217,7 @@ fn visit(
 #[cfg(test)]
 mod tests {
     use replicator::meta::inspect::Inspector;
-    use replicator::types::{ByteLen, NodeId, ReplicationProtocol, ResourceId, VolumeId};
+    use replicator::types::{ByteLen, NodeId, ResourceId, VolumeId};
 
     use super::*;
     use crate::show::samples;
@@ -229,7 +229,6 @@ mod tests {
             volume: VolumeId(0),
             node: NodeId::A,
             node_name: "kvm-a".to_owned(),
-            protocol: ReplicationProtocol::C,
             path: "/x/a.md".into(),
         }
     }
