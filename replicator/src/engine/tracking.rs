@@ -206,7 +206,7 @@ impl Engine {
 
     /// A write whose blocks are whole waits here until its extents are hot.
     pub(super) fn queue_for_activity_log(&mut self, key: Key, out: &mut Outbox) {
-        if !self.local_usable() {
+        if !self.local_usable() && !self.leaving() {
             self.submit_write(key, false, out);
             return;
         }
@@ -230,6 +230,11 @@ impl Engine {
 
     /// First come, first in: nobody overtakes a large request for ever (interleavings F19).
     pub(super) fn pump_activity_log(&mut self, out: &mut Outbox) {
+        // Not listed here, and the peer keeps marks for this replica only once the Leave is
+        // prepared: sent now, the write could be there, not here, and known to nobody (promise 4).
+        if self.leaving() {
+            return;
+        }
         while let Some(key) = self.cold.front().copied() {
             let logged = self.writes.get(key).is_some() && self.local_usable();
             if logged && !self.try_hot(key) {

@@ -1,6 +1,7 @@
 //! A Primary whose own disk failed (R18), and who may serve for it.
 
 use super::*;
+use crate::protocol::Message;
 use crate::types::InSync;
 
 /// A's disk failed, the Leave is committed, B serves for A.
@@ -366,4 +367,28 @@ fn the_only_good_replica_is_not_written_off_by_the_flush_of_its_detach() {
     pair.attach(A);
     let lost = |event: &Event| matches!(event, Event::Replica(facts) if facts.lost_volatile && facts.eligible);
     assert!(pair.saw(A, lost), "it may serve, marked lossy");
+}
+
+#[test]
+fn a_write_that_no_log_lists_waits_for_the_leave() {
+    // Simulator, seed 2100002554: the log's own write failed, the write it was for went to the peer,
+    // and both died before anything was durable that said so.
+    let mut pair = Pair::in_sync();
+    pair.hold_inbox(B, true);
+    pair.state(A).meta_failing = true;
+    let cold = pair.write(A, 3000, 0x33);
+    pair.run();
+    assert_eq!(pair.snapshot(A).disk, DiskState::Failed);
+    let sent = |pair: &Pair| {
+        let messages = pair.messages_to(B);
+        let data = |message: &&Message| matches!(message, Message::Data { .. });
+        messages.into_iter().filter(data).count()
+    };
+    assert_eq!(sent(&pair), 0);
+    pair.hold_inbox(B, false);
+    pair.run();
+    pair.leave(A);
+    pair.run();
+    assert_eq!(pair.answer(cold), Some(Ok(GuestReply::Done)));
+    assert_eq!(pair.disk(B, 3000), block(0x33));
 }
