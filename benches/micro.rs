@@ -106,7 +106,7 @@ fn nbd(c: &mut Criterion) {
         .submit(ClientCommand::Write {
             offset: 0,
             data: &data,
-            terms: WriteTerms::default(),
+            fua: false,
         })
         .expect("attached");
     let request = client.take_output();
