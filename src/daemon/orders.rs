@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use replicator::admin::{ErrorId, ErrorReport, Event, Request, Response, Verb, VersionInfo};
 use replicator::engine::{AdminRequest, Input};
-use replicator::types::{ConnectionState, DiskState, NodeId, Role};
+use replicator::types::{ConnectionState, DiskState, InSync, NodeId, Role};
 
 use super::api::{NbdClient, ShardCommand};
 use super::board::Presence;
@@ -415,7 +415,9 @@ impl Node {
         timeout: Duration,
     ) -> Result<(), ErrorReport> {
         let (name, peer) = (&resource.name, self.config.node_name(self.node.peer()));
-        if self.engine(resource, |it| it.role == Role::Primary) {
+        // The only replica holds its guests anyway: let go of, it serves again once it is attached.
+        let serves = self.engine(resource, |it| it.role == Role::Primary);
+        if serves && !self.is_only_replica(resource) {
             let what = format!("{name} cannot be attached on {} now", self.name());
             let why =
                 "it is Primary here, and what is on the failed disk is not what its guests see";
@@ -427,7 +429,10 @@ impl Node {
                 .next(format!("then, here: twinadm attach {name}")));
         }
         self.admin(resource, AdminRequest::Detach);
-        if self.wait_engine(resource, timeout, |it| it.disk == DiskState::Diskless) {
+        let gone = |it: &replicator::engine::Snapshot| {
+            it.disk == DiskState::Diskless && it.role != Role::Primary
+        };
+        if self.wait_engine(resource, timeout, gone) {
             return Ok(());
         }
         let what = format!("{name} is not attached on {}", self.name());
@@ -435,6 +440,15 @@ impl Node {
         Err(ErrorReport::new(ErrorId::TimedOut, what, why)
             .next("mend the disk that does not answer")
             .next(format!("then: twinadm attach {name}")))
+    }
+
+    /// Whether the newest view known here counts on this node's replica alone.
+    fn is_only_replica(&self, resource: &ResourceConfig) -> bool {
+        self.board.update(|board| {
+            let controller = board.resource(resource.id()).controller.as_ref();
+            let view = controller.and_then(|it| it.view.as_ref());
+            view.is_some_and(|view| view.in_sync == InSync::only(self.node))
+        })
     }
 
     fn detach_order(&self, resource: &ResourceConfig, timeout: Option<Duration>) -> Outcome {
@@ -452,7 +466,9 @@ impl Node {
                 false => done(false, format!("{name} is detached already")),
             };
         }
-        if self.engine(resource, |it| it.role == Role::Primary) {
+        let failed = self.engine(resource, |it| it.disk == DiskState::Failed);
+        let serves = self.engine(resource, |it| it.role == Role::Primary);
+        if serves && !(failed && self.is_only_replica(resource)) {
             let what = format!("{name} stays attached on {}", self.name());
             let why = "it is Primary here: its guests read and write this disk";
             return Err(ErrorReport::new(ErrorId::LastGoodCopy, what, why)

@@ -141,6 +141,64 @@ fn a_full_filesystem_under_the_only_replica_fails_writes_until_there_is_room() {
     drop(cluster);
 }
 
+/// Its metadata cannot be written: guests are held until the disk is attached again by hand, and the
+/// view then says that something may be missing (docs/decisions/0008).
+#[test]
+fn the_only_replica_whose_metadata_failed_is_attached_again_in_place() {
+    if !(am_root() && have(&["mount", "umount", "losetup"])) {
+        return;
+    }
+    let mut loops = Loops::default();
+    let mut cluster = Cluster::new(&Setup {
+        disk_len: 256 << 20,
+        ..Setup::default()
+    });
+    // A device over a file in a full filesystem: where the file has a hole it cannot be written.
+    let small = Small::mount(cluster.dir.join("small"));
+    let backing = small.0.join("meta");
+    File::create(&backing).unwrap().set_len(2 << 20).unwrap();
+    let meta = cluster.dir.join("kvm-a.md");
+    symlink(loops.attach(&backing, "512"), meta).unwrap();
+    for node in [A, B] {
+        cluster.adm(node, &["create-md", RES]).ok();
+    }
+    cluster.start(A);
+    cluster.start(ARBITRATOR);
+    cluster.adm(A, &["up", RES]).ok();
+    cluster.adm(A, &["primary", RES]).ok();
+    let mut nbd = Nbd::attach(&cluster.nbd_socket(A), RES, Duration::from_secs(1)).unwrap();
+    nbd.write(0, &[5; 4096]).unwrap();
+    nbd.flush().unwrap();
+    let hole = ["--punch-hole", "--offset", "8192", "--length", "16384"];
+    let at = [&hole[..], &[backing.to_str().unwrap()]].concat();
+    program("fallocate", &at).ok();
+    fs::write(small.0.join("filler"), vec![1; 4 << 20]).expect_err("it is full now");
+    // Each in an extent of its own: the log comes to the hole.
+    for extent in 1..60_u64 {
+        if nbd.write(extent << 22, &[5; 4096]).is_err() {
+            break;
+        }
+    }
+    drop(nbd);
+    let failed = |status: &serde_json::Value| status["volumes"][0]["disk"] == "Failed";
+    cluster.wait_status(A, "its metadata failed", failed);
+    small.grow();
+    cluster.adm(A, &["attach", RES]).ok();
+    // What was not flushed may be gone, and the view says so.
+    let served = |status: &serde_json::Value| {
+        status["role"] == "Primary" && status["view"] == 2 && status["lossy"] == true
+    };
+    cluster.wait_status(A, "it serves again", served);
+    let mut nbd = Nbd::attach(&cluster.nbd_socket(A), RES, LIMIT).unwrap();
+    assert_eq!(nbd.read(0, 1).unwrap(), [5]);
+    nbd.write(0, &[6; 4096]).unwrap();
+    drop(nbd);
+    cluster.start(B);
+    cluster.adm(B, &["up", RES]).ok();
+    cluster.wait_both_up_to_date(A);
+    drop(cluster);
+}
+
 /// With a peer in sync the guest hears nothing: this replica leaves, the peer has everything.
 #[test]
 fn a_full_filesystem_under_one_of_two_replicas_costs_the_guest_nothing() {
