@@ -1,8 +1,8 @@
 //! Stories of failures, each with what must be true afterwards.
 
-use replicator::types::{InSync, NodeId, ReplicaId, ViewCause, ViewNumber};
+use replicator::types::{InSync, NodeId, ViewCause, ViewNumber};
 
-use super::world::{A, B, T, Weather, World, ms};
+use super::world::{A, B, T, Weather, World, lost_its_cache, ms, used_replica};
 use super::*;
 
 const NODE_A: NodeId = NodeId::A;
@@ -77,15 +77,7 @@ fn one_voter_alone_founds_nothing() {
 fn a_used_replica_without_a_register_is_not_founded_anew() {
     let mut world = World::new(4, Timing::FAST, true);
     world.up(A);
-    let used = ReplicaFacts {
-        replica: ReplicaId(0xa0),
-        size_blocks: 100,
-        eligible: true,
-        blank: false,
-        lost_volatile: false,
-        unclean: false,
-        doubtful: false,
-    };
+    let used = used_replica(A);
     world.report_facts(A, used);
     world.order(1, A, Order::Primary);
     world.run(ms(10));
@@ -325,15 +317,7 @@ fn a_host_that_lost_its_cache_lets_the_peer_that_kept_it_take_over() {
     world.kill(A);
     world.run(ms(50));
     world.start(A);
-    let lost = ReplicaFacts {
-        replica: ReplicaId(0xa0),
-        size_blocks: 100,
-        eligible: true,
-        blank: false,
-        lost_volatile: true,
-        unclean: true,
-        doubtful: false,
-    };
+    let lost = lost_its_cache(A);
     world.report_facts(A, lost);
     world.run_until(ms(2_000), |world| world.serves(B));
     assert!(!world.view(B).lossy);
@@ -346,15 +330,7 @@ fn a_host_that_lost_its_cache_serves_marked_lossy_if_the_peer_stays_away() {
     world.kill(B);
     world.run(ms(1_000));
     world.start(A);
-    let lost = ReplicaFacts {
-        replica: ReplicaId(0xa0),
-        size_blocks: 100,
-        eligible: true,
-        blank: false,
-        lost_volatile: true,
-        unclean: true,
-        doubtful: false,
-    };
+    let lost = lost_its_cache(A);
     world.report_facts(A, lost);
     let took = world.run_until(ms(10_000), |world| world.serves(A));
     assert!(took > 5_000, "{took} ms");
@@ -368,13 +344,8 @@ fn a_primary_with_an_unclean_log_serves_alone_until_the_resync_ends() {
     world.run(ms(50));
     world.start(A);
     let unclean = ReplicaFacts {
-        replica: ReplicaId(0xa0),
-        size_blocks: 100,
-        eligible: true,
-        blank: false,
-        lost_volatile: false,
         unclean: true,
-        doubtful: false,
+        ..used_replica(A)
     };
     world.report_facts(A, unclean);
     world.run_until(ms(1_000), |world| world.view(A).cause == ViewCause::Removed);

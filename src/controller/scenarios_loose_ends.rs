@@ -1,10 +1,10 @@
 //! Stories of things half done: somebody died before telling, an engine changed its mind. Each must
 //! end by itself.
 
-use replicator::types::{InSync, NodeId, ReplicaId};
+use replicator::types::{InSync, NodeId};
 
 use super::view::ProposalKind;
-use super::world::{A, B, T, World, ms};
+use super::world::{A, B, T, World, lost_its_cache, ms, used_replica};
 use super::*;
 
 /// A serves alone; B just came back and is being added: the engines prepare it.
@@ -107,27 +107,14 @@ fn a_diskless_primary_makes_way_when_its_peer_lost_acknowledged_writes() {
     world.report(A, EngineReport::LeavePrepared { view });
     world.run(ms(500));
     let failed = ReplicaFacts {
-        replica: ReplicaId(0xa0),
-        size_blocks: 100,
         eligible: false,
-        blank: false,
-        lost_volatile: false,
-        unclean: false,
-        doubtful: false,
+        ..used_replica(A)
     };
     world.report_facts(A, failed);
     world.kill(B);
     world.run(ms(50));
     world.start(B);
-    let lost = ReplicaFacts {
-        replica: ReplicaId(0xa1),
-        size_blocks: 101,
-        eligible: true,
-        blank: false,
-        lost_volatile: true,
-        unclean: true,
-        doubtful: false,
-    };
+    let lost = lost_its_cache(B);
     world.report_facts(B, lost);
     world.run(ms(100));
     assert!(world.active(A));
@@ -147,15 +134,7 @@ fn a_node_whose_disk_failed_is_no_reason_to_wait_for_it() {
     world.kill(B);
     world.run(ms(50));
     world.start(B);
-    let lost = ReplicaFacts {
-        replica: ReplicaId(0xa1),
-        size_blocks: 101,
-        eligible: true,
-        blank: false,
-        lost_volatile: true,
-        unclean: true,
-        doubtful: false,
-    };
+    let lost = lost_its_cache(B);
     world.report_facts(B, lost);
     world.run(ms(100));
     world.report(A, EngineReport::PeerLostWrites);
@@ -203,15 +182,7 @@ fn a_host_that_lost_its_cache_waits_for_a_peer_that_only_restarts() {
     world.run(ms(500));
     world.kill(A);
     world.start(A);
-    let lost = ReplicaFacts {
-        replica: ReplicaId(0xa0),
-        size_blocks: 100,
-        eligible: true,
-        blank: false,
-        lost_volatile: true,
-        unclean: true,
-        doubtful: false,
-    };
+    let lost = lost_its_cache(A);
     world.report_facts(A, lost);
     // Long after A's own start, B's daemon is restarted; B kept everything.
     world.run(ms(10_000));
@@ -229,13 +200,8 @@ fn a_primary_whose_disk_is_in_doubt_does_not_remove_its_peer() {
     // interleavings F9: the peer only restarts, and will have to serve when the disk is given up.
     let mut world = World::pair(79);
     let facts = ReplicaFacts {
-        replica: ReplicaId(0xa0),
-        size_blocks: 100,
-        eligible: true,
-        blank: false,
-        lost_volatile: false,
-        unclean: false,
         doubtful: true,
+        ..used_replica(A)
     };
     world.report_facts(A, facts);
     world.kill(B);
@@ -267,4 +233,19 @@ fn a_primary_whose_disk_failed_is_rid_of_a_peer_that_never_joined() {
     world.run_until(ms(1_000), |world| {
         world.view(A).in_sync == InSync::only(NodeId::A)
     });
+}
+
+#[test]
+fn late_word_of_an_unprepared_peer_does_not_remove_it_from_a_later_view() {
+    let mut world = World::pair(82);
+    world.kill(B);
+    world.run_until(ms(3_000), |world| {
+        world.view(A).in_sync == InSync::only(NodeId::A)
+    });
+    world.report(A, EngineReport::PeerUnprepared);
+    world.restart(B);
+    world.run_until(ms(3_000), |world| world.view(A).in_sync == InSync::BOTH);
+    let joined = world.view(A);
+    world.run(ms(2_000));
+    assert_eq!(world.view(A), joined, "{}", world.story());
 }

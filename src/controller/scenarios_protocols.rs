@@ -1,8 +1,8 @@
 //! Below protocol C: who may take over, and what a view says about it.
 
-use replicator::types::{Failover, ReplicaId, ReplicationProtocol};
+use replicator::types::{Failover, ReplicationProtocol};
 
-use super::world::{A, B, T, World, ms};
+use super::world::{A, B, T, World, lost_its_cache, ms};
 use super::*;
 
 fn configured(protocol: ReplicationProtocol, failover: Failover) -> World {
@@ -53,15 +53,7 @@ fn a_primary_of_record_without_its_cache_leaves_the_choice_to_a_person() {
     world.kill(A);
     world.run(ms(50));
     world.start(A);
-    let lost = ReplicaFacts {
-        replica: ReplicaId(0xa0),
-        size_blocks: 100,
-        eligible: true,
-        blank: false,
-        lost_volatile: true,
-        unclean: true,
-        doubtful: false,
-    };
+    let lost = lost_its_cache(A);
     world.report_facts(A, lost);
     world.run(ms(20_000));
     assert!(!world.active(A) && !world.active(B));

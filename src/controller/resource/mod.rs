@@ -332,7 +332,13 @@ impl Resource {
                 self.peer_lost_at.get_or_insert(cx.now);
             }
             EngineReport::PeerDiskFailed => self.peer_failed = true,
-            EngineReport::PeerUnprepared => self.peer_unprepared = true,
+            EngineReport::PeerUnprepared => {
+                // Late, when the peer was removed meanwhile: it says nothing of the next Add.
+                self.peer_unprepared = self
+                    .active
+                    .as_ref()
+                    .is_some_and(|active| active.view.in_sync == InSync::BOTH);
+            }
             EngineReport::LocalDiskFailed => self.local_failed = true,
             EngineReport::PeerLostWrites => self.on_peer_lost_writes(cx),
             EngineReport::ResyncDone => {

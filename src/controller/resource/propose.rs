@@ -1,6 +1,8 @@
 //! This node as a proposer: one round of the register at a time, from the wish to the commit.
 
-use replicator::types::{Ballot, CommittedView, Instant, NodeId, View, ViewNumber, VoterId};
+use replicator::types::{
+    Ballot, CommittedView, InSync, Instant, NodeId, View, ViewNumber, VoterId,
+};
 
 use super::super::decision::{Knowledge, Outcome, Step};
 use super::super::message::Part;
@@ -516,6 +518,11 @@ impl Resource {
             Outcome::Continue => {
                 if let Some(active) = &mut self.active {
                     active.view = view;
+                }
+                if view.in_sync != InSync::BOTH {
+                    // Also when a round finished for an undecided one carries no change of ours: the
+                    // flag spoke of a view that is over, and must not remove the peer from a later one.
+                    self.peer_unprepared = false;
                 }
                 self.note_own_commit(change);
                 cx.engine(self.id, EngineCommand::Committed(committed));

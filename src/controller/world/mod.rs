@@ -153,6 +153,28 @@ pub(crate) struct World {
     pub(crate) configured: Configured,
 }
 
+/// A replica that held data when its node started, whole and without a doubt.
+pub(crate) fn used_replica(node: usize) -> ReplicaFacts {
+    ReplicaFacts {
+        replica: ReplicaId(0xa0 + node as u128),
+        size_blocks: 100 + node as u64,
+        eligible: true,
+        blank: false,
+        lost_volatile: false,
+        unclean: false,
+        doubtful: false,
+    }
+}
+
+/// The same after its host restarted with acknowledged writes in its disk's cache.
+pub(crate) fn lost_its_cache(node: usize) -> ReplicaFacts {
+    ReplicaFacts {
+        lost_volatile: true,
+        unclean: true,
+        ..used_replica(node)
+    }
+}
+
 impl World {
     /// With every node running.
     pub(crate) fn new(seed: u64, timing: Timing, has_arbitrator: bool) -> Self {
@@ -258,13 +280,9 @@ impl World {
     pub(crate) fn attach(&mut self, node: usize) {
         let blank = self.nodes[node].engine.data == 0 && self.acked == 0;
         let facts = ReplicaFacts {
-            replica: ReplicaId(0xa0 + node as u128),
-            size_blocks: 100 + node as u64,
             eligible: self.nodes[node].engine.whole,
             blank,
-            lost_volatile: false,
-            unclean: false,
-            doubtful: false,
+            ..used_replica(node)
         };
         self.report_facts(node, facts);
     }

@@ -121,6 +121,22 @@ fn what_a_guest_wrote_after_an_answer_is_not_begun_before_what_was_answered() {
 }
 
 #[test]
+fn handing_over_waits_for_what_was_answered_ahead() {
+    // The successor starts from its disk: what a guest was told must be there first.
+    let mut pair = under(ReplicationProtocol::B);
+    pair.hold_disk(B, true);
+    pair.written(A, 5, 0x11);
+    pair.admin(A, AdminRequest::Quiesce);
+    pair.run();
+    let quiesced = |pair: &Pair| pair.saw(A, |event| *event == Event::Quiesced);
+    assert!(!quiesced(&pair), "the peer's disk has not got it");
+    pair.hold_disk(B, false);
+    pair.run();
+    assert!(quiesced(&pair));
+    assert_eq!(pair.durable(B, 5), block(0x11));
+}
+
+#[test]
 fn a_takeover_carries_out_all_that_was_received() {
     // interleavings F1, variant: what the peer said it holds is not the unacknowledged tail.
     for protocol in [ReplicationProtocol::A, ReplicationProtocol::B] {
