@@ -2,7 +2,8 @@
 //! run, verified on both replicas. Absolute times of a machine mean nothing; the ratios, and the
 //! counts per write, do. Run it with `cargo xtask bench-peers`.
 //!
-//! Options: `--passes N` (3), `--seconds S` (2), `--depth D` (32), `--dir DIR` (/dev/shm), `--files`
+//! Options: `--set mirror|export` (mirror: both replicas written; export: one replica beside plain NBD
+//! servers), `--passes N` (3), `--seconds S` (2), `--depth D` (32), `--dir DIR` (/dev/shm), `--files`
 //! (the files themselves instead of loop devices over them, which need root).
 
 #![allow(
@@ -26,6 +27,7 @@ const SIZE: u64 = 256 << 20;
 const WARM_UP: Duration = Duration::from_millis(500);
 
 struct Options {
+    set: &'static [Named],
     passes: usize,
     seconds: f64,
     depth: usize,
@@ -36,26 +38,37 @@ struct Options {
 struct Row {
     iops: f64,
     p50_us: f64,
-    cpu_us: [f64; 2],
+    /// Each server's.
+    cpu_us: Vec<f64>,
     syscalls: Option<f64>,
     switches: Option<f64>,
 }
 
 type Start = fn(&systems::Place<'_>) -> Result<systems::System>;
-const SYSTEMS: [(&str, Start); 2] = [
+type Named = (&'static str, Start);
+
+/// Ours first; the others are compared with it.
+const MIRRORS: &[Named] = &[
     ("twinblk C", systems::twinblk),
     ("QEMU mirror write-blocking", systems::qemu_mirror),
+];
+const EXPORTS: &[Named] = &[
+    ("twinblk, one replica", systems::twinblk_alone),
+    ("qemu-nbd native", systems::qemu_nbd_native),
+    ("qemu-nbd io_uring", systems::qemu_nbd_io_uring),
+    ("nbdkit null", systems::nbdkit_null),
 ];
 
 fn main() -> Result<()> {
     let options = options()?;
-    let mut rows: [Vec<Row>; 2] = [Vec::new(), Vec::new()];
+    let mut rows: Vec<Vec<Row>> = options.set.iter().map(|_| Vec::new()).collect();
     for pass in 0..options.passes {
-        // Alternating order: whatever drifts hits both.
-        for nr in 0..SYSTEMS.len() {
-            let which = (nr + pass) % SYSTEMS.len();
-            let row = measure_one(SYSTEMS[which].1, &options)
-                .with_context(|| format!("pass {pass}: {}", SYSTEMS[which].0))?;
+        // Alternating order: whatever drifts hits all.
+        for nr in 0..options.set.len() {
+            let which = (nr + pass) % options.set.len();
+            let (name, start) = options.set[which];
+            let row =
+                measure_one(start, &options).with_context(|| format!("pass {pass}: {name}"))?;
             rows[which].push(row);
         }
     }
@@ -89,16 +102,20 @@ fn measure_in(dir: &Path, start: Start, options: &Options) -> Result<Row> {
         WARM_UP,
     )?;
     let time = Duration::from_secs_f64(options.seconds);
-    let cpu = |nr: usize| measure::cpu_seconds(system.servers[nr]);
-    let before = [cpu(0)?, cpu(1)?];
+    let cpu = || {
+        let each = system.servers.iter().map(|pid| measure::cpu_seconds(*pid));
+        each.collect::<Result<Vec<f64>>>()
+    };
+    let before = cpu()?;
     let perf = measure::Perf::start(&system.servers, time);
     let run = load::run(&system.socket, system.export, blocks, options.depth, time)?;
     let counts = perf.finish();
     let ops = run.ops as f64;
-    let cpu_us = [
-        (cpu(0)? - before[0]) * 1e6 / ops,
-        (cpu(1)? - before[1]) * 1e6 / ops,
-    ];
+    let cpu_us = cpu()?
+        .iter()
+        .zip(&before)
+        .map(|(after, before)| (after - before) * 1e6 / ops)
+        .collect();
     for image in &system.images {
         let wrong = load::mismatches(image, &run.written)?;
         if wrong > 0 {
@@ -117,9 +134,9 @@ fn measure_in(dir: &Path, start: Start, options: &Options) -> Result<Row> {
     })
 }
 
-fn print_table(options: &Options, rows: &[Vec<Row>; 2]) {
+fn print_table(options: &Options, rows: &[Vec<Row>]) {
     println!(
-        "4 KiB random writes, depth {}, one connection, {} passes of {} s, both replicas on {} in {}, 0 mismatches",
+        "4 KiB random writes, depth {}, one connection, {} passes of {} s, on {} in {}, 0 mismatches",
         options.depth,
         options.passes,
         options.seconds,
@@ -131,10 +148,10 @@ fn print_table(options: &Options, rows: &[Vec<Row>; 2]) {
         options.dir.display()
     );
     println!(
-        "| system | IOPS | p50 µs | CPU µs/write primary + secondary | syscalls/write | context switches/write |"
+        "| system | IOPS | p50 µs | CPU µs/write (primary + secondary) | syscalls/write | context switches/write |"
     );
     println!("|---|---|---|---|---|---|");
-    for (which, (name, _)) in SYSTEMS.iter().enumerate() {
+    for (which, (name, _)) in options.set.iter().enumerate() {
         let of = |field: fn(&Row) -> f64| median(rows[which].iter().map(field));
         let count = |field: fn(&Row) -> Option<f64>| {
             let known: Vec<f64> = rows[which].iter().filter_map(field).collect();
@@ -145,22 +162,32 @@ fn print_table(options: &Options, rows: &[Vec<Row>; 2]) {
             }
         };
         println!(
-            "| {name} | {:.0} | {:.0} | {:.1} + {:.1} | {} | {} |",
+            "| {name} | {:.0} | {:.0} | {} | {} | {} |",
             of(|row| row.iops),
             of(|row| row.p50_us),
-            of(|row| row.cpu_us[0]),
-            of(|row| row.cpu_us[1]),
+            cpu_of_each(&rows[which]),
             count(|row| row.syscalls),
             count(|row| row.switches),
         );
     }
-    let cpu = |row: &Row| row.cpu_us[0] + row.cpu_us[1];
-    let pairs = || rows[0].iter().zip(&rows[1]);
-    println!(
-        "ratio per pass, median: IOPS {:.2}×, CPU per write {:.2}×",
-        median(pairs().map(|(ours, theirs)| ours.iops / theirs.iops)),
-        median(pairs().map(|(ours, theirs)| cpu(ours) / cpu(theirs))),
-    );
+    let cpu = |row: &Row| row.cpu_us.iter().sum::<f64>();
+    for (which, (name, _)) in options.set.iter().enumerate().skip(1) {
+        let pairs = || rows[0].iter().zip(&rows[which]);
+        println!(
+            "beside {name}, median of the ratios per pass: IOPS {:.2}×, p50 {:.2}×, CPU per write {:.2}×",
+            median(pairs().map(|(ours, theirs)| ours.iops / theirs.iops)),
+            median(pairs().map(|(ours, theirs)| ours.p50_us / theirs.p50_us)),
+            median(pairs().map(|(ours, theirs)| cpu(ours) / cpu(theirs))),
+        );
+    }
+}
+
+/// Medians of the servers, as `15.1 + 11.9`.
+fn cpu_of_each(rows: &[Row]) -> String {
+    let servers = rows.first().map_or(0, |row| row.cpu_us.len());
+    let each =
+        (0..servers).map(|nr| format!("{:.1}", median(rows.iter().map(|row| row.cpu_us[nr]))));
+    each.collect::<Vec<_>>().join(" + ")
 }
 
 fn median(values: impl IntoIterator<Item = f64>) -> f64 {
@@ -171,6 +198,7 @@ fn median(values: impl IntoIterator<Item = f64>) -> f64 {
 
 fn options() -> Result<Options> {
     let mut options = Options {
+        set: MIRRORS,
         passes: 3,
         seconds: 2.0,
         depth: 32,
@@ -185,6 +213,13 @@ fn options() -> Result<Options> {
                 .with_context(|| format!("{word} needs a value"))
         };
         match word.as_str() {
+            "--set" => {
+                options.set = match value()?.as_str() {
+                    "mirror" => MIRRORS,
+                    "export" => EXPORTS,
+                    other => bail!("unknown set {other}: mirror or export"),
+                }
+            }
             "--passes" => options.passes = value()?.parse()?,
             "--seconds" => options.seconds = value()?.parse()?,
             "--depth" => options.depth = value()?.parse()?,

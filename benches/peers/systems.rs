@@ -1,5 +1,5 @@
-//! The systems compared. Each mirrors every write synchronously between two files over TCP on
-//! loopback and serves the volume on a Unix socket.
+//! The systems compared; each serves a volume on a Unix socket. The mirrors write synchronously to two
+//! files, over TCP on loopback; the plain exports to one.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
@@ -15,10 +15,10 @@ use anyhow::{Context, Result, bail};
 pub(crate) struct System {
     pub(crate) socket: PathBuf,
     pub(crate) export: &'static str,
-    /// The two replicas' files.
-    pub(crate) images: [PathBuf; 2],
-    /// Processes on the write path: primary and secondary.
-    pub(crate) servers: [u32; 2],
+    /// The files that must hold what was written.
+    pub(crate) images: Vec<PathBuf>,
+    /// Processes on the write path: primary, and secondary of a mirror.
+    pub(crate) servers: Vec<u32>,
     children: Vec<Child>,
     /// Goes last: the processes hold the devices.
     _replicas: Replicas,
@@ -62,6 +62,16 @@ impl Drop for System {
 
 /// twinblk, protocol C, with arbitrator.
 pub(crate) fn twinblk(place: &Place<'_>) -> Result<System> {
+    start_twinblk(place, &["a", "b"])
+}
+
+/// The same resource with its peer never started: served by one replica, every block marked for the
+/// peer.
+pub(crate) fn twinblk_alone(place: &Place<'_>) -> Result<System> {
+    start_twinblk(place, &["a"])
+}
+
+fn start_twinblk(place: &Place<'_>, replicas_up: &[&str]) -> Result<System> {
     let dir = place.dir;
     let ports = free_ports(3)?;
     let replicas = Replicas::make(place)?;
@@ -88,11 +98,8 @@ pub(crate) fn twinblk(place: &Place<'_>) -> Result<System> {
         ),
     )?;
     let mut children = Vec::new();
-    for (node, program) in [
-        ("a", "twinblkd"),
-        ("b", "twinblkd"),
-        ("arb", "twinblk-arbitrator"),
-    ] {
+    let data = replicas_up.iter().map(|node| (*node, "twinblkd"));
+    for (node, program) in data.chain([("arb", "twinblk-arbitrator")]) {
         let mut command = Command::new(beside(program)?);
         command.arg("--config").arg(&config).args(["--node", node]);
         command.arg("--state-dir").arg(dir.join(node).join("state"));
@@ -100,18 +107,21 @@ pub(crate) fn twinblk(place: &Place<'_>) -> Result<System> {
         let log = File::create(dir.join(format!("{node}.log")))?;
         children.push(command.stdin(Stdio::null()).stderr(log).spawn()?);
     }
-    for node in ["a", "b"] {
+    for node in replicas_up {
         twinadm(dir, &config, node, &["create-md", "vol"])?;
         twinadm(dir, &config, node, &["up", "vol"])?;
     }
     twinadm(dir, &config, "a", &["primary", "vol"])?;
-    twinadm(dir, &config, "a", &["wait-sync", "vol", "--timeout", "30s"])?;
-    let servers = [children[0].id(), children[1].id()];
+    let count = replicas_up.len();
+    if count == 2 {
+        twinadm(dir, &config, "a", &["wait-sync", "vol", "--timeout", "30s"])?;
+    }
+    let servers = children[..count].iter().map(Child::id).collect();
     let socket = dir.join("a/run/nbd/vol.sock");
     Ok(System {
         socket,
         export: "vol",
-        images: replicas.files.clone(),
+        images: replicas.files[..count].to_vec(),
         servers,
         children,
         _replicas: replicas,
@@ -207,15 +217,83 @@ pub(crate) fn qemu_mirror(place: &Place<'_>) -> Result<System> {
     qmp.execute(
         r#"{"execute":"blockdev-mirror","arguments":{"job-id":"m","device":"src","target":"dst","sync":"none","copy-mode":"write-blocking"}}"#,
     )?;
-    let servers = [children[1].id(), children[0].id()];
+    let servers = vec![children[1].id(), children[0].id()];
     Ok(System {
         socket,
         export: "vol",
-        images: replicas.files.clone(),
+        images: replicas.files.to_vec(),
         servers,
         children,
         _replicas: replicas,
     })
+}
+
+/// qemu-nbd with Linux's native asynchronous I/O.
+pub(crate) fn qemu_nbd_native(place: &Place<'_>) -> Result<System> {
+    qemu_nbd(place, "native")
+}
+
+/// qemu-nbd with io_uring.
+pub(crate) fn qemu_nbd_io_uring(place: &Place<'_>) -> Result<System> {
+    qemu_nbd(place, "io_uring")
+}
+
+fn qemu_nbd(place: &Place<'_>, aio: &str) -> Result<System> {
+    let replicas = Replicas::make(place)?;
+    let socket = place.dir.join("nbd.sock");
+    let server = Command::new("qemu-nbd")
+        .args([
+            "-t",
+            "-f",
+            "raw",
+            "--cache=none",
+            "--discard=unmap",
+            "-x",
+            "vol",
+        ])
+        .args([&format!("--aio={aio}"), "-k"])
+        .args([&socket, &replicas.devices[0]])
+        .stdin(Stdio::null())
+        .spawn()
+        .context("qemu-nbd")?;
+    one_server(server, socket, vec![replicas.files[0].clone()], replicas)
+}
+
+/// nbdkit's plugin that keeps nothing: what a server costs that has no disk at all.
+pub(crate) fn nbdkit_null(place: &Place<'_>) -> Result<System> {
+    let replicas = Replicas {
+        files: [PathBuf::new(), PathBuf::new()],
+        devices: [PathBuf::new(), PathBuf::new()],
+    };
+    let socket = place.dir.join("nbd.sock");
+    let server = Command::new("nbdkit")
+        .args(["-f", "-U"])
+        .arg(&socket)
+        .args(["null", &place.size.to_string()])
+        .stdin(Stdio::null())
+        .spawn()
+        .context("nbdkit")?;
+    one_server(server, socket, Vec::new(), replicas)
+}
+
+fn one_server(
+    server: Child,
+    socket: PathBuf,
+    images: Vec<PathBuf>,
+    replicas: Replicas,
+) -> Result<System> {
+    let system = System {
+        export: "vol",
+        images,
+        servers: vec![server.id()],
+        children: vec![server],
+        _replicas: replicas,
+        socket,
+    };
+    wait_until("the server answers", || {
+        UnixStream::connect(&system.socket).is_ok()
+    })?;
+    Ok(system)
 }
 
 struct Qmp(BufReader<UnixStream>);
