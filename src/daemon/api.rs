@@ -9,7 +9,8 @@
 //!                   ── lease: AtomicU64 ─▶       ── ResourceSnapshot ─▶ control socket
 //! ```
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -21,7 +22,9 @@ use replicator::types::{
     ViewNumber, VolumeId,
 };
 
+use super::forward::Caller;
 use super::relay_door::Knock;
+use crate::config::Forwarding;
 use crate::controller::VoterRecord;
 
 /// Commands a shard may have waiting. The controller sends a few per view change and none while
@@ -47,6 +50,8 @@ pub struct ShardSetup {
     pub incarnation: u128,
     /// Most NBD connections per resource.
     pub nbd_connections_max: usize,
+    /// How the Primary is called for clients of a Secondary.
+    pub caller: Arc<Caller>,
 }
 
 /// One resource as the shard runs it, from `up` to `down`.
@@ -71,6 +76,8 @@ pub struct ResourceSetup {
     pub protocol: ReplicationProtocol,
     /// How fast resyncs may go.
     pub resync_rate: ResyncRate,
+    /// What a Secondary does with NBD clients.
+    pub forwarding: Forwarding,
 }
 
 /// Backing devices to open for a resource. The shard opens and locks them (R14), then offers them
@@ -167,6 +174,22 @@ pub enum ShardCommand {
         /// How.
         result: Result<(), StoreError>,
     },
+    /// From the shard's own helper: the Primary was called for a client.
+    Called {
+        /// Which client.
+        forward: u64,
+        /// The connection, or why there is none.
+        answer: Result<OwnedFd, String>,
+    },
+    /// The peer passes a client on, and is known to be the peer; nothing was answered yet.
+    Forwarded {
+        /// Of which resource.
+        resource: ResourceId,
+        /// The connection.
+        stream: TcpStream,
+        /// It may only read.
+        read_only: bool,
+    },
     /// End the thread. Everything was removed before in an orderly stop.
     Stop,
 }
@@ -209,8 +232,8 @@ pub enum ShardEvent {
         /// The path and the system's words.
         error: String,
     },
-    /// Another node passes a request of its control socket on: not the shard's business.
-    Relay(Knock),
+    /// Another node passes something on: not the shard's business until it is known to be that node.
+    Call(Knock),
     /// The shard cannot go on (its ring broke): the process must end, guests reconnect elsewhere.
     Fatal {
         /// Why.
@@ -225,6 +248,17 @@ pub struct NbdClient {
     pub pid: Option<i32>,
     /// User id, where the socket tells it.
     pub uid: Option<u32>,
+    /// The peer passes it on.
+    pub forwarded: bool,
+}
+
+impl NbdClient {
+    /// One that the peer passes on.
+    pub const FORWARDED: Self = Self {
+        pid: None,
+        uid: None,
+        forwarded: true,
+    };
 }
 
 /// State of one resource as the control socket shows it. Published by the shard whenever it

@@ -22,11 +22,11 @@ use nix::sys::socket::{getsockopt, sockopt};
 use nix::unistd::Uid;
 use replicator::admin::{ErrorId, ErrorReport, REQUEST_LEN_MAX, Request, Response};
 use replicator::io::clock;
-use replicator::protocol::RelayPreamble;
+use replicator::protocol::ForwardPreamble;
 use replicator::types::NodeId;
 
 use super::mailbox::Mailbox;
-use super::relay_door::{Door, Knock};
+use super::relay_door::{Call, Door, Knock};
 
 /// Clients served at once. Scripts ask one question at a time; some `events2` and waiting orders
 /// stay for long. More are told to come again.
@@ -84,6 +84,8 @@ pub trait ControlHandler: Send + Sync + 'static {
     /// # Errors
     /// When the client is gone.
     fn handle(&self, request: Request, asker: Asker, answers: &mut dyn Answers) -> io::Result<()>;
+    /// Serves an NBD client that the peer passes on; nothing was answered yet.
+    fn take_client(&self, stream: TcpStream, preamble: ForwardPreamble);
 }
 
 /// The listening socket; its path goes away with it.
@@ -172,8 +174,8 @@ impl Acceptor {
             if poll(&mut fds, PollTimeout::NONE).is_err() {
                 continue;
             }
-            for Knock { stream, preamble } in self.door.knocks.drain() {
-                self.admit_visitor(TcpStream::from(stream), Some(preamble));
+            for Knock { stream, call } in self.door.knocks.drain() {
+                self.admit_visitor(TcpStream::from(stream), Some(call));
             }
             for listener in &self.door.listeners {
                 self.accept(
@@ -211,8 +213,8 @@ impl Acceptor {
         });
     }
 
-    fn admit_visitor(&self, stream: TcpStream, preamble: Option<RelayPreamble>) {
-        match self.door.visitor(stream, preamble) {
+    fn admit_visitor(&self, stream: TcpStream, call: Option<Call>) {
+        match self.door.visitor(stream, call) {
             Some(visitor) => self.spawn(move |handler| visitor.serve(handler)),
             None => tracing::debug!("too many strangers: one is sent away"),
         }
@@ -395,6 +397,8 @@ mod tests {
     struct Echo;
 
     impl ControlHandler for Echo {
+        fn take_client(&self, _: TcpStream, _: ForwardPreamble) {}
+
         fn handle(
             &self,
             request: Request,

@@ -219,7 +219,7 @@ impl Node {
     ) -> Outcome {
         let timeout = timeout.unwrap_or(DOWN_TIMEOUT);
         let _claim = Claim::take(self, resource, timeout)?;
-        self.clients_leave(resource, force)?;
+        self.clients_leave(resource, Order::Down, force)?;
         let was_there = self.presence(resource) != Presence::Away;
         let outcome = self.order(resource, Order::Down, timeout, || !asker.is_gone());
         let ended = self.ended(resource, Order::Down, timeout, outcome)?;
@@ -261,6 +261,7 @@ impl Node {
                 .and_then(|volume| volume.disk_timeout),
             protocol: self.config.protocol_of(resource),
             resync_rate: self.config.resync.max_rate.limit(),
+            forwarding: resource.forwarding,
         })));
         let added = self.board.wait(DOWN_TIMEOUT, |board| {
             let known = board.resource(id);

@@ -18,6 +18,7 @@ pub mod beacon_io;
 pub mod board;
 mod bridge;
 pub mod control;
+pub mod forward;
 mod last_words;
 mod lifecycle;
 mod log;

@@ -310,9 +310,9 @@ impl ShardSink for NodeSink {
                     known.add_failed = Some(error);
                 });
             }
-            ShardEvent::Relay(knock) => {
+            ShardEvent::Call(knock) => {
                 if node.knocks.push(knock).is_err() {
-                    tracing::warn!("too many requests passed on by other nodes: one is closed");
+                    tracing::warn!("too much passed on by other nodes at once: one is closed");
                 }
             }
             ShardEvent::Fatal { error } => node.fatal(&error),

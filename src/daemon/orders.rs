@@ -1,6 +1,8 @@
 //! What each verb of the control socket does. Runs on the asking client's thread and may wait.
 
+use replicator::protocol::ForwardPreamble;
 use std::io;
+use std::net::TcpStream;
 use std::time::Duration;
 
 use replicator::admin::{ErrorId, ErrorReport, Event, Request, Response, Verb, VersionInfo};
@@ -49,6 +51,14 @@ impl ControlHandler for Node {
             .map(|millis| Duration::from_millis(millis).min(TIMEOUT_MAX));
         let response = self.carry_out(request.verb, timeout, answers);
         answers.send(&response.unwrap_or_else(Response::Error))
+    }
+
+    fn take_client(&self, stream: TcpStream, preamble: ForwardPreamble) {
+        self.command(ShardCommand::Forwarded {
+            resource: preamble.resource,
+            stream,
+            read_only: preamble.read_only,
+        });
     }
 }
 
@@ -320,7 +330,7 @@ impl Node {
         asker: &dyn Answers,
     ) -> Outcome {
         self.check_running(resource)?;
-        self.clients_leave(resource, force)?;
+        self.clients_leave(resource, Order::Secondary, force)?;
         let timeout = timeout.unwrap_or(ORDER_TIMEOUT);
         let outcome = self.order(resource, Order::Secondary, timeout, || !asker.is_gone());
         let ended = self.ended(resource, Order::Secondary, timeout, outcome)?;
@@ -337,29 +347,36 @@ impl Node {
         }
     }
 
-    /// Waits a while for the NBD clients of a Primary to leave; refuses, naming them, if they stay.
+    /// Waits a while for NBD clients to leave that the order would cut off: those of a Primary, and
+    /// with `down` those that a Secondary passes on. Refuses, naming them, if they stay.
     pub(super) fn clients_leave(
         &self,
         resource: &ResourceConfig,
+        order: Order,
         force: bool,
     ) -> Result<(), ErrorReport> {
         if force {
             return Ok(());
         }
-        let mut clients = Vec::new();
+        let (mut clients, mut role) = (Vec::new(), Role::Primary);
         let left = self.board.wait(CLIENTS_LEAVE_TIMEOUT, |board| {
             let shard = board
                 .resources
                 .get(&resource.id())
                 .and_then(|it| it.shard.as_ref());
-            let primary = shard.filter(|it| it.engine.role == Role::Primary);
-            clients = primary.map(|it| it.nbd_clients.clone()).unwrap_or_default();
+            let shard = shard.filter(|it| order == Order::Down || it.engine.role == Role::Primary);
+            role = shard.map_or(role, |it| it.engine.role);
+            clients = shard.map(|it| it.nbd_clients.clone()).unwrap_or_default();
             clients.is_empty().then_some(())
         });
         if left.is_some() {
             return Ok(());
         }
-        let what = format!("{} stays Primary on {}", resource.name, self.name());
+        let stays = match role {
+            Role::Primary => "stays Primary",
+            Role::Secondary | Role::Unknown => "stays up",
+        };
+        let what = format!("{} {stays} on {}", resource.name, self.name());
         let why = format!("NBD clients are attached: {}", client_names(&clients));
         Err(ErrorReport::new(ErrorId::ClientsAttached, what, why))
     }
@@ -588,6 +605,7 @@ fn no_such_resource(name: &str) -> ErrorReport {
 fn client_names(clients: &[NbdClient]) -> String {
     let names = clients.iter().map(|client| match client.pid {
         Some(pid) => format!("process {pid}"),
+        None if client.forwarded => "a client passed on by the peer".to_owned(),
         None => "a TCP client".to_owned(),
     });
     names.collect::<Vec<_>>().join(", ")

@@ -22,7 +22,7 @@ use nix::sys::socket::{
 use replicator::admin::{ErrorId, ErrorReport, Request, Response, Verb};
 use replicator::io::clock;
 use replicator::protocol::{
-    PREAMBLE_REPLY_LEN, PreambleReply, PreambleStatus, RelayPreamble, VersionRange,
+    PREAMBLE_LEN, PREAMBLE_REPLY_LEN, PreambleReply, PreambleStatus, RelayPreamble, VersionRange,
 };
 use replicator::types::{Instant, NodeId};
 use serde::Deserialize;
@@ -155,7 +155,9 @@ impl Node {
             let attempt = deadline.min(clock::now().plus(ATTEMPT_TIMEOUT));
             // From the address that the other node knows for this one on that path.
             let from = source_for(own, index, to).map(|at| own[at]);
-            match knock(from, to, &preamble, attempt).and_then(|stream| ask(stream, request)) {
+            match knock(from, to, &preamble.encode(), preamble.may_change, attempt)
+                .and_then(|stream| ask(stream, request))
+            {
                 Ok(stream) => return Ok(stream),
                 Err(error) => reasons.push(format!("{to}: {}", words(&error))),
             }
@@ -175,16 +177,17 @@ impl Node {
 }
 
 /// Connects and says who asks; the connection is one that accepted.
-fn knock(
+pub(super) fn knock(
     from: Option<SocketAddr>,
     to: SocketAddr,
-    preamble: &RelayPreamble,
+    preamble: &[u8; PREAMBLE_LEN],
+    privileged: bool,
     deadline: Instant,
 ) -> io::Result<TcpStream> {
-    let mut stream = dial(from, to, preamble.may_change, deadline)?;
+    let mut stream = dial(from, to, privileged, deadline)?;
     tune(&stream)?;
     stream.set_write_timeout(Some(ATTEMPT_TIMEOUT))?;
-    stream.write_all(&preamble.encode())?;
+    stream.write_all(preamble)?;
     let mut reply = [0; PREAMBLE_REPLY_LEN];
     read_until(&stream, &mut reply, deadline)?;
     let reply = PreambleReply::parse(&reply).map_err(io::Error::other)?;
@@ -207,7 +210,7 @@ fn refusal(status: PreambleStatus) -> &'static str {
 }
 
 /// What the system says, without its number.
-fn words(error: &io::Error) -> String {
+pub(super) fn words(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::ConnectionRefused => "nothing listens there".to_owned(),
         io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => {

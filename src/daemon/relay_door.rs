@@ -1,10 +1,11 @@
-//! Where requests come in that another node passes on.
+//! Where requests and NBD clients come in that another node passes on.
 //!
-//! On a data node the shard accepts, reads the first bytes, and hands over what begins like a relay;
-//! the arbitrator has no shard, so its listening sockets are served here alone. What is accepted is
-//! given to the same handler as a client of the control socket.
+//! On a data node the shard accepts, reads the first bytes, and hands over what begins like a call;
+//! the arbitrator has no shard, so its listening sockets are served here alone. A request that is let
+//! in is given to the same handler as a client of the control socket; an NBD client goes back to the
+//! shard.
 //!
-//! Changing anything takes more: see [`super::origin`].
+//! Changing anything takes more, and so does an NBD client: see [`super::origin`].
 //!
 //! Invariant: a connection that has not said who it is, in the cluster's words and from an address
 //! of the cluster, holds a place for at most [`GREETING_TIMEOUT`] and no place of those who have.
@@ -18,7 +19,8 @@ use std::time::Duration;
 
 use replicator::io::clock;
 use replicator::protocol::{
-    Opening, PREAMBLE_LEN, PreambleReply, PreambleStatus, RelayPreamble, VersionRange,
+    ForwardPreamble, Opening, PREAMBLE_LEN, PreambleReply, PreambleStatus, RelayPreamble,
+    VersionRange,
 };
 use replicator::types::NodeId;
 
@@ -37,16 +39,25 @@ const STRANGERS_MAX: usize = 64;
 /// Time for the first bytes, as on the data links.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A relay as the shard found it: nothing but the preamble was read, nothing answered.
+/// A call as the shard found it: nothing but the preamble was read, nothing answered.
 #[derive(Debug)]
 pub struct Knock {
     /// The connection.
     pub stream: OwnedFd,
     /// What it said.
-    pub preamble: RelayPreamble,
+    pub call: Call,
 }
 
-/// Who may pass requests on to this node.
+/// What a connection of another node is for, if it is no data link.
+#[derive(Clone, Copy, Debug)]
+pub enum Call {
+    /// A request of a control socket.
+    Relay(RelayPreamble),
+    /// An NBD client.
+    Forward(ForwardPreamble),
+}
+
+/// Who may pass something on to this node.
 #[derive(Clone, Debug)]
 pub struct Doorkeeper {
     /// This node.
@@ -58,21 +69,24 @@ pub struct Doorkeeper {
 }
 
 impl Doorkeeper {
-    /// What to answer to a relay that comes from `address`.
-    fn judge(&self, preamble: &RelayPreamble, address: IpAddr) -> PreambleStatus {
-        let known = &self.addresses[preamble.from.index()];
-        if preamble
-            .versions
-            .newest_common(VersionRange::RELAY)
-            .is_none()
-        {
+    /// What to answer to a call that comes from `address`.
+    fn judge(&self, call: &Call, address: IpAddr) -> PreambleStatus {
+        let (versions, ours, cluster, from, to) = match call {
+            Call::Relay(it) => (it.versions, VersionRange::RELAY, it.cluster, it.from, it.to),
+            Call::Forward(it) => (
+                it.versions,
+                VersionRange::FORWARD,
+                it.cluster,
+                it.from,
+                it.to,
+            ),
+        };
+        let known = &self.addresses[from.index()];
+        if versions.newest_common(ours).is_none() {
             PreambleStatus::Version
-        } else if preamble.cluster != self.cluster {
+        } else if cluster != self.cluster {
             PreambleStatus::Cluster
-        } else if preamble.to != self.node
-            || preamble.from == self.node
-            || !known.contains(&address.to_canonical())
-        {
+        } else if to != self.node || from == to || !known.contains(&address.to_canonical()) {
             PreambleStatus::Node
         } else {
             PreambleStatus::Accepted
@@ -114,15 +128,11 @@ impl Door {
 
     /// Somebody who has not said anything yet, or whose words the shard has read. `None` when too
     /// many stand there: then it is closed.
-    pub(super) fn visitor(
-        &self,
-        stream: TcpStream,
-        preamble: Option<RelayPreamble>,
-    ) -> Option<Visitor> {
+    pub(super) fn visitor(&self, stream: TcpStream, call: Option<Call>) -> Option<Visitor> {
         let place = Place::take(&self.strangers, STRANGERS_MAX)?;
         Some(Visitor {
             stream,
-            preamble,
+            call,
             keeper: Arc::clone(&self.keeper),
             relays: Arc::clone(&self.relays),
             place,
@@ -133,7 +143,7 @@ impl Door {
 /// A connection that is to be judged.
 pub(super) struct Visitor {
     stream: TcpStream,
-    preamble: Option<RelayPreamble>,
+    call: Option<Call>,
     keeper: Arc<Doorkeeper>,
     relays: Arc<AtomicUsize>,
     place: Place,
@@ -146,32 +156,39 @@ impl Visitor {
         stream.set_nonblocking(false)?;
         stream.set_write_timeout(Some(ANSWER_TIMEOUT))?;
         tune(&stream)?;
-        let preamble = match self.preamble {
-            Some(preamble) => preamble,
-            None => read_preamble(&stream)?,
+        let call = match self.call {
+            Some(call) => call,
+            None => read_call(&stream)?,
         };
         let address = stream.peer_addr()?.ip();
+        let mut status = self.keeper.judge(&call, address);
         // Before anything is answered, while the other end must still be there.
-        let believed =
-            preamble.may_change && Origin::of(&stream).is_ok_and(Origin::speaks_for_its_node);
-        let mut status = self.keeper.judge(&preamble, address);
-        let mut place = None;
-        if status == PreambleStatus::Accepted {
-            place = Place::take(&self.relays, RELAYS_MAX);
-            if place.is_none() {
-                status = PreambleStatus::Busy;
+        let believed = || Origin::of(&stream).is_ok_and(Origin::speaks_for_its_node);
+        let preamble = match call {
+            Call::Relay(preamble) => preamble,
+            Call::Forward(preamble) => {
+                if status == PreambleStatus::Accepted && !believed() {
+                    status = PreambleStatus::Node;
+                }
+                if status != PreambleStatus::Accepted {
+                    return refuse(&stream, status, VersionRange::FORWARD, address);
+                }
+                handler.take_client(stream, preamble);
+                return Ok(());
             }
+        };
+        let believed = preamble.may_change && believed();
+        let place = Place::take(&self.relays, RELAYS_MAX);
+        if status == PreambleStatus::Accepted && place.is_none() {
+            status = PreambleStatus::Busy;
         }
-        let version = preamble.versions.newest_common(VersionRange::RELAY);
-        let reply = PreambleReply {
-            status,
-            version: version.unwrap_or(VersionRange::RELAY.max),
-        };
-        stream.write_all(&reply.encode())?;
-        let Some(_place) = place else {
-            tracing::info!(?status, %address, "a request passed on is refused");
-            return Ok(());
-        };
+        if status != PreambleStatus::Accepted {
+            return refuse(&stream, status, VersionRange::RELAY, address);
+        }
+        let versions = VersionRange::RELAY;
+        let version = preamble.versions.newest_common(versions);
+        let version = version.unwrap_or(versions.max);
+        stream.write_all(&PreambleReply { status, version }.encode())?;
         drop(self.place);
         let asker = Asker {
             may_change: preamble.may_change && believed,
@@ -183,11 +200,23 @@ impl Visitor {
     }
 }
 
-fn read_preamble(stream: &TcpStream) -> io::Result<RelayPreamble> {
+fn refuse(
+    mut stream: &TcpStream,
+    status: PreambleStatus,
+    ours: VersionRange,
+    address: IpAddr,
+) -> io::Result<()> {
+    let version = ours.max;
+    tracing::info!(?status, %address, "what another node passes on is refused");
+    stream.write_all(&PreambleReply { status, version }.encode())
+}
+
+fn read_call(stream: &TcpStream) -> io::Result<Call> {
     let mut bytes = [0; PREAMBLE_LEN];
     read_until(stream, &mut bytes, clock::now().plus(GREETING_TIMEOUT))?;
     match Opening::parse(&bytes) {
-        Ok(Opening::Relay(preamble)) => Ok(preamble),
+        Ok(Opening::Relay(preamble)) => Ok(Call::Relay(preamble)),
+        Ok(Opening::Forward(preamble)) => Ok(Call::Forward(preamble)),
         Ok(Opening::Link(_)) => Err(io::Error::other("a data link, and there is no data here")),
         Err(error) => Err(io::Error::other(error)),
     }
@@ -195,6 +224,8 @@ fn read_preamble(stream: &TcpStream) -> io::Result<RelayPreamble> {
 
 #[cfg(test)]
 mod tests {
+    use replicator::types::ResourceId;
+
     use super::*;
 
     fn keeper() -> Doorkeeper {
@@ -215,7 +246,8 @@ mod tests {
             may_change: true,
             uid: 0,
         };
-        let judge = |preamble, ip: &str| keeper().judge(&preamble, ip.parse().unwrap());
+        let judge =
+            |preamble, ip: &str| keeper().judge(&Call::Relay(preamble), ip.parse().unwrap());
         assert_eq!(judge(good, "10.0.0.2"), PreambleStatus::Accepted);
         assert_eq!(judge(good, "::ffff:10.0.0.2"), PreambleStatus::Accepted);
         assert_eq!(judge(good, "10.0.0.3"), PreambleStatus::Node);
@@ -240,5 +272,19 @@ mod tests {
         let from = NodeId::A;
         let own = RelayPreamble { from, ..good };
         assert_eq!(judge(own, "10.0.0.1"), PreambleStatus::Node, "its own");
+        let client = ForwardPreamble {
+            versions: VersionRange::FORWARD,
+            cluster: 7,
+            from: NodeId::B,
+            to: NodeId::A,
+            resource: ResourceId(1),
+            read_only: true,
+        };
+        let judge = |client, ip: &str| keeper().judge(&Call::Forward(client), ip.parse().unwrap());
+        assert_eq!(judge(client, "10.0.0.2"), PreambleStatus::Accepted);
+        assert_eq!(judge(client, "10.0.0.9"), PreambleStatus::Node);
+        let cluster = 8;
+        let client = ForwardPreamble { cluster, ..client };
+        assert_eq!(judge(client, "10.0.0.2"), PreambleStatus::Cluster);
     }
 }

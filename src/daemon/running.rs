@@ -1,5 +1,6 @@
 //! All threads of a node: started in order, watched, and stopped in order.
 
+use super::forward::Caller;
 use std::collections::BTreeMap;
 use std::io;
 use std::net::TcpListener;
@@ -124,7 +125,13 @@ impl Running {
         let (shard, listeners) = match program {
             Program::Arbitrator => (None, sockets.listeners),
             Program::Daemon => {
+                let addresses = node.config.node(id).map(|it| it.addresses.clone());
+                let caller = Caller {
+                    own: addresses.unwrap_or_default(),
+                    peer: others[id.peer().index()].clone(),
+                };
                 let setup = ShardSetup {
+                    caller: Arc::new(caller),
                     node: id,
                     cluster: settings.cluster,
                     listeners: sockets.listeners,

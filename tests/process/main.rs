@@ -14,6 +14,7 @@ mod cluster;
 mod demo;
 mod devices;
 mod failover;
+mod forwarding;
 mod guest;
 mod idle;
 mod isolation;

@@ -76,6 +76,13 @@ impl Socket {
         self.fd.as_raw_fd()
     }
 
+    /// Sends nothing more; the other end receives all that was sent, and then the end.
+    pub fn end_sending(&self) {
+        if let Err(errno) = nix::sys::socket::shutdown(self.raw(), Shutdown::Write) {
+            tracing::trace!(%errno, "ending one direction of a socket");
+        }
+    }
+
     /// Ends the connection: what is in flight on it completes soon (a receive with 0 bytes, a send
     /// with an error). Bytes that a completed send gave to the kernel still go out.
     pub fn shutdown(&self) {

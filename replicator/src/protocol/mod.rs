@@ -25,7 +25,7 @@ pub use preamble::{
     PREAMBLE_LEN, PREAMBLE_REPLY_LEN, Preamble, PreambleError, PreambleReply, PreambleStatus,
     VersionRange,
 };
-pub use relay::{Opening, RelayPreamble};
+pub use relay::{ForwardPreamble, Opening, RelayPreamble};
 
 use crate::types::fixed::FieldLayout;
 
@@ -33,6 +33,6 @@ use crate::types::fixed::FieldLayout;
 pub const FIXED_LAYOUTS: [(&str, &[FieldLayout]); 4] = [
     ("preamble", preamble::RawPreamble::FIELDS),
     ("preamble answer", preamble::RawPreambleReply::FIELDS),
-    ("relay preamble", relay::RawRelayPreamble::FIELDS),
+    ("call preamble", relay::RawCall::FIELDS),
     ("frame header", frame::RawHeader::FIELDS),
 ];

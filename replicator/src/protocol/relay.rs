@@ -1,19 +1,24 @@
-//! The first bytes of a connection that carries one request of a control socket to another node.
+//! The first bytes of a connection that is no data link: it carries one request of a control socket to
+//! another node, or an NBD client to the Primary.
 //!
-//! As long as a [`Preamble`], so that a listener takes as many bytes and then knows which of the two
-//! it has: an [`Opening`]. The answer is the same [`PreambleReply`](super::PreambleReply); if it
-//! accepts, one request line and its answer lines follow, as on the control socket.
+//! As long as a [`Preamble`], so that a listener takes as many bytes and then knows which of them it
+//! has: an [`Opening`]. The answer is the same [`PreambleReply`](super::PreambleReply); if it
+//! accepts, the other protocol follows: one request line and its answer lines as on the control
+//! socket, or NBD from its first byte.
 
-use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::little_endian::{U16, U64};
 
 use super::preamble::{PREAMBLE_LEN, Preamble, PreambleError, VersionRange};
-use crate::types::NodeId;
 use crate::types::fixed::fixed_layout;
+use crate::types::{NodeId, ResourceId};
 
-const MAGIC: [u8; 8] = *b"twinblkC";
+const RELAY_MAGIC: [u8; 8] = *b"twinblkC";
+const FORWARD_MAGIC: [u8; 8] = *b"twinblkN";
 
-/// The only flag there is.
+/// The only flag of a [`RelayPreamble`].
 const FLAG_MAY_CHANGE: u8 = 1;
+/// The only flag of a [`ForwardPreamble`].
+const FLAG_READ_ONLY: u8 = 1;
 
 /// What the passing node says first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +37,23 @@ pub struct RelayPreamble {
     pub uid: u32,
 }
 
+/// What a Secondary says first that passes an NBD client on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ForwardPreamble {
+    /// Which forms of what follows it can speak.
+    pub versions: VersionRange,
+    /// Hash of the cluster's identity.
+    pub cluster: u64,
+    /// The Secondary.
+    pub from: NodeId,
+    /// The node it takes for the Primary: nobody passes it on once more.
+    pub to: NodeId,
+    /// The client's resource.
+    pub resource: ResourceId,
+    /// The client may only read.
+    pub read_only: bool,
+}
+
 /// How a connection begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Opening {
@@ -39,11 +61,13 @@ pub enum Opening {
     Link(Preamble),
     /// Another node passes a request on; lines follow.
     Relay(RelayPreamble),
+    /// The peer passes an NBD client on; NBD follows.
+    Forward(ForwardPreamble),
 }
 
 fixed_layout! {
-    /// Bytes of a relay's preamble.
-    struct RawRelayPreamble {
+    /// Bytes of a [`RelayPreamble`] and of a [`ForwardPreamble`].
+    struct RawCall {
         magic: [u8; 8],
         version_min: U16,
         version_max: U16,
@@ -52,37 +76,40 @@ fixed_layout! {
         flags: u8,
         reserved: u8,
         cluster: U64,
-        uid: U32,
-        reserved_2: [u8; 16],
-        crc: U32,
+        subject: U64,
+        reserved_2: [u8; 12],
+        crc: [u8; 4],
     }
 }
 
-const _: () = assert!(size_of::<RawRelayPreamble>() == PREAMBLE_LEN);
+const _: () = assert!(size_of::<RawCall>() == PREAMBLE_LEN);
 
-const CRC_AT: usize = core::mem::offset_of!(RawRelayPreamble, crc);
+const CRC_AT: usize = core::mem::offset_of!(RawCall, crc);
 
-impl VersionRange {
-    /// What this code speaks after a [`RelayPreamble`]: one JSON value a line.
-    pub const RELAY: Self = Self { min: 1, max: 1 };
+/// What both kinds of call have in common.
+struct Call {
+    versions: VersionRange,
+    cluster: u64,
+    from: NodeId,
+    to: NodeId,
+    flag: bool,
+    subject: u64,
 }
 
-impl RelayPreamble {
-    /// Its bytes.
-    #[must_use]
-    pub fn encode(&self) -> [u8; PREAMBLE_LEN] {
-        let raw = RawRelayPreamble {
-            magic: MAGIC,
+impl Call {
+    fn encode(&self, magic: [u8; 8], flag: u8) -> [u8; PREAMBLE_LEN] {
+        let raw = RawCall {
+            magic,
             version_min: self.versions.min.into(),
             version_max: self.versions.max.into(),
             from: self.from.raw(),
             to: self.to.raw(),
-            flags: if self.may_change { FLAG_MAY_CHANGE } else { 0 },
+            flags: if self.flag { flag } else { 0 },
             reserved: 0,
             cluster: self.cluster.into(),
-            uid: self.uid.into(),
-            reserved_2: [0; 16],
-            crc: 0.into(),
+            subject: self.subject.into(),
+            reserved_2: [0; 12],
+            crc: [0; 4],
         };
         let mut bytes: [u8; PREAMBLE_LEN] = zerocopy::transmute!(raw);
         let crc = crc32c::crc32c(&bytes[..CRC_AT]);
@@ -90,21 +117,17 @@ impl RelayPreamble {
         bytes
     }
 
-    /// Reads one.
-    ///
-    /// # Errors
-    /// If it is none.
-    pub fn parse(bytes: &[u8; PREAMBLE_LEN]) -> Result<Self, PreambleError> {
-        let raw: RawRelayPreamble = zerocopy::transmute!(*bytes);
-        if raw.magic != MAGIC {
+    fn parse(bytes: &[u8; PREAMBLE_LEN], magic: [u8; 8], flag: u8) -> Result<Self, PreambleError> {
+        let raw: RawCall = zerocopy::transmute!(*bytes);
+        if raw.magic != magic {
             return Err(PreambleError::Foreign);
         }
-        if crc32c::crc32c(&bytes[..CRC_AT]) != raw.crc.get() {
+        if crc32c::crc32c(&bytes[..CRC_AT]).to_le_bytes() != raw.crc {
             return Err(PreambleError::Damaged);
         }
         let node = |raw| NodeId::from_raw(raw).ok_or(PreambleError::Value { field: "node" });
         // A flag of a later version is not understood, and may be what forbids the order.
-        if raw.flags & !FLAG_MAY_CHANGE != 0 {
+        if raw.flags & !flag != 0 {
             return Err(PreambleError::Value { field: "flags" });
         }
         Ok(Self {
@@ -115,8 +138,80 @@ impl RelayPreamble {
             cluster: raw.cluster.get(),
             from: node(raw.from)?,
             to: node(raw.to)?,
-            may_change: raw.flags & FLAG_MAY_CHANGE != 0,
-            uid: raw.uid.get(),
+            flag: raw.flags & flag != 0,
+            subject: raw.subject.get(),
+        })
+    }
+}
+
+impl VersionRange {
+    /// What this code speaks after a [`RelayPreamble`]: one JSON value a line.
+    pub const RELAY: Self = Self { min: 1, max: 1 };
+    /// What this code speaks after a [`ForwardPreamble`]: fixed newstyle NBD.
+    pub const FORWARD: Self = Self { min: 1, max: 1 };
+}
+
+impl RelayPreamble {
+    /// Its bytes.
+    #[must_use]
+    pub fn encode(&self) -> [u8; PREAMBLE_LEN] {
+        let call = Call {
+            versions: self.versions,
+            cluster: self.cluster,
+            from: self.from,
+            to: self.to,
+            flag: self.may_change,
+            subject: self.uid.into(),
+        };
+        call.encode(RELAY_MAGIC, FLAG_MAY_CHANGE)
+    }
+
+    /// Reads one.
+    ///
+    /// # Errors
+    /// If it is none.
+    pub fn parse(bytes: &[u8; PREAMBLE_LEN]) -> Result<Self, PreambleError> {
+        let call = Call::parse(bytes, RELAY_MAGIC, FLAG_MAY_CHANGE)?;
+        let uid = u32::try_from(call.subject);
+        Ok(Self {
+            versions: call.versions,
+            cluster: call.cluster,
+            from: call.from,
+            to: call.to,
+            may_change: call.flag,
+            uid: uid.map_err(|_| PreambleError::Value { field: "user" })?,
+        })
+    }
+}
+
+impl ForwardPreamble {
+    /// Its bytes.
+    #[must_use]
+    pub fn encode(&self) -> [u8; PREAMBLE_LEN] {
+        let call = Call {
+            versions: self.versions,
+            cluster: self.cluster,
+            from: self.from,
+            to: self.to,
+            flag: self.read_only,
+            subject: self.resource.0,
+        };
+        call.encode(FORWARD_MAGIC, FLAG_READ_ONLY)
+    }
+
+    /// Reads one.
+    ///
+    /// # Errors
+    /// If it is none.
+    pub fn parse(bytes: &[u8; PREAMBLE_LEN]) -> Result<Self, PreambleError> {
+        let call = Call::parse(bytes, FORWARD_MAGIC, FLAG_READ_ONLY)?;
+        Ok(Self {
+            versions: call.versions,
+            cluster: call.cluster,
+            from: call.from,
+            to: call.to,
+            resource: ResourceId(call.subject),
+            read_only: call.flag,
         })
     }
 }
@@ -125,10 +220,12 @@ impl Opening {
     /// Reads the first bytes of a connection.
     ///
     /// # Errors
-    /// If they are neither.
+    /// If they are none of them.
     pub fn parse(bytes: &[u8; PREAMBLE_LEN]) -> Result<Self, PreambleError> {
-        if bytes.starts_with(&MAGIC) {
+        if bytes.starts_with(&RELAY_MAGIC) {
             RelayPreamble::parse(bytes).map(Self::Relay)
+        } else if bytes.starts_with(&FORWARD_MAGIC) {
+            ForwardPreamble::parse(bytes).map(Self::Forward)
         } else {
             Preamble::parse(bytes).map(Self::Link)
         }
@@ -138,7 +235,7 @@ impl Opening {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::{ResourceId, SessionId};
+    use crate::types::SessionId;
 
     fn relay(may_change: bool) -> RelayPreamble {
         RelayPreamble {
@@ -151,6 +248,17 @@ mod tests {
         }
     }
 
+    fn forward(read_only: bool) -> ForwardPreamble {
+        ForwardPreamble {
+            versions: VersionRange::FORWARD,
+            cluster: 0x0102_0304_0506_0708,
+            from: NodeId::B,
+            to: NodeId::A,
+            resource: ResourceId(u64::MAX - 9),
+            read_only,
+        }
+    }
+
     fn with_crc(mut bytes: [u8; PREAMBLE_LEN]) -> [u8; PREAMBLE_LEN] {
         let crc = crc32c::crc32c(&bytes[..CRC_AT]);
         bytes[CRC_AT..].copy_from_slice(&crc.to_le_bytes());
@@ -158,10 +266,13 @@ mod tests {
     }
 
     #[test]
-    fn either_opening_survives_the_way() {
+    fn every_opening_survives_the_way() {
         for may_change in [false, true] {
             let relay = relay(may_change);
             assert_eq!(Opening::parse(&relay.encode()), Ok(Opening::Relay(relay)));
+            let forward = forward(may_change);
+            let parsed = Opening::parse(&forward.encode());
+            assert_eq!(parsed, Ok(Opening::Forward(forward)));
         }
         let link = Preamble {
             versions: VersionRange::OURS,
@@ -175,21 +286,27 @@ mod tests {
 
     #[test]
     fn no_flipped_bit_passes() {
-        let good = relay(false).encode();
-        for bit in 0..PREAMBLE_LEN * 8 {
-            let mut bytes = good;
-            bytes[bit / 8] ^= 1 << (bit % 8);
-            assert!(Opening::parse(&bytes).is_err(), "bit {bit}");
+        for good in [relay(false).encode(), forward(false).encode()] {
+            for bit in 0..PREAMBLE_LEN * 8 {
+                let mut bytes = good;
+                bytes[bit / 8] ^= 1 << (bit % 8);
+                assert!(Opening::parse(&bytes).is_err(), "bit {bit}");
+            }
         }
     }
 
     #[test]
     fn nodes_and_flags_that_are_none_are_refused() {
         for (at, field) in [(12, "node"), (13, "node"), (14, "flags")] {
-            let mut bytes = relay(true).encode();
-            bytes[at] = 0x83;
-            let refused = Err(PreambleError::Value { field });
-            assert_eq!(Opening::parse(&with_crc(bytes)), refused, "byte {at}");
+            for mut bytes in [relay(true).encode(), forward(true).encode()] {
+                bytes[at] = 0x83;
+                let refused = Err(PreambleError::Value { field });
+                assert_eq!(Opening::parse(&with_crc(bytes)), refused, "byte {at}");
+            }
         }
+        let mut bytes = relay(true).encode();
+        bytes[30] = 1;
+        let refused = Err(PreambleError::Value { field: "user" });
+        assert_eq!(Opening::parse(&with_crc(bytes)), refused);
     }
 }

@@ -152,7 +152,13 @@ fn preamble() -> RelayPreamble {
 
 fn knocked(to: SocketAddr, patience: Duration) -> io::Result<TcpStream> {
     let from = Some((Ipv4Addr::LOCALHOST, 0).into());
-    knock(from, to, &preamble(), clock::now().plus(patience))
+    knock(
+        from,
+        to,
+        &preamble().encode(),
+        true,
+        clock::now().plus(patience),
+    )
 }
 
 #[test]

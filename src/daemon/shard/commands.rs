@@ -27,6 +27,14 @@ impl Shard {
             } => {
                 self.input_for(resource, Input::MarkDone { op, result });
             }
+            ShardCommand::Called { forward, answer } => {
+                self.on_called(Key::from_u64(forward), answer);
+            }
+            ShardCommand::Forwarded {
+                resource,
+                stream,
+                read_only,
+            } => self.on_forwarded(resource, stream, read_only),
             ShardCommand::Stop => self.stopping = true,
         }
     }

@@ -13,7 +13,7 @@ use nix::sys::socket::{
 use replicator::engine::{CloseReason, Input, LinkDownReason};
 use replicator::io::{Completion, Done, Op, Socket};
 use replicator::protocol::preamble::{Preamble, PreambleReply, PreambleStatus, VersionRange};
-use replicator::protocol::{Message, Opening, RelayPreamble};
+use replicator::protocol::{Message, Opening};
 use replicator::types::SessionId;
 
 use super::client::GUEST_BYTES_MAX;
@@ -22,7 +22,7 @@ use super::slots::Key;
 use super::token::Owner;
 use super::{Shard, Timer};
 use crate::daemon::api::ShardEvent;
-use crate::daemon::relay_door::Knock;
+use crate::daemon::relay_door::{Call, Knock};
 
 /// Time for connecting, and for each side's part of the preamble. A path that needs longer is of no
 /// use for mirroring.
@@ -238,7 +238,10 @@ impl Shard {
         match arrived {
             Arrived::Preamble(bytes) => match Opening::parse(&bytes) {
                 Ok(Opening::Link(preamble)) => self.on_preamble(key, &preamble),
-                Ok(Opening::Relay(preamble)) => self.hand_relay_over(key, preamble),
+                Ok(Opening::Relay(preamble)) => self.hand_call_over(key, Call::Relay(preamble)),
+                Ok(Opening::Forward(preamble)) => {
+                    self.hand_call_over(key, Call::Forward(preamble));
+                }
                 Err(error) => {
                     tracing::warn!(%error, "a connection to the data port is not the peer's");
                     self.drop_link(key);
@@ -289,16 +292,16 @@ impl Shard {
         }
     }
 
-    /// A request of a control socket, not a data link. The control thread judges and serves it; of
-    /// this loop it takes nothing but these bytes.
-    fn hand_relay_over(&mut self, key: Key, preamble: RelayPreamble) {
+    /// A request of a control socket or an NBD client, not a data link. The control thread judges it;
+    /// of this loop that takes nothing but these bytes.
+    fn hand_call_over(&mut self, key: Key, call: Call) {
         let Some(link) = self.links.get(key) else {
             return;
         };
         // Who asks waits for an answer before it says more. What was received here could not be
         // handed over.
         if !link.is_taken() {
-            tracing::warn!("a request passed on came without waiting for the answer");
+            tracing::warn!("what is passed on came without waiting for the answer");
             return self.drop_link(key);
         }
         match link.socket.as_fd().try_clone_to_owned() {
@@ -306,11 +309,10 @@ impl Shard {
                 // No operation is in flight on it, so nothing more happens to it here; not shut
                 // down, as that would end it for its new owner too.
                 self.links.remove(key);
-                self.sink
-                    .tell(ShardEvent::Relay(Knock { stream, preamble }));
+                self.sink.tell(ShardEvent::Call(Knock { stream, call }));
             }
             Err(error) => {
-                tracing::warn!(%error, "a request passed on is dropped");
+                tracing::warn!(%error, "what is passed on is dropped");
                 self.drop_link(key);
             }
         }

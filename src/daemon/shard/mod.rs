@@ -23,6 +23,7 @@ mod block_status;
 mod client;
 mod commands;
 mod engine;
+mod forward;
 mod link;
 mod links;
 mod nbd;
@@ -53,6 +54,7 @@ pub use attach::{Devices, Opener};
 use block_status::StatusQuery;
 use client::{Client, GuestBuffers, GuestRef};
 pub use engine::{EngineFactory, ReplicationEngine, engines};
+use forward::Forward;
 use link::Link;
 pub use queue::ShardQueue;
 use resource::Resource;
@@ -173,6 +175,8 @@ struct Shard {
     /// For what is received from the peer. Apart from the guests', so that none of them can keep
     /// the acknowledgements of all from coming in.
     link_pool: BufferPool,
+    /// For clients that are passed on.
+    forward_pool: BufferPool,
     guest_buffers: GuestBuffers,
     /// When this turn's inputs were looked at.
     now: Instant,
@@ -185,6 +189,7 @@ struct Shard {
     opening: BTreeMap<ResourceId, u64>,
     attach_orders: u64,
     clients: Slots<Client>,
+    forwards: Slots<Forward>,
     links: Slots<Link>,
     /// Guest requests that engines have not answered.
     requests: Slots<GuestRef>,
@@ -231,6 +236,7 @@ impl Shard {
             guest_buffers: GuestBuffers::default(),
             pool: BufferPool::new(),
             link_pool: BufferPool::new(),
+            forward_pool: BufferPool::new(),
             setup,
             sink,
             engines,
@@ -245,6 +251,7 @@ impl Shard {
             opening: BTreeMap::new(),
             attach_orders: 0,
             clients: Slots::new(),
+            forwards: Slots::new(),
             links: Slots::new(),
             requests: Slots::new(),
             statuses: Slots::new(),
@@ -300,6 +307,7 @@ impl Shard {
             self.meet_deadlines();
             self.retry_starved();
             self.work();
+            self.drop_forwards_of_primaries();
             self.publish();
             self.flush();
         }
@@ -317,6 +325,8 @@ impl Shard {
             Some(Owner::LinkConnect(key)) => self.on_link_connected(key, &completion),
             Some(Owner::LinkRecv(key)) => self.on_link_received(key, completion),
             Some(Owner::LinkSend(key)) => self.on_link_sent(key, completion),
+            Some(Owner::ForwardRecv(key, side)) => self.on_forward_received(key, side, completion),
+            Some(Owner::ForwardSend(key, side)) => self.on_forward_sent(key, side, completion),
             Some(Owner::Extents(key)) => self.on_extents_found(key, completion),
             None => tracing::error!(
                 token = completion.token.0,

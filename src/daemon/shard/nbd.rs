@@ -8,8 +8,8 @@ use std::path::Path;
 use core::time::Duration;
 
 use nbd_frontend::{
-    DirectReceive, Export, ExportList, HANDSHAKE_TIMEOUT, NbdError, Output, Pause, Phase, Request,
-    RequestKind, Session,
+    Access, DirectReceive, Export, ExportList, HANDSHAKE_TIMEOUT, NbdError, Output, Pause, Phase,
+    Request, RequestKind, Session,
 };
 use nix::errno::Errno;
 use nix::sys::socket::{getsockopt, sockopt};
@@ -70,7 +70,17 @@ impl Shard {
         resource.accept = Accept::Idle;
         match completion.result {
             Ok(Done::Accepted(socket)) => {
-                self.begin_client(key, socket);
+                match self.is_to_forward(key) {
+                    Some(forwarding) => self.begin_forward(key, forwarding, socket),
+                    None => {
+                        let newcomer = Newcomer {
+                            identity: identity(&socket),
+                            read_only: false,
+                            refusal: None,
+                        };
+                        self.begin_session(key, socket, newcomer);
+                    }
+                }
                 self.arm_nbd_accept(key);
             }
             Ok(Done::Count(_)) | Err(Errno::ECONNABORTED) => self.arm_nbd_accept(key),
@@ -81,7 +91,7 @@ impl Shard {
         }
     }
 
-    fn begin_client(&mut self, resource_key: Key, socket: Socket) {
+    pub(super) fn begin_session(&mut self, resource_key: Key, socket: Socket, newcomer: Newcomer) {
         let of_resource = |client: &Client| client.resource == resource_key;
         let handshakes = self
             .clients
@@ -103,7 +113,8 @@ impl Shard {
             attached,
             self.setup.nbd_connections_max,
         );
-        let exports = match exports(resource, &snapshot) {
+        let refusal = newcomer.refusal.or(refusal);
+        let exports = match exports(resource, &snapshot, newcomer.read_only) {
             Ok(exports) => exports,
             Err(error) => {
                 tracing::error!(name = resource.setup.name, %error, "no export to offer");
@@ -111,9 +122,9 @@ impl Shard {
             }
         };
         let session = Session::new(exports, refusal, &mut self.nbd_out);
-        let identity = identity(&socket);
         let born = self.next_born();
         let buffers = &self.guest_buffers;
+        let identity = newcomer.identity;
         let client = Client::new(resource_key, socket, session, identity, born, buffers);
         let key = self.clients.insert(client);
         self.timers
@@ -128,6 +139,7 @@ impl Shard {
         clients
             .filter(|client| client.resource == resource && client.is_attached())
             .map(|client| client.identity.clone())
+            .chain(self.forwarded_clients(resource))
             .collect()
     }
 
@@ -314,8 +326,13 @@ impl Shard {
     }
 
     fn note_clients_changed(&mut self, key: Key) {
-        let resource = self.clients.get(key).map(|client| client.resource);
-        if let Some(resource) = resource.and_then(|key| self.resources.get_mut(key)) {
+        if let Some(resource) = self.clients.get(key).map(|client| client.resource) {
+            self.note_clients_of(resource);
+        }
+    }
+
+    pub(super) fn note_clients_of(&mut self, resource: Key) {
+        if let Some(resource) = self.resources.get_mut(resource) {
             resource.note_change();
         }
     }
@@ -425,6 +442,7 @@ impl Shard {
     /// Cuts every client of a resource off without an answer (R9): they reconnect and find out who
     /// serves.
     pub(super) fn drop_clients(&mut self, resource: Key) {
+        self.drop_forwards(resource);
         let clients = self
             .clients
             .keys_where(|client| client.resource == resource);
@@ -439,6 +457,15 @@ impl Shard {
             self.drop_client(client);
         }
     }
+}
+
+/// Somebody whose session begins.
+pub(super) struct Newcomer {
+    pub(super) identity: NbdClient,
+    /// It may only read.
+    pub(super) read_only: bool,
+    /// Why it is refused, if that is known already.
+    pub(super) refusal: Option<String>,
 }
 
 /// Why this node may not serve a new client now, in words for it.
@@ -461,9 +488,13 @@ fn refusal(
 fn exports(
     resource: &Resource,
     snapshot: &Snapshot,
+    read_only: bool,
 ) -> Result<ExportList, nbd_frontend::ExportError> {
     let size = snapshot.size_blocks.unwrap_or(0).saturating_mul(BLOCK_LEN);
     let mut export = Export::new(resource.setup.name.clone(), size);
+    if read_only {
+        export.access = Access::ReadOnly;
+    }
     export.aliases.push(format!(
         "{}/{}",
         resource.setup.name, resource.setup.volume.0
@@ -471,10 +502,11 @@ fn exports(
     ExportList::new(vec![export])
 }
 
-fn identity(socket: &Socket) -> NbdClient {
+pub(super) fn identity(socket: &Socket) -> NbdClient {
     let credentials = getsockopt(socket, sockopt::PeerCredentials).ok();
     NbdClient {
         pid: credentials.map(|credentials| credentials.pid()),
         uid: credentials.map(|credentials| credentials.uid()),
+        forwarded: false,
     }
 }

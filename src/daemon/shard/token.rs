@@ -2,6 +2,7 @@
 
 use replicator::io::{DiskQueue, Token};
 
+use super::forward::Side;
 use super::slots::Key;
 
 /// Most values of one kind that a token can name; each kind has a lower cap of its own.
@@ -47,6 +48,10 @@ pub(super) enum Owner {
     LinkSend(Key),
     /// A block status that looks for holes.
     Extents(Key),
+    /// A client that is passed on: what comes from this side.
+    ForwardRecv(Key, Side),
+    /// The same on its way to the other side.
+    ForwardSend(Key, Side),
 }
 
 impl Owner {
@@ -62,6 +67,10 @@ impl Owner {
             Self::LinkRecv(key) => (7, key.index, key.generation),
             Self::LinkSend(key) => (8, key.index, key.generation),
             Self::Extents(key) => (9, key.index, key.generation),
+            Self::ForwardRecv(key, Side::Client) => (10, key.index, key.generation),
+            Self::ForwardRecv(key, Side::Primary) => (11, key.index, key.generation),
+            Self::ForwardSend(key, Side::Client) => (12, key.index, key.generation),
+            Self::ForwardSend(key, Side::Primary) => (13, key.index, key.generation),
         };
         assert!(
             index < 1 << INDEX_BITS,
@@ -93,6 +102,10 @@ impl Owner {
             7 => Self::LinkRecv(key),
             8 => Self::LinkSend(key),
             9 => Self::Extents(key),
+            10 => Self::ForwardRecv(key, Side::Client),
+            11 => Self::ForwardRecv(key, Side::Primary),
+            12 => Self::ForwardSend(key, Side::Client),
+            13 => Self::ForwardSend(key, Side::Primary),
             _ => return None,
         })
     }

@@ -122,6 +122,7 @@ fn serving() -> ResourceSnapshot {
         },
         at: NOW.now,
         nbd_clients: vec![NbdClient {
+            forwarded: false,
             pid: Some(5),
             uid: Some(0),
         }],

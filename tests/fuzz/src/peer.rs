@@ -44,6 +44,7 @@ fn preambles(stream: &[u8]) {
         let again = match opening {
             Opening::Link(preamble) => preamble.encode(),
             Opening::Relay(preamble) => preamble.encode(),
+            Opening::Forward(preamble) => preamble.encode(),
         };
         assert_eq!(Opening::parse(&again), Ok(opening));
     }

@@ -3,7 +3,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
 use replicator::protocol::{
-    DataKind, Message, Preamble, RelayPreamble, VersionRange, WriteId, WriteTerms, encode,
+    DataKind, ForwardPreamble, Message, Preamble, RelayPreamble, VersionRange, WriteId, WriteTerms, encode,
 };
 use replicator::types::{
     BlockCount, BlockIndex, BlockRange, NodeId, ReplicationProtocol, ResourceId, SessionId, ViewNumber,
@@ -90,13 +90,18 @@ fn a_connection_may_begin_with_anything() {
         may_change: true,
         uid: 0,
     };
+    let forward = ForwardPreamble {
+        versions: VersionRange::FORWARD,
+        cluster: 1,
+        from: NodeId::B,
+        to: NodeId::A,
+        resource: ResourceId(9),
+        read_only: false,
+    };
+    let openings = [link.encode(), relay.encode(), forward.encode()];
     let mut random = Lcg(3);
-    for round in 0..20_000 {
-        let opening = if round % 2 == 0 {
-            link.encode()
-        } else {
-            relay.encode()
-        };
+    for round in 0..30_000 {
+        let opening = openings[round % openings.len()];
         let mut data = vec![0];
         data.extend_from_slice(&opening);
         for _ in 0..random.below(4) {

@@ -1,5 +1,6 @@
 //! Shards on files, and a blocking NBD client.
 
+use crate::config::Forwarding;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
@@ -138,6 +139,7 @@ impl Node {
         let (event_sender, events) = channel();
         let (snapshot_sender, snapshots) = channel();
         let setup = ShardSetup {
+            caller: Arc::default(),
             node: id,
             cluster: 0xc1,
             listeners,
@@ -227,6 +229,7 @@ impl Node {
 
     pub(super) fn add(&self) {
         let setup = ResourceSetup {
+            forwarding: Forwarding::Off,
             resource: RESOURCE,
             name: "r0".to_owned(),
             volume: VolumeId(0),

@@ -1,0 +1,328 @@
+//! NBD clients of a Secondary that are passed on to the Primary (`forward`, `read-only-export`).
+//!
+//! The bytes are not looked at: the Primary's session is the one that counts, with its gate (R2) and
+//! its refusals. One buffer a direction, filled, then sent, then filled again: a side that does not
+//! read stops the other one, and nothing else. The call to the Primary is made by a thread of its
+//! own, and comes back as a command.
+//!
+//! Invariant: a client is never passed on by a node that serves. It is cut off when this node becomes
+//! Primary, and reconnects.
+
+use std::net::TcpStream;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use replicator::io::{AlignedBuf, Completion, Op, SendQueue, Socket};
+use replicator::protocol::{ForwardPreamble, PreambleReply, PreambleStatus, VersionRange};
+use replicator::types::{ResourceId, Role};
+
+use super::Shard;
+use super::nbd::{Newcomer, identity};
+use super::slots::Key;
+use super::token::Owner;
+use crate::config::Forwarding;
+use crate::daemon::api::{NbdClient, ShardCommand, ShardHandle};
+
+/// Clients of one resource passed on at once: a guest has one, and during its migration two. With
+/// [`BUFFER_LEN`] this bounds their memory to 16 MiB a resource.
+const FORWARDS_MAX: usize = 64;
+/// Bytes on their way, each direction.
+const BUFFER_LEN: usize = 128 << 10;
+
+/// One client that is passed on.
+pub(super) struct Forward {
+    resource: Key,
+    identity: NbdClient,
+    stage: Stage,
+}
+
+enum Stage {
+    /// The Primary is being called.
+    Calling(Socket),
+    /// The client, and the Primary.
+    Open(Box<[End; 2]>),
+}
+
+/// One of the two connections.
+struct End {
+    socket: Socket,
+    /// What the other end sent.
+    queue: SendQueue,
+    /// Of the direction that begins here; `None` while a receive is in flight.
+    buffer: Option<AlignedBuf>,
+    /// Nothing comes from here any more.
+    ended: bool,
+}
+
+/// Which of the two ends an operation is on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Side {
+    Client,
+    Primary,
+}
+
+impl Side {
+    fn other(self) -> Self {
+        match self {
+            Self::Client => Self::Primary,
+            Self::Primary => Self::Client,
+        }
+    }
+}
+
+impl Forward {
+    fn end(&mut self, side: Side) -> Option<&mut End> {
+        match &mut self.stage {
+            Stage::Open(ends) => Some(match side {
+                Side::Client => &mut ends[0],
+                Side::Primary => &mut ends[1],
+            }),
+            Stage::Calling(_) => None,
+        }
+    }
+}
+
+impl Shard {
+    /// Whether a new client of this resource is to be passed on, and how.
+    pub(super) fn is_to_forward(&self, key: Key) -> Option<Forwarding> {
+        let resource = self.resources.get(key)?;
+        let forwarding = resource.setup.forwarding;
+        let of_resource = |forward: &Forward| forward.resource == key;
+        let room = self.forwards.keys_where(of_resource).len() < FORWARDS_MAX;
+        (forwarding != Forwarding::Off && resource.role() != Role::Primary && room)
+            .then_some(forwarding)
+    }
+
+    /// Calls the Primary on behalf of a new client.
+    pub(super) fn begin_forward(&mut self, key: Key, forwarding: Forwarding, client: Socket) {
+        let Some(resource) = self.resources.get(key) else {
+            return;
+        };
+        let id = resource.setup.resource;
+        let identity = identity(&client);
+        let forward = self.forwards.insert(Forward {
+            resource: key,
+            identity,
+            stage: Stage::Calling(client),
+        });
+        let preamble = ForwardPreamble {
+            versions: VersionRange::FORWARD,
+            cluster: self.setup.cluster,
+            from: self.setup.node,
+            to: self.setup.node.peer(),
+            resource: id,
+            read_only: forwarding == Forwarding::ReadOnly,
+        };
+        let (caller, queue) = (Arc::clone(&self.setup.caller), Arc::clone(&self.queue));
+        let call = move || {
+            let answer = caller.call(&preamble);
+            queue.send(ShardCommand::Called {
+                forward: forward.to_u64(),
+                answer,
+            });
+        };
+        let thread = std::thread::Builder::new().name("forward".to_owned());
+        if let Err(error) = thread.spawn(call) {
+            self.on_called(forward, Err(format!("no thread to call it: {error}")));
+        }
+    }
+
+    /// The Primary answered, or nobody did.
+    pub(super) fn on_called(&mut self, key: Key, answer: Result<OwnedFd, String>) {
+        let Some(forward) = self.forwards.get_mut(key) else {
+            return;
+        };
+        let resource = forward.resource;
+        let Stage::Calling(client) = &forward.stage else {
+            return;
+        };
+        let client = client.clone();
+        let adopted = answer.and_then(|stream| {
+            let adopted = self.backend.adopt(stream);
+            adopted.map_err(|errno| errno.desc().to_owned())
+        });
+        match adopted {
+            Ok(primary) => {
+                let end = |socket: Socket| End {
+                    socket,
+                    queue: SendQueue::default(),
+                    buffer: Some(self.forward_pool.take(BUFFER_LEN)),
+                    ended: false,
+                };
+                forward.stage = Stage::Open(Box::new([end(client), end(primary)]));
+                self.note_clients_of(resource);
+                self.receive_to_forward(key, Side::Client);
+                self.receive_to_forward(key, Side::Primary);
+            }
+            Err(why) => {
+                self.forwards.remove(key);
+                let newcomer = Newcomer {
+                    identity: identity(&client),
+                    read_only: false,
+                    refusal: Some(format!("the Primary cannot be reached: {why}")),
+                };
+                self.begin_session(resource, client, newcomer);
+            }
+        }
+    }
+
+    /// The peer passes a client on: served like one that came to the Unix socket.
+    pub(super) fn on_forwarded(&mut self, id: ResourceId, mut stream: TcpStream, read_only: bool) {
+        let key = self.by_id.get(&id).copied();
+        let resource = key.and_then(|key| self.resources.get(key));
+        let status = match resource {
+            Some(it) if it.removing => PreambleStatus::Resource,
+            Some(it) if it.role() == Role::Primary => PreambleStatus::Accepted,
+            Some(_) => PreambleStatus::Busy,
+            None => PreambleStatus::Resource,
+        };
+        let reply = PreambleReply {
+            status,
+            version: VersionRange::FORWARD.max,
+        };
+        // The first bytes of a connection fit its buffer: this does not wait.
+        let sent = std::io::Write::write_all(&mut stream, &reply.encode());
+        let (Ok(()), PreambleStatus::Accepted, Some(key)) = (sent, status, key) else {
+            return;
+        };
+        match self.backend.adopt(OwnedFd::from(stream)) {
+            Ok(socket) => {
+                let newcomer = Newcomer {
+                    identity: NbdClient::FORWARDED,
+                    read_only,
+                    refusal: None,
+                };
+                self.begin_session(key, socket, newcomer);
+            }
+            Err(errno) => tracing::warn!(%errno, "a client passed on is dropped"),
+        }
+    }
+
+    fn receive_to_forward(&mut self, key: Key, side: Side) {
+        let end = self.forwards.get_mut(key).and_then(|it| it.end(side));
+        let Some(end) = end.filter(|end| !end.ended) else {
+            return;
+        };
+        let Some(buf) = end.buffer.take() else {
+            return;
+        };
+        let receive = Op::Recv {
+            socket: end.socket.clone(),
+            end: buf.len(),
+            buf,
+            start: 0,
+            fill: false,
+        };
+        self.backend
+            .submit(Owner::ForwardRecv(key, side).token(), receive);
+    }
+
+    pub(super) fn on_forward_received(&mut self, key: Key, side: Side, completion: Completion) {
+        let count = completion.count();
+        let Op::Recv { buf, .. } = completion.op else {
+            return;
+        };
+        let Some(forward) = self.forwards.get_mut(key) else {
+            return;
+        };
+        let Ok(count) = count else {
+            return self.drop_forward(key);
+        };
+        if let Some(from) = forward.end(side) {
+            from.ended = count == 0;
+        }
+        if let Some(to) = forward.end(side.other()) {
+            to.queue.push(&buf.as_ref()[..count]);
+        }
+        if let Some(from) = forward.end(side) {
+            from.buffer = Some(buf);
+        }
+        self.send_forwarded(key, side);
+    }
+
+    /// Sends what came from `side` to the other one.
+    fn send_forwarded(&mut self, key: Key, side: Side) {
+        let Some(forward) = self.forwards.get_mut(key) else {
+            return;
+        };
+        let ended = forward.end(side).is_none_or(|end| end.ended);
+        let Some(to) = forward.end(side.other()) else {
+            return;
+        };
+        if let Some(batch) = to.queue.begin_send() {
+            let socket = to.socket.clone();
+            let send = Op::Send { socket, batch };
+            self.backend
+                .submit(Owner::ForwardSend(key, side).token(), send);
+        } else if ended {
+            // As the client did: an NBD session may still answer to one that only reads.
+            to.socket.end_sending();
+            if to.ended {
+                self.drop_forward(key);
+            }
+        } else {
+            self.receive_to_forward(key, side);
+        }
+    }
+
+    pub(super) fn on_forward_sent(&mut self, key: Key, side: Side, completion: Completion) {
+        let count = completion.count();
+        let Op::Send { batch, .. } = completion.op else {
+            return;
+        };
+        let end = self
+            .forwards
+            .get_mut(key)
+            .and_then(|it| it.end(side.other()));
+        let Some(to) = end else {
+            return;
+        };
+        let len = batch.len();
+        to.queue.end_send(batch);
+        if count == Ok(len) {
+            self.send_forwarded(key, side);
+        } else {
+            self.drop_forward(key);
+        }
+    }
+
+    /// Clients that are passed on.
+    pub(super) fn forwarded_clients(&self, resource: Key) -> impl Iterator<Item = NbdClient> {
+        let open = move |forward: &&Forward| {
+            forward.resource == resource && matches!(forward.stage, Stage::Open(_))
+        };
+        let forwards = self.forwards.iter().map(|(_, forward)| forward);
+        forwards
+            .filter(open)
+            .map(|forward| forward.identity.clone())
+    }
+
+    fn drop_forward(&mut self, key: Key) {
+        let Some(forward) = self.forwards.remove(key) else {
+            return;
+        };
+        match &forward.stage {
+            Stage::Calling(client) => client.shutdown(),
+            Stage::Open(ends) => ends.iter().for_each(|end| end.socket.shutdown()),
+        }
+        self.note_clients_of(forward.resource);
+    }
+
+    pub(super) fn drop_forwards(&mut self, resource: Key) {
+        for key in self.forwards.keys_where(|it| it.resource == resource) {
+            self.drop_forward(key);
+        }
+    }
+
+    /// This node serves itself now: whoever is passed on comes again.
+    pub(super) fn drop_forwards_of_primaries(&mut self) {
+        let resources = &self.resources;
+        let serves = |forward: &Forward| {
+            let resource = resources.get(forward.resource);
+            resource.is_none_or(|it| it.role() == Role::Primary)
+        };
+        for key in self.forwards.keys_where(serves) {
+            self.drop_forward(key);
+        }
+    }
+}
