@@ -2,6 +2,7 @@
 
 use std::io;
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use replicator::admin::{ErrorId, ErrorReport};
@@ -48,6 +49,7 @@ pub(super) fn run(program: Program, flags: &Flags) -> Result<(), Failure> {
     if config.net.insecure && !config.is_loopback() {
         tracing::warn!("[net] insecure = true: everything travels in clear text");
     }
+    raise_descriptor_limit();
     let addresses = config
         .node(node)
         .map(|it| it.addresses.clone())
@@ -111,6 +113,16 @@ fn own_id(program: Program, config: &Config, flags: &Flags) -> Result<NodeId, Er
             other.name()
         )),
     )
+}
+
+/// As many descriptors as the system allows: an NBD connection takes one, and the usual soft limit of
+/// 1,024, which is for programs with select(2), is less than `max-connections` of two resources.
+fn raise_descriptor_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(errno) = raised {
+        tracing::warn!(%errno, "the limit of open files stays as it is");
+    }
 }
 
 fn block_signals() -> io::Result<SignalFd> {

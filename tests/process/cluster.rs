@@ -38,6 +38,8 @@ pub(crate) struct Setup {
     pub(crate) namespace: bool,
     /// Lines of the resource's table.
     pub(crate) resource: &'static str,
+    /// Lines of `[nbd]`.
+    pub(crate) nbd: &'static str,
 }
 
 impl Default for Setup {
@@ -47,6 +49,7 @@ impl Default for Setup {
             timing: "fast",
             namespace: false,
             resource: "",
+            nbd: "",
         }
     }
 }
@@ -121,7 +124,7 @@ impl Cluster {
     fn configure(&self, setup: &Setup) {
         let [a, b, arbitrator] = self.ports;
         let dir = self.dir.display();
-        let (timing, resource) = (setup.timing, setup.resource);
+        let (timing, resource, nbd) = (setup.timing, setup.resource, setup.nbd);
         fs::write(
             self.dir.join("etc/twinblk.toml"),
             format!(
@@ -130,7 +133,7 @@ impl Cluster {
                  [node.kvm-b]\naddress = [\"127.0.0.1:{b}\"]\n\
                  [node.arb]\nrole = \"arbitrator\"\naddress = [\"127.0.0.1:{arbitrator}\"]\n\
                  [quorum]\ntiming = \"{timing}\"\nwatchdog = \"off\"\n[net]\ntls = \"off\"\n\
-                 [metrics]\nlisten = \"\"\n"
+                 [metrics]\nlisten = \"\"\n[nbd]\n{nbd}"
             ),
         )
         .unwrap();

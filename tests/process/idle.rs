@@ -26,7 +26,7 @@ fn an_idle_terabyte_costs_its_bitmap_and_little_more() {
 }
 
 /// VmRSS in bytes.
-fn resident(pid: u32) -> u64 {
+pub(crate) fn resident(pid: u32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status
         .lines()

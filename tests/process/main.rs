@@ -20,6 +20,7 @@ mod idle;
 mod isolation;
 mod metadata;
 mod nbd;
+mod nbd_abuse;
 mod nbd_clients;
 mod nbd_conformance;
 mod nbd_model;

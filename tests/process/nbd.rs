@@ -85,6 +85,14 @@ impl Nbd {
             .map_err(|error| failure(&error))
     }
 
+    /// Sends the first `len` bytes of what is queued and forgets the rest.
+    pub(crate) fn send_part(&mut self, len: usize) -> Result<(), NbdFailure> {
+        let output = self.client.take_output();
+        self.stream
+            .write_all(&output[..len])
+            .map_err(|error| failure(&error))
+    }
+
     fn order(&mut self, command: ClientCommand<'_>) -> Result<Vec<u8>, NbdFailure> {
         self.submit(command)?;
         let reply = self.answer()?;

@@ -23,6 +23,8 @@ const RECEIVE_BYTES_MAX: usize = GUEST_BYTES_MAX / 2;
 /// Up to this length a client with nothing else in flight gets its buffer all the same, so that
 /// clients which never read their answers cannot starve the others.
 const LONE_REQUEST_LEN_MAX: usize = 1 << 20;
+/// What this may come to beyond [`GUEST_BYTES_MAX`]; many clients have a shorter request each.
+const LONE_BYTES_MAX: usize = 128 << 20;
 
 /// A guest request in an engine's hands.
 #[derive(Clone, Copy, Debug)]
@@ -43,6 +45,8 @@ pub(super) struct Client {
     pub(super) queue: SendQueue,
     pub(super) incoming: Incoming,
     pub(super) identity: NbdClient,
+    /// It sent as much at once as it could: the next receive gets the long buffer.
+    pub(super) sends_much: bool,
     pub(super) reads: ReadRoom,
     /// The session is over; what is queued still goes out.
     pub(super) closing: bool,
@@ -86,6 +90,7 @@ impl Client {
                 end: 0,
             },
             identity,
+            sends_much: false,
             reads: ReadRoom::default(),
             closing: false,
             dirty: false,
@@ -105,7 +110,7 @@ impl Client {
 
     /// The buffer for the next receive of the stream.
     pub(super) fn receive_buffer(&self, buffer: AlignedBuf, buffers: &GuestBuffers) -> AlignedBuf {
-        let longer = self.is_attached() && buffer.len() < RECEIVE_LEN;
+        let longer = self.sends_much && self.is_attached() && buffer.len() < RECEIVE_LEN;
         if longer && buffers.taken() + RECEIVE_LEN <= RECEIVE_BYTES_MAX {
             buffers.pool.take(RECEIVE_LEN)
         } else {
@@ -172,8 +177,9 @@ pub(super) struct GuestBuffers {
     read_room: usize,
     /// Of that, what the client served now was given.
     granted: usize,
-    /// The client served now has nothing under way.
-    lone: bool,
+    /// The longest request that the client served now gets room for in any case: it has nothing
+    /// under way.
+    lone_len_max: usize,
 }
 
 impl GuestBuffers {
@@ -182,9 +188,12 @@ impl GuestBuffers {
         self.pool.out_bytes() + self.read_room
     }
 
-    /// Whatever is taken next is for one client.
-    pub(super) fn begin_serving(&mut self, client: &Client) {
-        self.lone = client.has_nothing_under_way();
+    /// Whatever is taken next is for one client of so many.
+    pub(super) fn begin_serving(&mut self, client: &Client, clients: usize) {
+        self.lone_len_max = match client.has_nothing_under_way() {
+            true => LONE_REQUEST_LEN_MAX.min(LONE_BYTES_MAX / clients.max(1)),
+            false => 0,
+        };
         self.granted = 0;
     }
 
@@ -199,7 +208,7 @@ impl GuestBuffers {
     }
 
     fn has_room_for(&mut self, len: usize, room: usize) -> bool {
-        let lone = std::mem::take(&mut self.lone) && len <= LONE_REQUEST_LEN_MAX;
+        let lone = len <= std::mem::take(&mut self.lone_len_max);
         lone || self.taken() + room <= GUEST_BYTES_MAX
     }
 }

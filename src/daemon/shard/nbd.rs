@@ -166,6 +166,7 @@ impl Shard {
             }
             Incoming::Receiving | Incoming::Here { .. } => {
                 let end = count.unwrap_or(0);
+                client.sends_much |= end == buf.len();
                 client.incoming = Incoming::Here {
                     buffer: buf,
                     start: 0,
@@ -184,11 +185,12 @@ impl Shard {
 
     /// Gives the session what was received, and receives more as long as it takes more.
     pub(super) fn pump_client(&mut self, key: Key) {
+        let clients = self.clients.len();
         let Some(client) = self.clients.get_mut(key) else {
             return;
         };
         let was_attached = client.is_attached();
-        self.guest_buffers.begin_serving(client);
+        self.guest_buffers.begin_serving(client, clients);
         let Incoming::Here { buffer, start, end } = &mut client.incoming else {
             return;
         };
