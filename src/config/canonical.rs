@@ -411,7 +411,7 @@ fn listen_text(listen: Option<SocketAddr>) -> Value {
     Value::Text(listen.map_or_else(String::new, |address| address.to_string()))
 }
 
-fn toml_text(value: &Value) -> String {
+pub(super) fn toml_text(value: &Value) -> String {
     match value {
         Value::Text(text) => quoted(text),
         Value::Number(number) => number.to_string(),

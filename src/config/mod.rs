@@ -12,6 +12,7 @@
 
 pub mod canonical;
 mod diagnostic;
+mod difference;
 mod effect;
 mod load;
 mod reader;
@@ -26,6 +27,7 @@ use toml::de::DeTable;
 
 pub use diagnostic::Diagnostic;
 use diagnostic::Findings;
+pub use difference::Difference;
 pub use load::{Scope, load, load_file};
 use source::Span;
 pub use source::{FileKind, Place, SourceFile};

@@ -2,6 +2,7 @@
 
 use replicator::types::{Instant, OpId, ReplicaId, ResourceId, ViewNumber};
 
+use super::Configured;
 use super::message::Datagram;
 
 /// One input of [`super::Controller::handle`].
@@ -39,6 +40,9 @@ pub enum Input {
         /// When to give up waiting for what may still arrive.
         deadline: Instant,
     },
+    /// The resources configured on this node are these now. One that is not among them any more is
+    /// down here; its record stays, since other nodes may ask for it.
+    Configured(Vec<Configured>),
     /// Time has passed [`super::Controller::next_deadline`].
     Tick,
 }

@@ -236,6 +236,7 @@ impl Controller {
                     outlet.actions.push(Action::OrderDone { order, result });
                 }
             }
+            Input::Configured(configured) => self.configure(&configured, &mut outlet),
             Input::Tick => self.drive_all(&mut outlet),
         }
         self.note_liveness(&mut outlet);
@@ -579,6 +580,20 @@ impl Controller {
             self.resources.insert(id, resource);
         }
         self.with(id, outlet, fact);
+    }
+
+    fn configure(&mut self, configured: &[Configured], outlet: &mut Outlet) {
+        for one in configured {
+            self.with_any(one.resource, outlet, |resource, _| {
+                resource.configure(Some(*one));
+            });
+        }
+        let listed = |id: &ResourceId| configured.iter().any(|one| one.resource == *id);
+        for (id, resource) in &mut self.resources {
+            if !listed(id) {
+                resource.configure(None);
+            }
+        }
     }
 
     /// Packs what is to be said into datagrams.

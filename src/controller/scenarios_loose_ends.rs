@@ -1,7 +1,7 @@
 //! Stories of things half done: somebody died before telling, an engine changed its mind. Each must
 //! end by itself.
 
-use replicator::types::{InSync, NodeId};
+use replicator::types::{Failover, InSync, NodeId};
 
 use super::view::ProposalKind;
 use super::world::{A, B, T, World, lost_its_cache, ms, used_replica};
@@ -248,4 +248,38 @@ fn late_word_of_an_unprepared_peer_does_not_remove_it_from_a_later_view() {
     let joined = world.view(A);
     world.run(ms(2_000));
     assert_eq!(world.view(A), joined, "{}", world.story());
+}
+
+#[test]
+fn a_resource_that_is_configured_later_is_one_like_the_others() {
+    let mut world = World::new(83, Timing::FAST, true);
+    let configured = world.configured;
+    for node in [A, B] {
+        world.configure(node, Vec::new());
+    }
+    world.order(1, A, Order::Up);
+    world.run(ms(50));
+    assert_eq!(world.orders[&1], Err(OrderRefusal::UnknownResource));
+    for node in [A, B] {
+        world.configure(node, vec![configured]);
+    }
+    world.found(A);
+    world.run_until(ms(3_000), |world| world.view(A).in_sync == InSync::BOTH);
+    world.kill(A);
+    world.run_until(ms(3_000), |world| world.serves(B));
+}
+
+#[test]
+fn failover_by_hand_counts_from_the_moment_it_is_configured() {
+    let mut world = World::pair(84);
+    let manual = Configured {
+        failover: Failover::Manual,
+        ..world.configured
+    };
+    world.configure(B, vec![manual]);
+    world.kill(A);
+    world.run(ms(5_000));
+    assert!(!world.active(B), "{}", world.story());
+    world.configure(B, vec![world.configured]);
+    world.run_until(ms(3_000), |world| world.serves(B));
 }

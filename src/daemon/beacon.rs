@@ -135,7 +135,7 @@ impl Beacon {
         let Some(slept) = self.suspend.look(clock::suspended()) else {
             return false;
         };
-        for lease in self.node.leases.values() {
+        for lease in self.node.resources.leases() {
             lease.store(0, Ordering::Release);
         }
         self.node.fatal(&format!(
@@ -260,7 +260,7 @@ impl Beacon {
     }
 
     fn set_lease(&self, resource: ResourceId, until: Instant) -> Instant {
-        let lease = self.node.leases.get(&resource);
+        let lease = self.node.resources.lease(resource);
         lease.map_or(Instant::NEVER, |lease| {
             Instant(lease.swap(until.0, Ordering::AcqRel))
         })
@@ -288,10 +288,8 @@ impl Beacon {
         }
         self.published = Some(now);
         let node = self.controller.node_snapshot(now);
-        let resources: BTreeMap<_, _> = self
-            .node
-            .config
-            .resources
+        let configured = self.node.resources.all();
+        let resources: BTreeMap<_, _> = configured
             .iter()
             .filter_map(|it| Some((it.id(), self.controller.snapshot(now, it.id())?)))
             .collect();

@@ -1,7 +1,6 @@
 //! Bringing a resource up and down: the steps between the shard, the controller and the disks.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use replicator::admin::{ErrorId, ErrorReport};
@@ -235,10 +234,7 @@ impl Node {
     /// Gives the resource to the shard: engine and NBD socket, no disk yet.
     fn add(&self, resource: &ResourceConfig) -> Result<(), ErrorReport> {
         let id = resource.id();
-        let lease = self
-            .leases
-            .get(&id)
-            .map_or_else(|| Arc::new(AtomicU64::new(0)), Arc::clone);
+        let lease = self.resources.lease(id).unwrap_or_default();
         self.board.update(|board| {
             let known = board.resource(id);
             known.presence = Presence::Running;
@@ -416,7 +412,7 @@ impl Node {
         });
         let begun: Vec<_> = idle
             .map(|resource| {
-                let order = self.begin_order(resource, Order::HandOver, HAND_OVER_PATIENCE);
+                let order = self.begin_order(&resource, Order::HandOver, HAND_OVER_PATIENCE);
                 (resource, order)
             })
             .collect();
@@ -438,7 +434,7 @@ impl Node {
         for resource in self.running() {
             self.board
                 .update(|board| board.resource(resource.id()).quiesced = false);
-            self.admin(resource, AdminRequest::Quiesce);
+            self.admin(&resource, AdminRequest::Quiesce);
         }
         for resource in self.running() {
             // Not by what is in flight: requests that came meanwhile are held, not answered.
@@ -466,14 +462,14 @@ impl Node {
         let detached_by = clock::now().plus(DETACH_PATIENCE);
         let gone_by = detached_by.plus(LEAVE_PATIENCE);
         for resource in running {
-            if let Err(report) = self.end_leaving(resource, detached_by, gone_by) {
+            if let Err(report) = self.end_leaving(&resource, detached_by, gone_by) {
                 tracing::warn!("{}: {} ({})", resource.name, report.what, report.why);
             }
         }
     }
 
-    fn running(&self) -> Vec<&ResourceConfig> {
-        let all = self.config.resources.iter();
+    fn running(&self) -> Vec<Arc<ResourceConfig>> {
+        let all = self.resources.all().into_iter();
         all.filter(|resource| self.check_running(resource).is_ok())
             .collect()
     }

@@ -11,6 +11,7 @@
 //!
 //! The arbitrator is the same without a shard.
 
+mod adjust;
 pub mod api;
 pub mod args;
 mod beacon;
@@ -30,6 +31,7 @@ mod origin;
 mod prepare;
 mod relay;
 pub mod relay_door;
+mod resources;
 mod resync_orders;
 mod running;
 pub mod shard;

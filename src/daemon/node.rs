@@ -1,11 +1,10 @@
 //! The running node as its other threads see it: who it is, and how to reach the controller, the
 //! shard and the store.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use replicator::engine::{Event, ReplicaFacts, ReplicaMark};
@@ -18,6 +17,7 @@ use super::api::{
 use super::board::{Board, Presence};
 use super::mailbox::Mailbox;
 use super::relay_door::Knock;
+use super::resources::Resources;
 use super::status::{Moment, Place};
 use super::store_thread::{StoreRequest, StoreSink};
 use crate::config::{Config, ResourceConfig};
@@ -40,7 +40,14 @@ pub(super) enum ControllerRequest {
 pub(super) struct Node {
     /// Name of the program, for `version`.
     pub(super) program: &'static str,
+    /// As it was read at the start, without its resources.
     pub(super) config: Config,
+    /// Where it was read.
+    pub(super) config_dir: PathBuf,
+    /// The resources of now.
+    pub(super) resources: Resources,
+    /// Held by who changes them.
+    pub(super) adjusting: Mutex<()>,
     pub(super) node: NodeId,
     pub(super) run_dir: PathBuf,
     pub(super) board: Board,
@@ -50,8 +57,6 @@ pub(super) struct Node {
     pub(super) store: Arc<Mailbox<StoreRequest>>,
     /// Set once, before the first resource; never on the arbitrator.
     pub(super) shard: OnceLock<Arc<dyn ShardHandle>>,
-    /// End of each resource's lease, shared with the shard.
-    pub(super) leases: BTreeMap<ResourceId, Arc<AtomicU64>>,
     pub(super) orders: AtomicU64,
     /// Requests being passed on to other nodes.
     pub(super) relays: Arc<AtomicUsize>,
@@ -67,9 +72,10 @@ pub(super) struct OrderUnderWay {
 }
 
 impl Node {
-    pub(super) fn place(&self) -> Place<'_> {
+    pub(super) fn place<'a>(&'a self, resources: &'a [Arc<ResourceConfig>]) -> Place<'a> {
         Place {
             config: &self.config,
+            resources,
             node: self.node,
             run_dir: &self.run_dir,
         }
@@ -93,12 +99,7 @@ impl Node {
 
     /// Name of a resource for people.
     pub(super) fn resource_name(&self, id: ResourceId) -> String {
-        let known = self
-            .config
-            .resources
-            .iter()
-            .find(|resource| resource.id() == id);
-        known.map_or_else(
+        self.resources.with_id(id).map_or_else(
             || format!("resource {:016x}", id.0),
             |resource| resource.name.clone(),
         )

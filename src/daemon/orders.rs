@@ -3,6 +3,7 @@
 use replicator::protocol::ForwardPreamble;
 use std::io;
 use std::net::TcpStream;
+use std::sync::Arc;
 use std::time::Duration;
 
 use replicator::admin::{ErrorId, ErrorReport, Event, Request, Response, Verb, VersionInfo};
@@ -134,50 +135,54 @@ impl Node {
                 Ok(Response::Status(Box::new(self.status(resource.as_deref()))))
             }
             Verb::Events2 { .. } => unreachable!("streams are handled before"),
-            Verb::Up { resource } => self.up(self.resource(&resource)?, timeout, answers),
+            Verb::Up { resource } => self.up(&*self.resource(&resource)?, timeout, answers),
             Verb::Down { resource, force } => {
-                self.down(self.resource(&resource)?, force, timeout, answers)
+                self.down(&*self.resource(&resource)?, force, timeout, answers)
             }
             Verb::Attach { resource, volume } => {
-                let resource = self.resource(&resource)?;
+                let resource = &*self.resource(&resource)?;
                 check_volume(resource, volume)?;
                 self.attach_order(resource, timeout)
             }
             Verb::Detach { resource, volume } => {
-                let resource = self.resource(&resource)?;
+                let resource = &*self.resource(&resource)?;
                 check_volume(resource, volume)?;
                 self.detach_order(resource, timeout)
             }
             Verb::Connect { resource, peer } => {
-                let resource = self.resource(&resource)?;
+                let resource = &*self.resource(&resource)?;
                 self.check_peer(peer.as_deref())?;
                 self.connection_order(resource, true, timeout)
             }
             Verb::Disconnect { resource, peer } => {
-                let resource = self.resource(&resource)?;
+                let resource = &*self.resource(&resource)?;
                 self.check_peer(peer.as_deref())?;
                 self.connection_order(resource, false, timeout)
             }
             Verb::PauseSync { resource } => {
-                self.hold_resync_order(self.resource(&resource)?, true, timeout)
+                self.hold_resync_order(&*self.resource(&resource)?, true, timeout)
             }
             Verb::ResumeSync { resource } => {
-                self.hold_resync_order(self.resource(&resource)?, false, timeout)
+                self.hold_resync_order(&*self.resource(&resource)?, false, timeout)
             }
             Verb::Resync { resource, max_rate } => {
-                self.resync_rate_order(self.resource(&resource)?, max_rate, timeout)
+                self.resync_rate_order(&*self.resource(&resource)?, max_rate, timeout)
             }
-            Verb::Primary { resource } => self.primary(self.resource(&resource)?, timeout, answers),
+            Verb::Adjust { resource, dry_run } => self.adjust(resource.as_deref(), dry_run),
+            Verb::Primary { resource } => {
+                self.primary(&*self.resource(&resource)?, timeout, answers)
+            }
             Verb::Secondary { resource, force } => {
-                self.secondary(self.resource(&resource)?, force, timeout, answers)
+                self.secondary(&*self.resource(&resource)?, force, timeout, answers)
             }
         }
     }
 
     fn status(&self, resource: Option<&str>) -> replicator::admin::Status {
         let moment = Self::moment();
+        let configured = self.resources.all();
         self.board
-            .read(|board| status::assemble(self.place(), board, moment, resource))
+            .read(|board| status::assemble(self.place(&configured), board, moment, resource))
     }
 
     fn stream_events(
@@ -214,20 +219,20 @@ impl Node {
 
     fn check_known(&self, resource: Option<&str>) -> Result<(), ErrorReport> {
         match resource {
-            Some(name) if self.config.resource(name).is_none() => Err(no_such_resource(name)),
+            Some(name) if self.resources.named(name).is_none() => Err(no_such_resource(name)),
             _ => Ok(()),
         }
     }
 
     /// A configured resource, on a node that holds data.
-    fn resource(&self, name: &str) -> Result<&ResourceConfig, ErrorReport> {
+    fn resource(&self, name: &str) -> Result<Arc<ResourceConfig>, ErrorReport> {
         if !self.node.is_data() {
             let what = format!("{} takes no orders about resources", self.name());
             let why = "it is the arbitrator: it votes and holds no data";
             return Err(ErrorReport::new(ErrorId::ArbitratorHoldsNoData, what, why));
         }
-        self.config
-            .resource(name)
+        self.resources
+            .named(name)
             .ok_or_else(|| no_such_resource(name))
     }
 
@@ -597,9 +602,10 @@ fn check_volume(resource: &ResourceConfig, volume: Option<u16>) -> Result<(), Er
     }
 }
 
-fn no_such_resource(name: &str) -> ErrorReport {
+pub(super) fn no_such_resource(name: &str) -> ErrorReport {
     let what = format!("there is no resource {name}");
-    ErrorReport::new(ErrorId::NoSuchResource, what, "it is not configured")
+    let next = "written to the files after the daemon started? twinadm adjust";
+    ErrorReport::new(ErrorId::NoSuchResource, what, "it is not configured").next(next)
 }
 
 fn client_names(clients: &[NbdClient]) -> String {

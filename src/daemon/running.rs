@@ -1,19 +1,19 @@
 //! All threads of a node: started in order, watched, and stopped in order.
 
 use super::forward::Caller;
-use std::collections::BTreeMap;
+use super::resources::Resources;
 use std::io;
 use std::net::TcpListener;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, AtomicUsize};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::{self, JoinHandle};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use nix::sys::signalfd::SignalFd;
-use replicator::admin::{ErrorId, ErrorReport};
+use replicator::admin::{ErrorId, ErrorReport, Response};
 use replicator::io::{clock, realtime};
 use replicator::types::NodeId;
 
@@ -54,7 +54,7 @@ pub(super) struct Running {
 impl Running {
     pub(super) fn start(
         program: Program,
-        config: Config,
+        mut config: Config,
         id: NodeId,
         flags: &Flags,
         store: VoterStore,
@@ -98,11 +98,9 @@ impl Running {
             controller: Mailbox::new(CONTROLLER_INPUTS_MAX).map_err(failed("eventfd"))?,
             store: Arc::new(Mailbox::new(STORE_REQUESTS_MAX).map_err(failed("eventfd"))?),
             shard: OnceLock::new(),
-            leases: config
-                .resources
-                .iter()
-                .map(|it| (it.id(), Arc::new(AtomicU64::new(0))))
-                .collect::<BTreeMap<_, _>>(),
+            config_dir: flags.config.clone(),
+            resources: Resources::new(std::mem::take(&mut config.resources)),
+            adjusting: Mutex::new(()),
             orders: AtomicU64::new(1),
             relays: Arc::new(AtomicUsize::new(0)),
             knocks: Arc::new(Mailbox::new(KNOCKS_MAX).map_err(failed("eventfd"))?),
@@ -199,15 +197,15 @@ impl Running {
     /// One thread per resource: a slow disk delays only its own.
     fn start_what_was_up(&self) -> Vec<JoinHandle<()>> {
         let mut threads = Vec::new();
-        for index in 0..self.node.config.resources.len() {
+        for resource in self.node.resources.all() {
             let node = Arc::clone(&self.node);
-            if !node.claim_what_was_up(&node.config.resources[index]) {
+            if !node.claim_what_was_up(&resource) {
                 continue;
             }
             let spawned = thread::Builder::new()
                 .name("up".to_owned())
                 .stack_size(256 * 1024)
-                .spawn(move || node.up_again(&node.config.resources[index]));
+                .spawn(move || node.up_again(&resource));
             match spawned {
                 Ok(thread) => threads.push(thread),
                 Err(error) => tracing::error!(%error, "no thread to bring a resource up"),
@@ -227,11 +225,22 @@ impl Running {
             }
             while let Ok(Some(signal)) = signals.read_signal() {
                 if i32::try_from(signal.ssi_signo) == Ok(Signal::SIGHUP as i32) {
-                    tracing::warn!("SIGHUP: this version reads its configuration only at start");
+                    self.adjust();
                 } else {
                     return None;
                 }
             }
+        }
+    }
+
+    /// SIGHUP.
+    fn adjust(&self) {
+        match self.node.adjust(None, false) {
+            Ok(Response::Adjusted { changes, .. }) => {
+                tracing::info!("SIGHUP: {} differences to the files", changes.len());
+            }
+            Ok(_) => {}
+            Err(report) => tracing::error!(id = report.id, "{} ({})", report.what, report.why),
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::num::NonZeroU64;
 use std::path::Path;
+use std::sync::Arc;
 
 use replicator::admin::{
     ArbitratorStatus, ClusterStatus, GuestStatus, LastResync, PAUSED_BY_USER, PeerStatus,
@@ -19,11 +20,13 @@ use super::board::{BoardState, Presence, ResourceBoard};
 use super::words;
 use crate::config::{Config, ResourceConfig, VolumeConfig};
 
-/// What does not change while a daemon runs.
+/// What the states are about.
 #[derive(Clone, Copy, Debug)]
 pub struct Place<'a> {
-    /// The configuration.
+    /// The configuration; its resources are the next.
     pub config: &'a Config,
+    /// The resources.
+    pub resources: &'a [Arc<ResourceConfig>],
     /// This node.
     pub node: NodeId,
     /// The run directory: where NBD sockets are.
@@ -57,7 +60,7 @@ pub fn assemble(
 ) -> Status {
     let nobody = ResourceBoard::default();
     let configured = if place.node.is_data() {
-        &place.config.resources[..]
+        place.resources
     } else {
         &[]
     };

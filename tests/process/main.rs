@@ -9,6 +9,7 @@
     reason = "a step that fails is the test that fails"
 )]
 
+mod adjust;
 mod bad_input;
 mod cluster;
 mod demo;

@@ -143,6 +143,8 @@ pub enum Verb {
     /// Stop serving the resources; no node promotes itself until `primary` or `up`
     #[command(visible_alias = "demote")]
     Secondary(Forceable),
+    /// Take over what was changed in the files, without an interruption where that can be
+    Adjust(Adjust),
     /// Show how everything is
     Status(Status),
     /// Show the role of this node
@@ -186,6 +188,14 @@ pub struct Resync {
     /// A rate such as 250MiB/s, `unlimited`, or `auto` (without limit in this version)
     #[arg(long, required = true, value_name = "RATE", value_parser = max_rate)]
     pub max_rate: MaxRate,
+}
+
+/// `adjust`.
+#[derive(Clone, Debug, Args)]
+pub struct Adjust {
+    /// A resource [default: all, and what belongs to the cluster]
+    #[arg(value_name = "RES", value_parser = whole_resource)]
+    pub resource: Option<Selector>,
 }
 
 /// Resources, with force.

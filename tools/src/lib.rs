@@ -9,6 +9,7 @@
 //! [`client`], files in [`create_md`] and [`metadata`], the clock in `clock`. A verb of its own (the demo) is one
 //! module, one variant of [`cli::Verb`] and one line of [`run`].
 
+mod adjust;
 pub mod cli;
 pub mod client;
 mod clock;

@@ -186,7 +186,8 @@ pub(crate) fn snapshot(context: &Context, resource: Option<&str>) -> Result<Stat
     Ok(*status)
 }
 
-fn unexpected() -> ErrorReport {
+/// The daemon answered something else than was asked.
+pub(crate) fn unexpected() -> ErrorReport {
     let what = "the daemon's answer does not fit the question";
     ErrorReport::new(
         ErrorId::BadRequest,

@@ -68,7 +68,7 @@ pub fn plan(verb: &Verb, resource: &ResourceStatus) -> Vec<String> {
         Verb::Secondary { .. } => {
             step(primary, format!("{name}: demote, and hold so"));
         }
-        Verb::Status { .. } | Verb::Events2 { .. } | Verb::Version => {}
+        Verb::Status { .. } | Verb::Events2 { .. } | Verb::Version | Verb::Adjust { .. } => {}
     }
     steps
 }

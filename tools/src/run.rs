@@ -15,7 +15,9 @@ use crate::context::{Context, Failure, Output};
 use crate::orders::MakeVerb;
 use crate::show::words;
 use crate::wait::Goal;
-use crate::{config_verbs, create_md, demo, events, manual, metadata, orders, status, wait};
+use crate::{
+    adjust, config_verbs, create_md, demo, events, manual, metadata, orders, status, wait,
+};
 
 /// Runs `twinadm` with these arguments, the program's name first; answers the exit code.
 #[must_use]
@@ -74,6 +76,7 @@ fn run(context: &Context, verb: &Verb) -> Result<u8, Failure> {
             &arguments.resources,
             MakeVerb::Secondary(arguments.force),
         ),
+        Verb::Adjust(arguments) => adjust::adjust(context, arguments),
         Verb::CreateMd(arguments) => create_md::create_md(context, arguments),
         Verb::DumpMd(arguments) => metadata::dump_md(context, arguments),
         Verb::ShowGi(arguments) => metadata::show_gi(context, arguments),

@@ -27,7 +27,7 @@ mod time;
 pub use catalogue::ErrorId;
 pub use event::{Event, EventKind};
 pub use report::{ErrorReport, exit};
-pub use request::{MaxRate, Request, Response, Verb, VersionInfo};
+pub use request::{ChangeEffect, ConfigChange, MaxRate, Request, Response, Verb, VersionInfo};
 pub use status::{
     ArbitratorStatus, ClusterStatus, GuestStatus, LastResync, PAUSED_BY_USER, PeerStatus,
     PeerVolumeStatus, ResourceStatus, ResyncStatus, SCHEMA, Status, VolumeStatistics, VolumeStatus,

@@ -70,6 +70,13 @@ pub enum Verb {
     ResumeSync { resource: String },
     /// Set how fast the resource's resyncs may go, on both nodes.
     Resync { resource: String, max_rate: MaxRate },
+    /// Make what runs match the files, of one resource or of all; with `dry_run` only say what would
+    /// change. Answered by [`Response::Adjusted`].
+    Adjust {
+        resource: Option<String>,
+        #[serde(default)]
+        dry_run: bool,
+    },
     /// The snapshot as events, then each change, until the client closes; with `now` the snapshot
     /// alone. Answered by [`Response::Event`] lines.
     Events2 {
@@ -126,8 +133,76 @@ pub enum Response {
     Status(Box<Status>),
     /// One event of `events2`; final only for `now`, after [`Event::end_of_snapshot`].
     Event(Event),
+    /// Final: what the files say differently, and what became of it.
+    Adjusted {
+        /// In the order of the keys' names, new and removed resources first.
+        changes: Vec<ConfigChange>,
+        /// Nothing was changed.
+        dry_run: bool,
+    },
     /// Final: who answers.
     Version(VersionInfo),
+}
+
+/// A difference between what a daemon runs with and its files.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConfigChange {
+    /// `net.timeout`, `vm-web.volume[0].disk`, or `resource vm-web` for all of it.
+    pub key: String,
+    /// Its value so far, as TOML; absent for a whole resource.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
+    /// Its value in the files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<String>,
+    /// What becomes of it.
+    pub effect: ChangeEffect,
+}
+
+/// What becomes of a difference.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ChangeEffect {
+    /// In force at once, nothing is interrupted.
+    Live,
+    /// A new resource, known from then on.
+    Added,
+    /// A resource that is down is forgotten.
+    Removed,
+    /// The resource is up: it stays as it is until it is down and `adjust` is given again.
+    WaitsForDown,
+    /// Counts from the next start of the daemon.
+    WaitsForRestart,
+}
+
+impl ConfigChange {
+    /// Whether `adjust` carries it out.
+    #[must_use]
+    pub fn is_carried_out(&self) -> bool {
+        !matches!(
+            self.effect,
+            ChangeEffect::WaitsForDown | ChangeEffect::WaitsForRestart
+        )
+    }
+}
+
+/// One line, as `adjust` prints it: `~ vm-web.failover  "auto" → "manual"  live`.
+impl std::fmt::Display for ConfigChange {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (sign, words) = match self.effect {
+            ChangeEffect::Live => ('~', "live, no interruption"),
+            ChangeEffect::Added => ('+', "then: twinadm create-md, twinadm up"),
+            ChangeEffect::Removed => ('-', "forgotten; its disks stay as they are"),
+            ChangeEffect::WaitsForDown => ('!', "kept while it is up: twinadm down, adjust, up"),
+            ChangeEffect::WaitsForRestart => ('!', "with the next start of the daemon"),
+        };
+        write!(f, "{sign} {}", self.key)?;
+        if self.from.is_some() || self.to.is_some() {
+            let value = |value: &Option<String>| value.clone().unwrap_or("unset".to_owned());
+            write!(f, "  {} → {}", value(&self.from), value(&self.to))?;
+        }
+        write!(f, "  {words}")
+    }
 }
 
 /// Which program answers.

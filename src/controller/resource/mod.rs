@@ -281,6 +281,10 @@ impl Resource {
         }
     }
 
+    pub(super) fn configure(&mut self, configured: Option<Configured>) {
+        self.configured = configured;
+    }
+
     pub(super) fn configured(&self) -> bool {
         self.configured.is_some()
     }

@@ -292,6 +292,11 @@ impl World {
         self.report(node, EngineReport::Replica(facts));
     }
 
+    /// The node's files changed.
+    pub(crate) fn configure(&mut self, node: usize, configured: Vec<Configured>) {
+        self.input(node, Input::Configured(configured));
+    }
+
     // ---- faults ----
 
     pub(crate) fn start(&mut self, index: usize) {

@@ -1,5 +1,6 @@
 //! Three nodes of one process over real UDP on loopback, with real stores; the shard is a list.
 
+use super::super::resources::Resources;
 use std::net::UdpSocket;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -96,7 +97,7 @@ impl Lab {
             path: "lab.toml".to_owned(),
             text: CONFIG.to_owned(),
         };
-        let config = parse(&[file]).expect("the configuration holds").config;
+        let mut config = parse(&[file]).expect("the configuration holds").config;
         let identity = StoreIdentity {
             cluster: "lab".to_owned(),
             node: config.node_name(id).to_owned(),
@@ -121,10 +122,6 @@ impl Lab {
         };
         let controller = Controller::new(settings, clock::now()).unwrap();
         let shard = Arc::new(Told::default());
-        let leases = config
-            .resources
-            .iter()
-            .map(|it| (it.id(), Arc::new(AtomicU64::new(0))));
         let node = Arc::new(Node {
             program: "test",
             node: id,
@@ -134,7 +131,9 @@ impl Lab {
             controller: Mailbox::new(CONTROLLER_INPUTS_MAX).unwrap(),
             store: Arc::new(Mailbox::new(STORE_REQUESTS_MAX).unwrap()),
             shard: OnceLock::from(Arc::clone(&shard) as Arc<dyn ShardHandle>),
-            leases: leases.collect(),
+            config_dir: PathBuf::new(),
+            resources: Resources::new(std::mem::take(&mut config.resources)),
+            adjusting: Mutex::new(()),
             orders: AtomicU64::new(1),
             relays: Arc::default(),
             knocks: Arc::new(Mailbox::new(1).unwrap()),
@@ -150,13 +149,13 @@ impl Lab {
     }
 
     fn tell(&self, node: usize, report: EngineReport) {
-        let resource = self.nodes[node].config.resources[0].id();
+        let resource = self.nodes[node].resources.all()[0].id();
         self.nodes[node].tell_controller(Input::Engine { resource, report });
     }
 
     fn order(&self, node: usize, what: Order) -> crate::controller::Done {
         let node = &self.nodes[node];
-        let outcome = node.order(&node.config.resources[0], what, PATIENCE, || true);
+        let outcome = node.order(&node.resources.all()[0], what, PATIENCE, || true);
         outcome.expect("an answer").expect("no refusal")
     }
 }
@@ -234,7 +233,7 @@ fn three_fresh_nodes_found_a_register_and_lease_it_over_real_sockets() {
         },
     );
     let both = |node: &Arc<Node>| {
-        let resource = node.config.resources[0].id();
+        let resource = node.resources.all()[0].id();
         node.board.wait(PATIENCE, |board| {
             let view = board.resource(resource).controller.as_ref()?.view?;
             (view.in_sync.a && view.in_sync.b).then_some(view.number)
@@ -246,15 +245,21 @@ fn three_fresh_nodes_found_a_register_and_lease_it_over_real_sockets() {
         "both know the view with both in sync"
     );
     assert!(committed[0].is_some());
-    let lease = &lab.nodes[0].leases[&lab.nodes[0].config.resources[0].id()];
+    let lease = lab.nodes[0].resources.leases().remove(0);
     let first = poll_until(|| Some(lease.load(Ordering::Acquire)).filter(|until| *until > 0));
     poll_until(|| (lease.load(Ordering::Acquire) > first).then_some(()));
     assert!(
         Instant(lease.load(Ordering::Acquire)) > clock::now(),
         "it is renewed in time"
     );
+    let configured = lab.nodes[0].resources.all();
     let status = lab.nodes[0].board.read(|board| {
-        crate::daemon::status::assemble(lab.nodes[0].place(), board, Node::moment(), None)
+        crate::daemon::status::assemble(
+            lab.nodes[0].place(&configured),
+            board,
+            Node::moment(),
+            None,
+        )
     });
     assert_eq!(status.resources[0].in_sync, ["kvm-a", "kvm-b"]);
     assert_eq!(
@@ -310,7 +315,7 @@ fn an_order_that_nobody_waits_for_keeps_no_place() {
     let begin = clock::now();
     let mut looks = 0;
     let hour = Duration::from_secs(3600);
-    let outcome = node.order(&node.config.resources[0], Order::Primary, hour, || {
+    let outcome = node.order(&node.resources.all()[0], Order::Primary, hour, || {
         looks += 1;
         looks < 3
     });

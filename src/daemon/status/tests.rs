@@ -1,5 +1,6 @@
 //! What `status` says in each phase of a resource's life on this node.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use replicator::engine::Progress;
@@ -48,7 +49,9 @@ fn status_of(node: NodeId, board: &BoardState) -> Status {
         text: CONFIG.to_owned(),
     };
     let config = parse(&[file]).expect("the configuration holds").config;
+    let resources: Vec<_> = config.resources.iter().cloned().map(Arc::new).collect();
     let place = Place {
+        resources: &resources,
         config: &config,
         node,
         run_dir: Path::new("/run/twinblk"),
