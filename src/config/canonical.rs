@@ -17,8 +17,8 @@ use super::shape::{
     default_resync,
 };
 use super::types::{
-    Config, Forwarding, GuestConfig, LogTarget, NodeRole, OnNoQuorum, QuorumConfig, Rate,
-    ReplicaPaths, ResourceConfig, TimingProfile, Tls, VerifyConfig, VolumeConfig, Watchdog,
+    Config, GuestConfig, LogTarget, NodeRole, OnNoQuorum, QuorumConfig, Rate, ReplicaPaths,
+    ResourceConfig, TimingProfile, Tls, VerifyConfig, VolumeConfig, Watchdog,
 };
 use super::units::{duration_text, size_text};
 
@@ -278,14 +278,11 @@ impl Config {
             failover(resource.failover),
             &failover(Failover::Auto),
         ));
-        let keys = [
-            ("forward", Forwarding::ReadWrite),
-            ("read-only-export", Forwarding::ReadOnly),
-        ];
-        for (key, when) in keys {
-            let value = Value::Truth(resource.forwarding == when);
-            entries.push(optional(key, value, &Value::Truth(false)));
-        }
+        entries.push(optional(
+            "forward",
+            Value::Truth(resource.forward),
+            &Value::Truth(false),
+        ));
         tables.push(table(&path, entries));
         for volume in &resource.volumes {
             tables.push(Table {

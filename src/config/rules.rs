@@ -236,7 +236,7 @@ fn resolve(
         priority: draft.priority,
         protocol: draft.protocol.map(|word| word.value),
         failover: draft.failover,
-        forwarding: draft.forwarding,
+        forward: draft.forward,
         volumes: volumes?,
         guest: draft.guest,
     })

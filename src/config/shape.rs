@@ -14,8 +14,8 @@ use super::effect;
 use super::reader::{PerNode, Section, shown};
 use super::source::{FileKind, Located, Span};
 use super::types::{
-    Forwarding, GuestConfig, LogConfig, LogTarget, MetricsConfig, NbdConfig, NetConfig, NodeRole,
-    OnNoQuorum, QuorumConfig, ResyncConfig, TimingProfile, Tls, VerifyConfig, Watchdog,
+    GuestConfig, LogConfig, LogTarget, MetricsConfig, NbdConfig, NetConfig, NodeRole, OnNoQuorum,
+    QuorumConfig, ResyncConfig, TimingProfile, Tls, VerifyConfig, Watchdog,
 };
 
 /// A peer that says nothing for this long is given up.
@@ -61,7 +61,7 @@ pub(super) struct DraftResource<'a> {
     pub(super) priority: u32,
     pub(super) protocol: Option<Located<ReplicationProtocol>>,
     pub(super) failover: Failover,
-    pub(super) forwarding: Forwarding,
+    pub(super) forward: bool,
     pub(super) volumes: Vec<DraftVolume<'a>>,
     pub(super) guest: Option<GuestConfig>,
 }
@@ -433,7 +433,7 @@ fn read_resource<'a>(
         .map_or(10, |n| n.value);
     let protocol = section.word("protocol", &PROTOCOLS, found);
     let failover = section.word("failover", &FAILOVERS, found);
-    let forwarding = read_forwarding(&mut section, found);
+    let forward = section.boolean("forward", found).unwrap_or(false);
     let volumes = section.repeated_sections("volume", found);
     let example = format!(
         "a table: [[resource.{}.volume]] with id, disk and meta",
@@ -456,27 +456,9 @@ fn read_resource<'a>(
         priority,
         protocol,
         failover: failover.map_or(Failover::Auto, |word| word.value),
-        forwarding,
+        forward,
         volumes,
         guest,
-    }
-}
-
-fn read_forwarding(section: &mut Section<'_>, found: &mut Findings) -> Forwarding {
-    let forward = section.boolean("forward", found).unwrap_or(false);
-    let read_only = section.boolean("read-only-export", found).unwrap_or(false);
-    match (forward, read_only) {
-        (false, false) => Forwarding::Off,
-        (false, true) => Forwarding::ReadOnly,
-        (true, false) => Forwarding::ReadWrite,
-        (true, true) => {
-            if let Some(span) = section.key_span("read-only-export") {
-                let message = "`forward` and `read-only-export` exclude each other";
-                let label = "write one of them: with `forward` a Secondary's clients may write";
-                found.at(ErrorId::BadValue, span, message, label);
-            }
-            Forwarding::Off
-        }
     }
 }
 

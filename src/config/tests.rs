@@ -122,7 +122,11 @@ fn the_order_of_resource_files_does_not_matter() {
 
 #[test]
 fn commented_keys_of_the_example_are_unknown_until_they_can_do_something() {
-    for key in ["hold-down = \"10m\"", "nbd-allow = []"] {
+    for key in [
+        "hold-down = \"10m\"",
+        "nbd-allow = []",
+        "read-only-export = true",
+    ] {
         let text = WEB.replace(
             "[resource.vm-web]\n",
             &format!("[resource.vm-web]\n{key}\n"),
@@ -328,30 +332,18 @@ fn check_hostile(text: &str) {
 }
 
 #[test]
-fn a_secondary_passes_clients_on_in_one_way_or_not_at_all() {
-    let with = |keys: &str| {
-        let text = WEB.replace("[resource.vm-web]\n", &format!("[resource.vm-web]\n{keys}"));
-        parse(&[
-            example()[0].clone(),
-            file(FileKind::Resources, "vm-web.toml", &text),
-        ])
-    };
-    let forwarding = |keys: &str| with(keys).unwrap().config.resources[0].forwarding;
-    assert_eq!(forwarding(""), Forwarding::Off);
-    assert_eq!(forwarding("forward = true\n"), Forwarding::ReadWrite);
-    let read_only = "forward = false\nread-only-export = true\n";
-    assert_eq!(forwarding(read_only), Forwarding::ReadOnly);
-    let both = with("forward = true\nread-only-export = true\n").unwrap_err();
-    assert!(both.iter().any(|one| one.id == ErrorId::BadValue));
-    // The canonical form says the same.
-    let parsed = with("forward = true\n").unwrap().config;
+fn the_canonical_form_keeps_what_is_not_default() {
+    let text = WEB.replace("[resource.vm-web]\n", "[resource.vm-web]\nforward = true\n");
+    let files = [
+        example()[0].clone(),
+        file(FileKind::Resources, "vm-web.toml", &text),
+    ];
+    let config = parse(&files).unwrap().config;
+    assert!(config.resources[0].forward);
     let again = parse(&[file(
         FileKind::Cluster,
         "twinblk.toml",
-        &parsed.to_toml(false),
+        &config.to_toml(false),
     )]);
-    assert_eq!(
-        again.unwrap().config.resources[0].forwarding,
-        Forwarding::ReadWrite
-    );
+    assert_eq!(again.unwrap().config.resources, config.resources);
 }

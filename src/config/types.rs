@@ -226,24 +226,12 @@ pub struct ResourceConfig {
     pub protocol: Option<ReplicationProtocol>,
     /// Whether the survivor takes over by itself.
     pub failover: Failover,
-    /// What a Secondary does with NBD clients.
-    pub forwarding: Forwarding,
+    /// A Secondary passes NBD clients on to the Primary.
+    pub forward: bool,
     /// In the order of their numbers; never empty.
     pub volumes: Vec<VolumeConfig>,
     /// The guest that uses it.
     pub guest: Option<GuestConfig>,
-}
-
-/// What a Secondary does with NBD clients: `forward` and `read-only-export`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Forwarding {
-    /// Refuses them.
-    #[default]
-    Off,
-    /// Passes them on to the Primary, for reading only.
-    ReadOnly,
-    /// Passes them on to the Primary.
-    ReadWrite,
 }
 
 /// `[[resource.NAME.volume]]`

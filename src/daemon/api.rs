@@ -24,7 +24,6 @@ use replicator::types::{
 
 use super::forward::Caller;
 use super::relay_door::Knock;
-use crate::config::Forwarding;
 use crate::controller::VoterRecord;
 
 /// Commands a shard may have waiting. The controller sends a few per view change and none while
@@ -76,8 +75,8 @@ pub struct ResourceSetup {
     pub protocol: ReplicationProtocol,
     /// How fast resyncs may go.
     pub resync_rate: ResyncRate,
-    /// What a Secondary does with NBD clients.
-    pub forwarding: Forwarding,
+    /// A Secondary passes NBD clients on to the Primary.
+    pub forward: bool,
 }
 
 /// Backing devices to open for a resource. The shard opens and locks them (R14), then offers them
@@ -187,8 +186,6 @@ pub enum ShardCommand {
         resource: ResourceId,
         /// The connection.
         stream: TcpStream,
-        /// It may only read.
-        read_only: bool,
     },
     /// End the thread. Everything was removed before in an orderly stop.
     Stop,

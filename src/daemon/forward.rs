@@ -4,13 +4,15 @@
 //! the other node knows, and from a privileged port where that is to be had, since the Primary lets
 //! nobody else in ([`super::origin`]).
 
-use std::net::SocketAddr;
+use std::io;
+use std::net::{SocketAddr, TcpStream};
 use std::os::fd::OwnedFd;
 
 use core::time::Duration;
 
+use nix::sys::socket::{setsockopt, sockopt};
 use replicator::io::clock;
-use replicator::protocol::ForwardPreamble;
+use replicator::protocol::{ForwardPreamble, PreambleStatus};
 
 use super::beacon_io::source_for;
 use super::relay::{knock, words};
@@ -40,11 +42,49 @@ impl Caller {
         for (index, &to) in self.peer.iter().enumerate() {
             let deadline = clock::now().plus(CALL_TIMEOUT / addresses.max(1));
             let from = source_for(&self.own, index, to).map(|at| self.own[at]);
-            match knock(from, to, &preamble.encode(), true, deadline) {
+            let opened =
+                knock(from, to, &preamble.encode(), true, deadline, refusal).and_then(|stream| {
+                    be_patient(&stream)?;
+                    forget_at_the_end(&stream)?;
+                    Ok(stream)
+                });
+            match opened {
                 Ok(stream) => return Ok(OwnedFd::from(stream)),
                 Err(error) => reasons.push(format!("{to}: {}", words(&error))),
             }
         }
         Err(reasons.join("; "))
+    }
+}
+
+/// What both nodes want of a connection that carries a client, other than one with a request.
+///
+/// A client that does not read for long, a guest that is stopped, is no dead host: no limit on how long
+/// bytes may wait for it. A host that died is noticed by the data link, with which these end.
+pub(super) fn be_patient(stream: &TcpStream) -> io::Result<()> {
+    Ok(setsockopt(stream, sockopt::TcpUserTimeout, &0)?)
+}
+
+/// When this end is closed, or its process dies, what was not sent yet must not arrive any more: the
+/// client will have sent it anew on another connection, and newer writes after it.
+fn forget_at_the_end(stream: &TcpStream) -> io::Result<()> {
+    let linger = nix::libc::linger {
+        l_onoff: 1,
+        l_linger: 0,
+    };
+    Ok(setsockopt(stream, sockopt::Linger, &linger)?)
+}
+
+fn refusal(status: PreambleStatus) -> &'static str {
+    match status {
+        PreambleStatus::Version => "the daemon there is of another version",
+        PreambleStatus::Cluster => "the daemon there is of another cluster",
+        PreambleStatus::Node => {
+            "it does not take this node for its peer: another address, or this daemon may not use \
+             ports below 1024 (CAP_NET_BIND_SERVICE)"
+        }
+        PreambleStatus::Busy => "it is not Primary",
+        PreambleStatus::Resource => "the resource is not up there, or its `forward` is not set",
+        PreambleStatus::Accepted => "accepted",
     }
 }

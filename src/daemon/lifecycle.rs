@@ -8,7 +8,7 @@ use replicator::engine::{AdminRequest, AttachError, Input};
 use replicator::io::clock;
 use replicator::types::{DiskState, Instant, ResourceId, Role, VolumeId};
 
-use super::api::{AttachFailure, AttachSetup, ResourceSetup, ShardCommand};
+use super::api::{AttachFailure, AttachSetup, ResourceSetup, ResourceSnapshot, ShardCommand};
 use super::board::{BoardState, Presence};
 use super::control::Answers;
 use super::node::Node;
@@ -257,7 +257,7 @@ impl Node {
                 .and_then(|volume| volume.disk_timeout),
             protocol: self.config.protocol_of(resource),
             resync_rate: self.config.resync.max_rate.limit(),
-            forwarding: resource.forwarding,
+            forward: resource.forward,
         })));
         let added = self.board.wait(DOWN_TIMEOUT, |board| {
             let known = board.resource(id);
@@ -407,7 +407,10 @@ impl Node {
             let id = resource.id();
             self.board.read(|board| {
                 let shard = board.resources.get(&id).and_then(|it| it.shard.as_ref());
-                shard.is_some_and(|it| it.engine.role == Role::Primary && it.nbd_clients.is_empty())
+                // Those that the peer passes on find it there, at the same socket.
+                let serves_here =
+                    |it: &ResourceSnapshot| it.nbd_clients.iter().any(|client| !client.forwarded);
+                shard.is_some_and(|it| it.engine.role == Role::Primary && !serves_here(it))
             })
         });
         let begun: Vec<_> = idle

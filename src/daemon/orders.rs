@@ -58,7 +58,6 @@ impl ControlHandler for Node {
         self.command(ShardCommand::Forwarded {
             resource: preamble.resource,
             stream,
-            read_only: preamble.read_only,
         });
     }
 }

@@ -10,6 +10,8 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 
+use core::time::Duration;
+
 use nix::unistd::Uid;
 
 /// The kernel's lists of this network namespace's TCP sockets (proc(5)).
@@ -68,6 +70,20 @@ impl Origin {
     }
 }
 
+/// When a process began, as time since the machine booted; `None`: it is gone, or not to be seen.
+pub(super) fn process_began(pid: i32) -> Option<Duration> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // proc_pid_stat(5): the name, in parentheses, may contain anything; 20 fields after it.
+    let (_, after_name) = stat.rsplit_once(')')?;
+    let ticks: u64 = after_name.split_whitespace().nth(19)?.parse().ok()?;
+    Some(Duration::from_millis(
+        ticks.checked_mul(1000 / TICKS_PER_SECOND)?,
+    ))
+}
+
+/// USER_HZ, of every Linux that Debian builds.
+const TICKS_PER_SECOND: u64 = 100;
+
 /// Owner of the socket at `local` that is connected to `remote`, if the table has it.
 fn owner_in(table: impl BufRead, local: SocketAddr, remote: SocketAddr) -> io::Result<Option<u32>> {
     let same = |text: &str, address: SocketAddr| {
@@ -119,6 +135,18 @@ mod tests {
     use std::net::TcpListener;
 
     use super::*;
+
+    #[test]
+    fn it_is_known_when_a_process_began() {
+        let now = replicator::io::clock::since_boot();
+        let own = process_began(std::process::id().cast_signed()).unwrap();
+        assert!(
+            own <= now && now - own < Duration::from_secs(3600),
+            "{own:?} {now:?}"
+        );
+        assert!(process_began(1).unwrap() <= own);
+        assert_eq!(process_began(i32::MAX), None);
+    }
 
     #[test]
     fn the_owner_of_a_connection_on_this_machine_is_known() {

@@ -54,6 +54,10 @@ const LINE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Where a privileged port is taken from: those below are services' (bindresvport(3)).
 const PRIVILEGED_PORTS: Range<u16> = 600..PRIVILEGED_PORTS_END;
 
+/// Well-known services among them, which may be started at any time: ipp, ldaps, domain-s, rsync, ftps
+/// and telnets, imaps, pop3s.
+const SERVICE_PORTS: [u16; 9] = [631, 636, 853, 873, 989, 990, 992, 993, 995];
+
 /// How often a silent answer is an occasion to look whether the client is still there.
 const CLIENT_LOOK: Duration = Duration::from_millis(500);
 
@@ -155,7 +159,8 @@ impl Node {
             let attempt = deadline.min(clock::now().plus(ATTEMPT_TIMEOUT));
             // From the address that the other node knows for this one on that path.
             let from = source_for(own, index, to).map(|at| own[at]);
-            match knock(from, to, &preamble.encode(), preamble.may_change, attempt)
+            let bytes = preamble.encode();
+            match knock(from, to, &bytes, preamble.may_change, attempt, refusal)
                 .and_then(|stream| ask(stream, request))
             {
                 Ok(stream) => return Ok(stream),
@@ -183,6 +188,7 @@ pub(super) fn knock(
     preamble: &[u8; PREAMBLE_LEN],
     privileged: bool,
     deadline: Instant,
+    refusal: fn(PreambleStatus) -> &'static str,
 ) -> io::Result<TcpStream> {
     let mut stream = dial(from, to, privileged, deadline)?;
     tune(&stream)?;
@@ -278,7 +284,8 @@ fn dial(
 /// Binds a free one of [`PRIVILEGED_PORTS`], which tells the other host that no ordinary user asks;
 /// `false` where this process may not.
 fn bind_privileged(stream: &TcpStream, mut from: SocketAddr) -> io::Result<bool> {
-    for port in PRIVILEGED_PORTS.rev() {
+    let free = |port: &u16| !SERVICE_PORTS.contains(port);
+    for port in PRIVILEGED_PORTS.rev().filter(free) {
         from.set_port(port);
         match bind(stream.as_raw_fd(), &SockaddrStorage::from(from)) {
             Ok(()) => return Ok(true),

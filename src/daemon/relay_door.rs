@@ -88,6 +88,9 @@ impl Doorkeeper {
             PreambleStatus::Cluster
         } else if to != self.node || from == to || !known.contains(&address.to_canonical()) {
             PreambleStatus::Node
+        } else if matches!(call, Call::Forward(_)) && !(to.is_data() && from == to.peer()) {
+            // The arbitrator has no clients, and no business with the data.
+            PreambleStatus::Node
         } else {
             PreambleStatus::Accepted
         }
@@ -278,11 +281,13 @@ mod tests {
             from: NodeId::B,
             to: NodeId::A,
             resource: ResourceId(1),
-            read_only: true,
         };
         let judge = |client, ip: &str| keeper().judge(&Call::Forward(client), ip.parse().unwrap());
         assert_eq!(judge(client, "10.0.0.2"), PreambleStatus::Accepted);
         assert_eq!(judge(client, "10.0.0.9"), PreambleStatus::Node);
+        let from = NodeId::ARBITRATOR;
+        let arbitrators = ForwardPreamble { from, ..client };
+        assert_eq!(judge(arbitrators, "10.0.0.3"), PreambleStatus::Node);
         let cluster = 8;
         let client = ForwardPreamble { cluster, ..client };
         assert_eq!(judge(client, "10.0.0.2"), PreambleStatus::Cluster);

@@ -24,6 +24,12 @@ pub fn unix_millis() -> u64 {
     u64::try_from(read(ClockId::CLOCK_REALTIME).as_millis()).unwrap_or(u64::MAX)
 }
 
+/// Time since this machine booted, suspensions included: what start times of processes are told in.
+#[must_use]
+pub fn since_boot() -> Duration {
+    read(ClockId::CLOCK_BOOTTIME)
+}
+
 /// Time this machine has spent suspended since it booted. When it has grown between two looks,
 /// the machine slept in between, `now()` did not count that, and every lease and grant is void.
 /// Too low by the time between reading two clocks, never too high.

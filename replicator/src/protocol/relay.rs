@@ -17,8 +17,6 @@ const FORWARD_MAGIC: [u8; 8] = *b"twinblkN";
 
 /// The only flag of a [`RelayPreamble`].
 const FLAG_MAY_CHANGE: u8 = 1;
-/// The only flag of a [`ForwardPreamble`].
-const FLAG_READ_ONLY: u8 = 1;
 
 /// What the passing node says first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,8 +48,6 @@ pub struct ForwardPreamble {
     pub to: NodeId,
     /// The client's resource.
     pub resource: ResourceId,
-    /// The client may only read.
-    pub read_only: bool,
 }
 
 /// How a connection begins.
@@ -193,10 +189,10 @@ impl ForwardPreamble {
             cluster: self.cluster,
             from: self.from,
             to: self.to,
-            flag: self.read_only,
+            flag: false,
             subject: self.resource.0,
         };
-        call.encode(FORWARD_MAGIC, FLAG_READ_ONLY)
+        call.encode(FORWARD_MAGIC, 0)
     }
 
     /// Reads one.
@@ -204,14 +200,13 @@ impl ForwardPreamble {
     /// # Errors
     /// If it is none.
     pub fn parse(bytes: &[u8; PREAMBLE_LEN]) -> Result<Self, PreambleError> {
-        let call = Call::parse(bytes, FORWARD_MAGIC, FLAG_READ_ONLY)?;
+        let call = Call::parse(bytes, FORWARD_MAGIC, 0)?;
         Ok(Self {
             versions: call.versions,
             cluster: call.cluster,
             from: call.from,
             to: call.to,
             resource: ResourceId(call.subject),
-            read_only: call.flag,
         })
     }
 }
@@ -248,14 +243,13 @@ mod tests {
         }
     }
 
-    fn forward(read_only: bool) -> ForwardPreamble {
+    fn forward() -> ForwardPreamble {
         ForwardPreamble {
             versions: VersionRange::FORWARD,
             cluster: 0x0102_0304_0506_0708,
             from: NodeId::B,
             to: NodeId::A,
             resource: ResourceId(u64::MAX - 9),
-            read_only,
         }
     }
 
@@ -270,10 +264,9 @@ mod tests {
         for may_change in [false, true] {
             let relay = relay(may_change);
             assert_eq!(Opening::parse(&relay.encode()), Ok(Opening::Relay(relay)));
-            let forward = forward(may_change);
-            let parsed = Opening::parse(&forward.encode());
-            assert_eq!(parsed, Ok(Opening::Forward(forward)));
         }
+        let parsed = Opening::parse(&forward().encode());
+        assert_eq!(parsed, Ok(Opening::Forward(forward())));
         let link = Preamble {
             versions: VersionRange::OURS,
             cluster: 1,
@@ -286,7 +279,7 @@ mod tests {
 
     #[test]
     fn no_flipped_bit_passes() {
-        for good in [relay(false).encode(), forward(false).encode()] {
+        for good in [relay(false).encode(), forward().encode()] {
             for bit in 0..PREAMBLE_LEN * 8 {
                 let mut bytes = good;
                 bytes[bit / 8] ^= 1 << (bit % 8);
@@ -298,7 +291,7 @@ mod tests {
     #[test]
     fn nodes_and_flags_that_are_none_are_refused() {
         for (at, field) in [(12, "node"), (13, "node"), (14, "flags")] {
-            for mut bytes in [relay(true).encode(), forward(true).encode()] {
+            for mut bytes in [relay(true).encode(), forward().encode()] {
                 bytes[at] = 0x83;
                 let refused = Err(PreambleError::Value { field });
                 assert_eq!(Opening::parse(&with_crc(bytes)), refused, "byte {at}");

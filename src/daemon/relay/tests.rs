@@ -156,8 +156,9 @@ fn knocked(to: SocketAddr, patience: Duration) -> io::Result<TcpStream> {
         from,
         to,
         &preamble().encode(),
-        true,
+        false,
         clock::now().plus(patience),
+        refusal,
     )
 }
 

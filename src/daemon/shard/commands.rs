@@ -30,11 +30,7 @@ impl Shard {
             ShardCommand::Called { forward, answer } => {
                 self.on_called(Key::from_u64(forward), answer);
             }
-            ShardCommand::Forwarded {
-                resource,
-                stream,
-                read_only,
-            } => self.on_forwarded(resource, stream, read_only),
+            ShardCommand::Forwarded { resource, stream } => self.on_forwarded(resource, stream),
             ShardCommand::Stop => self.stopping = true,
         }
     }
@@ -42,6 +38,9 @@ impl Shard {
     /// For a resource that was just removed the command is late, and void.
     fn input_for(&mut self, resource: ResourceId, input: Input) {
         if let Some(&key) = self.by_id.get(&resource) {
+            if let Input::Learned(view) = &input {
+                self.note_view(key, view);
+            }
             let detach = matches!(input, Input::Admin(AdminRequest::Detach));
             if let Some(resource) = self.resources.get_mut(key).filter(|it| !it.removing) {
                 self.inputs.push_back((key, input));

@@ -1,33 +1,39 @@
-//! NBD clients of a Secondary that are passed on to the Primary (`forward`, `read-only-export`).
+//! NBD clients of a Secondary that are passed on to the Primary (`forward`).
 //!
 //! The bytes are not looked at: the Primary's session is the one that counts, with its gate (R2) and
 //! its refusals. One buffer a direction, filled, then sent, then filled again: a side that does not
 //! read stops the other one, and nothing else. The call to the Primary is made by a thread of its
 //! own, and comes back as a command.
 //!
-//! Invariant: a client is never passed on by a node that serves. It is cut off when this node becomes
-//! Primary, and reconnects.
+//! Invariant: a client is never passed on by a node that serves, nor on behalf of a process that may
+//! have written here before this node was superseded ([`Resource::may_forward`]). It is cut off when this
+//! node becomes Primary and when the data link ends, and comes again.
+//!
+//! [`Resource::may_forward`]: super::resource::Resource::may_forward
 
+use std::io::Write;
 use std::net::TcpStream;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use replicator::io::{AlignedBuf, Completion, Op, SendQueue, Socket};
 use replicator::protocol::{ForwardPreamble, PreambleReply, PreambleStatus, VersionRange};
-use replicator::types::{ResourceId, Role};
+use replicator::types::{ResourceId, Role, View};
 
 use super::Shard;
-use super::nbd::{Newcomer, identity};
+use super::client::Client;
 use super::slots::Key;
 use super::token::Owner;
-use crate::config::Forwarding;
 use crate::daemon::api::{NbdClient, ShardCommand, ShardHandle};
+use crate::daemon::forward;
+use crate::daemon::origin::process_began;
 
-/// Clients of one resource passed on at once: a guest has one, and during its migration two. With
-/// [`BUFFER_LEN`] this bounds their memory to 16 MiB a resource.
-const FORWARDS_MAX: usize = 64;
+/// Clients passed on at once, of all resources: a guest that migrates has a connection or a few, each
+/// takes a privileged port, and with [`BUFFER_LEN`], received and copied to be sent, this bounds their
+/// memory to 32 MiB.
+const FORWARDS_MAX: usize = 128;
 /// Bytes on their way, each direction.
-const BUFFER_LEN: usize = 128 << 10;
+const BUFFER_LEN: usize = 64 << 10;
 
 /// One client that is passed on.
 pub(super) struct Forward {
@@ -83,23 +89,36 @@ impl Forward {
 }
 
 impl Shard {
-    /// Whether a new client of this resource is to be passed on, and how.
-    pub(super) fn is_to_forward(&self, key: Key) -> Option<Forwarding> {
-        let resource = self.resources.get(key)?;
-        let forwarding = resource.setup.forwarding;
-        let of_resource = |forward: &Forward| forward.resource == key;
-        let room = self.forwards.keys_where(of_resource).len() < FORWARDS_MAX;
-        (forwarding != Forwarding::Off && resource.role() != Role::Primary && room)
-            .then_some(forwarding)
+    /// Whether a new client of this resource is to be passed on.
+    ///
+    /// # Errors
+    /// Why it is refused although others are.
+    pub(super) fn is_to_forward(&self, key: Key, client: &NbdClient) -> Result<bool, String> {
+        let Some(resource) = self.resources.get(key) else {
+            return Ok(false);
+        };
+        if !resource.setup.forward || resource.role() == Role::Primary {
+            return Ok(false);
+        }
+        if self.forwards.len() >= FORWARDS_MAX {
+            return Err(format!("{FORWARDS_MAX} clients are passed on already"));
+        }
+        match client.pid.map(|pid| (pid, process_began(pid))) {
+            Some((_, Some(began))) if resource.may_forward(began) => Ok(true),
+            Some((pid, _)) => Err(format!(
+                "process {pid} is older than this node's part as Secondary: what it knows of the data \
+                 may be superseded, so it is not passed on; start it anew"
+            )),
+            None => Err("it is not known whose connection this is".to_owned()),
+        }
     }
 
     /// Calls the Primary on behalf of a new client.
-    pub(super) fn begin_forward(&mut self, key: Key, forwarding: Forwarding, client: Socket) {
+    pub(super) fn begin_forward(&mut self, key: Key, client: Socket, identity: NbdClient) {
         let Some(resource) = self.resources.get(key) else {
             return;
         };
         let id = resource.setup.resource;
-        let identity = identity(&client);
         let forward = self.forwards.insert(Forward {
             resource: key,
             identity,
@@ -111,7 +130,6 @@ impl Shard {
             from: self.setup.node,
             to: self.setup.node.peer(),
             resource: id,
-            read_only: forwarding == Forwarding::ReadOnly,
         };
         let (caller, queue) = (Arc::clone(&self.setup.caller), Arc::clone(&self.queue));
         let call = move || {
@@ -155,23 +173,20 @@ impl Shard {
                 self.receive_to_forward(key, Side::Primary);
             }
             Err(why) => {
+                let identity = forward.identity.clone();
                 self.forwards.remove(key);
-                let newcomer = Newcomer {
-                    identity: identity(&client),
-                    read_only: false,
-                    refusal: Some(format!("the Primary cannot be reached: {why}")),
-                };
-                self.begin_session(resource, client, newcomer);
+                let refused = Some(format!("the Primary does not take it: {why}"));
+                self.begin_session(resource, client, identity, refused);
             }
         }
     }
 
     /// The peer passes a client on: served like one that came to the Unix socket.
-    pub(super) fn on_forwarded(&mut self, id: ResourceId, mut stream: TcpStream, read_only: bool) {
+    pub(super) fn on_forwarded(&mut self, id: ResourceId, mut stream: TcpStream) {
         let key = self.by_id.get(&id).copied();
         let resource = key.and_then(|key| self.resources.get(key));
         let status = match resource {
-            Some(it) if it.removing => PreambleStatus::Resource,
+            Some(it) if it.removing || !it.setup.forward => PreambleStatus::Resource,
             Some(it) if it.role() == Role::Primary => PreambleStatus::Accepted,
             Some(_) => PreambleStatus::Busy,
             None => PreambleStatus::Resource,
@@ -181,18 +196,13 @@ impl Shard {
             version: VersionRange::FORWARD.max,
         };
         // The first bytes of a connection fit its buffer: this does not wait.
-        let sent = std::io::Write::write_all(&mut stream, &reply.encode());
+        let sent = forward::be_patient(&stream).and_then(|()| stream.write_all(&reply.encode()));
         let (Ok(()), PreambleStatus::Accepted, Some(key)) = (sent, status, key) else {
             return;
         };
         match self.backend.adopt(OwnedFd::from(stream)) {
             Ok(socket) => {
-                let newcomer = Newcomer {
-                    identity: NbdClient::FORWARDED,
-                    read_only,
-                    refusal: None,
-                };
-                self.begin_session(key, socket, newcomer);
+                self.begin_session(key, socket, NbdClient::FORWARDED, None);
             }
             Err(errno) => tracing::warn!(%errno, "a client passed on is dropped"),
         }
@@ -254,12 +264,12 @@ impl Shard {
             let send = Op::Send { socket, batch };
             self.backend
                 .submit(Owner::ForwardSend(key, side).token(), send);
-        } else if ended {
-            // As the client did: an NBD session may still answer to one that only reads.
+        } else if ended && side == Side::Client {
+            // As the client did: the session may still answer to one that only reads.
             to.socket.end_sending();
-            if to.ended {
-                self.drop_forward(key);
-            }
+        } else if ended {
+            // The session is over, and the client has all of it.
+            self.drop_forward(key);
         } else {
             self.receive_to_forward(key, side);
         }
@@ -308,9 +318,21 @@ impl Shard {
         self.note_clients_of(forward.resource);
     }
 
+    /// Those of a resource, and on the Primary those that the peer passes on: when the data link ends
+    /// nothing tells whether the other node is still there.
     pub(super) fn drop_forwards(&mut self, resource: Key) {
+        let passed_on = |client: &Client| client.resource == resource && client.identity.forwarded;
+        for key in self.clients.keys_where(passed_on) {
+            self.drop_client(key);
+        }
         for key in self.forwards.keys_where(|it| it.resource == resource) {
             self.drop_forward(key);
+        }
+    }
+
+    pub(super) fn note_view(&mut self, key: Key, view: &View) {
+        if let Some(resource) = self.resources.get_mut(key) {
+            resource.note_view(view);
         }
     }
 

@@ -8,8 +8,8 @@ use std::path::Path;
 use core::time::Duration;
 
 use nbd_frontend::{
-    Access, DirectReceive, Export, ExportList, HANDSHAKE_TIMEOUT, NbdError, Output, Pause, Phase,
-    Request, RequestKind, Session,
+    DirectReceive, Export, ExportList, HANDSHAKE_TIMEOUT, NbdError, Output, Pause, Phase, Request,
+    RequestKind, Session,
 };
 use nix::errno::Errno;
 use nix::sys::socket::{getsockopt, sockopt};
@@ -70,16 +70,11 @@ impl Shard {
         resource.accept = Accept::Idle;
         match completion.result {
             Ok(Done::Accepted(socket)) => {
-                match self.is_to_forward(key) {
-                    Some(forwarding) => self.begin_forward(key, forwarding, socket),
-                    None => {
-                        let newcomer = Newcomer {
-                            identity: identity(&socket),
-                            read_only: false,
-                            refusal: None,
-                        };
-                        self.begin_session(key, socket, newcomer);
-                    }
+                let identity = identity(&socket);
+                match self.is_to_forward(key, &identity) {
+                    Ok(true) => self.begin_forward(key, socket, identity),
+                    Ok(false) => self.begin_session(key, socket, identity, None),
+                    Err(why) => self.begin_session(key, socket, identity, Some(why)),
                 }
                 self.arm_nbd_accept(key);
             }
@@ -91,7 +86,13 @@ impl Shard {
         }
     }
 
-    pub(super) fn begin_session(&mut self, resource_key: Key, socket: Socket, newcomer: Newcomer) {
+    pub(super) fn begin_session(
+        &mut self,
+        resource_key: Key,
+        socket: Socket,
+        identity: NbdClient,
+        refused: Option<String>,
+    ) {
         let of_resource = |client: &Client| client.resource == resource_key;
         let handshakes = self
             .clients
@@ -113,8 +114,8 @@ impl Shard {
             attached,
             self.setup.nbd_connections_max,
         );
-        let refusal = newcomer.refusal.or(refusal);
-        let exports = match exports(resource, &snapshot, newcomer.read_only) {
+        let refusal = refused.or(refusal);
+        let exports = match exports(resource, &snapshot) {
             Ok(exports) => exports,
             Err(error) => {
                 tracing::error!(name = resource.setup.name, %error, "no export to offer");
@@ -124,7 +125,6 @@ impl Shard {
         let session = Session::new(exports, refusal, &mut self.nbd_out);
         let born = self.next_born();
         let buffers = &self.guest_buffers;
-        let identity = newcomer.identity;
         let client = Client::new(resource_key, socket, session, identity, born, buffers);
         let key = self.clients.insert(client);
         self.timers
@@ -429,7 +429,7 @@ impl Shard {
     }
 
     /// Cuts a client off. What it had in flight is answered to nobody.
-    fn drop_client(&mut self, key: Key) {
+    pub(super) fn drop_client(&mut self, key: Key) {
         self.note_clients_changed(key);
         if let Some(client) = self.clients.remove(key) {
             self.guest_buffers.free_read_room(client.reads.room);
@@ -461,15 +461,6 @@ impl Shard {
     }
 }
 
-/// Somebody whose session begins.
-pub(super) struct Newcomer {
-    pub(super) identity: NbdClient,
-    /// It may only read.
-    pub(super) read_only: bool,
-    /// Why it is refused, if that is known already.
-    pub(super) refusal: Option<String>,
-}
-
 /// Why this node may not serve a new client now, in words for it.
 fn refusal(
     resource: &Resource,
@@ -490,13 +481,9 @@ fn refusal(
 fn exports(
     resource: &Resource,
     snapshot: &Snapshot,
-    read_only: bool,
 ) -> Result<ExportList, nbd_frontend::ExportError> {
     let size = snapshot.size_blocks.unwrap_or(0).saturating_mul(BLOCK_LEN);
     let mut export = Export::new(resource.setup.name.clone(), size);
-    if read_only {
-        export.access = Access::ReadOnly;
-    }
     export.aliases.push(format!(
         "{}/{}",
         resource.setup.name, resource.setup.volume.0
@@ -504,7 +491,7 @@ fn exports(
     ExportList::new(vec![export])
 }
 
-pub(super) fn identity(socket: &Socket) -> NbdClient {
+fn identity(socket: &Socket) -> NbdClient {
     let credentials = getsockopt(socket, sockopt::PeerCredentials).ok();
     NbdClient {
         pid: credentials.map(|credentials| credentials.pid()),

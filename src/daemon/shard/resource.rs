@@ -5,9 +5,9 @@ use std::sync::atomic::Ordering;
 
 use replicator::engine::{Input, MarkRun, Outbox, Snapshot};
 use replicator::io::disk::DiskKind;
-use replicator::io::{BackendKind, DiskQueue, IoFile, MetaQueue, OpKey, Socket};
+use replicator::io::{BackendKind, DiskQueue, IoFile, MetaQueue, OpKey, Socket, clock};
 use replicator::types::{
-    BlockRange, ConnectionState, DiskState, Instant, Role, ViewNumber, time::earliest,
+    BlockRange, ConnectionState, DiskState, Instant, Role, View, ViewNumber, time::earliest,
 };
 
 use super::PUBLISH_INTERVAL;
@@ -26,6 +26,13 @@ pub(super) struct Resource {
     lease_seen: u64,
     /// What is stored was granted before the machine slept.
     lease_void: bool,
+    /// Since when, in time since boot, no other writer was served from here whose data may have been
+    /// superseded: younger processes may be passed on to the Primary.
+    forwards_since: Duration,
+    /// Was Primary when last looked at.
+    was_primary: bool,
+    /// The newest view known that may lack acknowledged writes.
+    lossy_view: ViewNumber,
     /// Taken away; only waits for its last disk operation.
     pub(super) removing: bool,
 
@@ -145,6 +152,9 @@ impl Resource {
             engine,
             lease_seen: 0,
             lease_void: false,
+            forwards_since: clock::since_boot(),
+            was_primary: false,
+            lossy_view: ViewNumber::NONE,
             removing: false,
             disk: None,
             meta: None,
@@ -166,6 +176,25 @@ impl Resource {
     pub(super) fn handle(&mut self, now: Instant, input: Input, out: &mut Outbox) {
         self.touched = true;
         self.engine.handle(now, input, out);
+        let is_primary = self.role() == Role::Primary;
+        if std::mem::replace(&mut self.was_primary, is_primary) && !is_primary {
+            self.forwards_since = clock::since_boot();
+        }
+    }
+
+    /// A view of which this node is not the Primary.
+    pub(super) fn note_view(&mut self, view: &View) {
+        if view.lossy && view.number > self.lossy_view {
+            self.lossy_view = view.number;
+            self.forwards_since = clock::since_boot();
+        }
+    }
+
+    /// Whether a process that began then may write through this node, which does not serve itself. An
+    /// older one may be a guest of which another copy runs elsewhere since this node was superseded, or
+    /// one that holds for durable what is lost (R17): whoever was there before must be started anew.
+    pub(super) fn may_forward(&self, began: Duration) -> bool {
+        began > self.forwards_since
     }
 
     /// The engine's state may differ from what was published.

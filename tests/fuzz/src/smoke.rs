@@ -96,7 +96,6 @@ fn a_connection_may_begin_with_anything() {
         from: NodeId::B,
         to: NodeId::A,
         resource: ResourceId(9),
-        read_only: false,
     };
     let openings = [link.encode(), relay.encode(), forward.encode()];
     let mut random = Lcg(3);

@@ -1,6 +1,5 @@
 //! Shards on files, and a blocking NBD client.
 
-use crate::config::Forwarding;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
@@ -229,7 +228,7 @@ impl Node {
 
     pub(super) fn add(&self) {
         let setup = ResourceSetup {
-            forwarding: Forwarding::Off,
+            forward: false,
             resource: RESOURCE,
             name: "r0".to_owned(),
             volume: VolumeId(0),
