@@ -177,6 +177,7 @@ fn messages() -> Vec<(&'static str, Message)> {
         ("ResyncControl, paused", control(true, None)),
         ("ResyncControl with a rate", control(false, limited)),
         ("ResyncControl without limit", control(true, unlimited)),
+        ("Invalidate", Message::Invalidate),
     ]
 }
 

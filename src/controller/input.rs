@@ -94,6 +94,8 @@ pub enum EngineReport {
     PeerLost,
     /// The peer said that its disk failed.
     PeerDiskFailed,
+    /// The peer's data are to be thrown away there: it asks to be left out, and is equal until then.
+    PeerGivesUpData,
     /// An Add was decided that the peer has no record of: it will never count itself as in sync, so
     /// this replica is the only one, whatever state it is in.
     PeerUnprepared,

@@ -203,6 +203,7 @@ fn report_of(event: &Event) -> Option<EngineReport> {
         Event::DiskFailed(_) => EngineReport::LocalDiskFailed,
         Event::PeerLost => EngineReport::PeerLost,
         Event::PeerDiskFailed => EngineReport::PeerDiskFailed,
+        Event::PeerGivesUpData => EngineReport::PeerGivesUpData,
         Event::PeerUnprepared => EngineReport::PeerUnprepared,
         Event::NotActivated { view } => EngineReport::NotActivated { view },
         Event::PeerLostWrites => EngineReport::PeerLostWrites,

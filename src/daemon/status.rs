@@ -9,6 +9,7 @@ use replicator::admin::{
     PeerVolumeStatus, ResourceStatus, ResyncStatus, SCHEMA, Status, VolumeStatistics, VolumeStatus,
     rfc3339_seconds,
 };
+use replicator::engine::handshake::Rule;
 use replicator::engine::{Counters, HeldReason, Progress, Snapshot};
 use replicator::protocol::Refusal;
 use replicator::types::{
@@ -335,8 +336,20 @@ fn last_resync(progress: &Progress, moment: Moment) -> LastResync {
         checked_bytes: bytes(progress.copied_blocks.saturating_add(progress.same_blocks)),
         seconds: end.since(progress.began).as_secs_f64(),
         ended: progress.ended.map(|at| moment.date_of(at)),
-        why: None,
+        why: progress.rule.and_then(why_words).map(str::to_owned),
     }
+}
+
+/// Why a resync was needed.
+fn why_words(rule: Rule) -> Option<&'static str> {
+    Some(match rule {
+        Rule::BothInSyncMarked => "both in sync, and blocks may differ after a crash or a cut",
+        Rule::BitmapBaseMatches => "the peer missed writes",
+        Rule::BlankZeroes => "a new replica of zeroes",
+        Rule::BitmapBaseUnknown => "what the replica holds is not known",
+        Rule::NoLineage => "its data were given up (invalidate)",
+        _ => return None,
+    })
 }
 
 fn bytes(blocks: u64) -> u64 {

@@ -37,6 +37,8 @@ pub(super) enum MetaThen {
     AddRecorded(ViewNumber, SessionId),
     /// "The Primary's replica needs everything" is recorded.
     LeaveRecorded(ViewNumber, SessionId),
+    /// "Nothing here is of use" is recorded.
+    Invalidated,
     /// "Closed" is recorded.
     Closed,
 }
@@ -268,6 +270,7 @@ impl Engine {
             | MetaThen::WholeRecorded(_)
             | MetaThen::AddRecorded(..)
             | MetaThen::LeaveRecorded(..) => {}
+            MetaThen::Invalidated => self.on_invalidated(out),
             MetaThen::Closed => self.on_closed(out),
         }
     }

@@ -59,6 +59,7 @@ pub enum Rule {
     BitmapBaseMatches,
     BlankZeroes,
     BitmapBaseUnknown,
+    NoLineage,
 }
 
 /// The verdict of the side that sent `local` about the side that sent `peer`.
@@ -138,6 +139,10 @@ fn decide_pair(primary: &Hello, secondary: &Hello, side: Side) -> (Verdict, Rule
         _ if trusted => (false, Rule::BothInSyncMarked),
         Base::Same => (false, Rule::BitmapBaseMatches),
         Base::Zeroes => (false, Rule::BlankZeroes),
+        // Not new and of no lineage: its data were given up by order (or by a failure, when new).
+        Base::Unknown if !target.blank && target.data_generation.is_none() => {
+            (true, Rule::NoLineage)
+        }
         Base::Unknown => (true, Rule::BitmapBaseUnknown),
     };
     let coarse = source.marks_are_coarse || target.marks_are_coarse;
@@ -370,7 +375,7 @@ mod tests {
             matches!(verdict, Verdict::SyncSource(sync) if sync.full),
             "{verdict:?}"
         );
-        assert_eq!(rule, Rule::BitmapBaseUnknown);
+        assert_eq!(rule, Rule::NoLineage);
     }
 
     #[test]

@@ -158,6 +158,11 @@ pub enum AdminRequest {
     Disconnect,
     /// Hold resyncs, let them go on, or set their speed.
     Resync(ResyncOrder),
+    /// Throw this Secondary's data away and copy everything from the peer: done once
+    /// `Snapshot::invalidations` has grown. It may wait for the Primary's Remove.
+    Invalidate,
+    /// Take that back, as far as it waits.
+    KeepData,
     /// Make everything acknowledged durable on every in-sync replica, hold new requests meanwhile,
     /// and answer with `Event::Quiesced`: the way to an orderly demotion.
     Quiesce,

@@ -10,7 +10,8 @@
 //!   (any alignment → whole blocks), `overlap` (who may touch which blocks);
 //! * the other side of a write: `replica`;
 //! * what may differ: `tracking` (bitmap, activity log, unretired writes);
-//! * meeting the peer: `session`, [`handshake`] (the decision table), `resync`, `target`;
+//! * meeting the peer: `session`, [`handshake`] (the decision table), `resync`, `target`,
+//!   `invalidate` (start from nothing);
 //! * the local replica: `attach`, and `stall` when it does not answer; role and view: `role`; what
 //!   others see: `snapshot`.
 //!
@@ -26,6 +27,7 @@ mod gate;
 mod guest;
 pub mod handshake;
 pub mod input;
+mod invalidate;
 mod ops;
 pub mod output;
 mod overlap;
@@ -209,6 +211,7 @@ pub struct Engine {
     target_writes: Slab<target::TargetWrite>,
     progress: Option<Progress>,
     control: control::Control,
+    invalidate: invalidate::Invalidate,
 
     counters: Counters,
 }
@@ -324,6 +327,7 @@ impl Engine {
             target_writes: Slab::default(),
             progress: None,
             control: control::Control::default(),
+            invalidate: invalidate::Invalidate::default(),
             counters: Counters::default(),
         }
     }
@@ -383,6 +387,8 @@ impl Engine {
                 self.end_session(CloseReason::Ordered, out);
             }
             AdminRequest::Resync(order) => self.handle_resync_order(order, out),
+            AdminRequest::Invalidate => self.begin_invalidate(out),
+            AdminRequest::KeepData => self.end_invalidate(),
             AdminRequest::Quiesce => self.begin_quiesce(out),
             AdminRequest::Unquiesce => {
                 self.quiesce = None;
@@ -453,6 +459,7 @@ impl Engine {
         self.tick_session(out);
         self.tick_target(out);
         self.pump_leave(out);
+        self.pump_invalidate(out);
         self.pump_detach(out);
         self.pump_drain(out);
         self.pump_quiesce(out);

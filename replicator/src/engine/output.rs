@@ -1,5 +1,6 @@
 //! What an engine wants done.
 
+use super::handshake::Rule;
 pub use crate::meta::MetaPage;
 use crate::protocol::{Message, Refusal};
 use crate::types::{
@@ -176,6 +177,8 @@ pub enum Event {
     PeerLost,
     /// The peer said its disk failed.
     PeerDiskFailed,
+    /// The peer's operator throws its data away: it asks to leave `in_sync`, and is equal until then.
+    PeerGivesUpData,
     /// An Add was decided late, after the peer's record of it went with its session: it has to
     /// leave and be added again, even if the local disk has failed meanwhile.
     PeerUnprepared,
@@ -284,6 +287,10 @@ pub struct Progress {
     pub copied_blocks: u64,
     /// Of the done ones: found equal by digest.
     pub same_blocks: u64,
+    /// Why it was needed, by the rule of the handshake.
+    pub rule: Option<Rule>,
+    /// Nothing was taken to be there already: it began with every block.
+    pub full: bool,
     /// When it began.
     pub began: Instant,
     /// When it ended; `None` while it runs.
@@ -339,6 +346,10 @@ pub struct Snapshot {
     pub resync_rate: ResyncRate,
     /// What that means for the running one: bytes a second. Guests' waiting lifts it.
     pub resync_pace: Option<u64>,
+    /// An order to throw the data away waits for a view without this replica.
+    pub invalidate_pending: bool,
+    /// How often such an order was carried out durably since the engine began.
+    pub invalidations: u64,
     /// Guests are being held, and why.
     pub held: Option<HeldReason>,
     /// Size in blocks, if attached or known from the view.

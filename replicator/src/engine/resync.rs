@@ -151,6 +151,8 @@ impl Engine {
         let total_blocks = self.dirty_blocks();
         self.progress = Some(Progress {
             total_blocks,
+            rule: self.session.as_ref().and_then(|session| session.rule),
+            full: self.sync_of().is_some_and(|sync| sync.full),
             began: now,
             ..Progress::default()
         });

@@ -418,6 +418,7 @@ impl Engine {
                 self.on_resync_data(id, range, reply, last, out);
             }
             Message::ResyncControl { paused, rate } => self.on_resync_control(paused, rate, out),
+            Message::Invalidate if source => self.on_invalidate(out),
             Message::PrepareAdd { view } if target => self.on_prepare_add(view, out),
             Message::LeaveMarks { view } if target => self.on_leave_marks(view, out),
             _ => self.end_session(CloseReason::Protocol, out),

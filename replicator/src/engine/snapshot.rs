@@ -47,6 +47,8 @@ impl Engine {
             peer_sync_paused: self.sync_is_paused_there(),
             resync_rate: self.resync_rate(),
             resync_pace: self.pace(),
+            invalidate_pending: self.invalidate_is_pending(),
+            invalidations: self.invalidations(),
             held: self.held_reason(),
             size_blocks: Some(self.volume_blocks().0).filter(|blocks| *blocks > 0),
             rtt: self.session.as_ref().and_then(|session| session.rtt),

@@ -183,6 +183,7 @@ fn parts_of(message: &Message) -> (Fields, Option<Payload>) {
         | Message::LeaveReady { view } => (id(view.0), None),
         Message::BitmapEnd
         | Message::ResyncReady
+        | Message::Invalidate
         | Message::Ping
         | Message::Pong
         | Message::Goodbye => (Fields::default(), None),
@@ -274,6 +275,7 @@ impl Message {
             MessageKind::Ping => Self::Ping,
             MessageKind::Pong => Self::Pong,
             MessageKind::Goodbye => Self::Goodbye,
+            MessageKind::Invalidate => Self::Invalidate,
             MessageKind::ReceiveAck => Self::ReceiveAck { write: id },
             MessageKind::ResyncControl => Self::ResyncControl {
                 paused: fields.has(flag::PAUSED),

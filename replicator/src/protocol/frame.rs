@@ -379,7 +379,8 @@ impl Rules {
             | MessageKind::Ping
             | MessageKind::Pong
             | MessageKind::Goodbye
-            | MessageKind::ReceiveAck => plain(P::None),
+            | MessageKind::ReceiveAck
+            | MessageKind::Invalidate => plain(P::None),
         };
         Self {
             flags,
@@ -390,7 +391,7 @@ impl Rules {
 }
 
 /// All kinds; a kind's number is its place here plus one. New ones go to the end.
-const KINDS: [MessageKind; 24] = [
+const KINDS: [MessageKind; 25] = [
     MessageKind::Hello,
     MessageKind::Refused,
     MessageKind::BitmapChunk,
@@ -415,6 +416,7 @@ const KINDS: [MessageKind; 24] = [
     MessageKind::Goodbye,
     MessageKind::ReceiveAck,
     MessageKind::ResyncControl,
+    MessageKind::Invalidate,
 ];
 
 /// All kinds of message with their numbers on the wire, for the format document.
@@ -443,6 +445,6 @@ mod tests {
             assert_eq!(kind_of(number), Some(kind));
         }
         assert_eq!(kind_of(0), None);
-        assert_eq!(kind_of(25), None);
+        assert_eq!(kind_of(26), None);
     }
 }

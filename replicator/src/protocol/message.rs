@@ -239,6 +239,8 @@ pub enum Message {
         /// The newest order about their speed that the sender knows.
         rate: Option<RateOrder>,
     },
+    /// Secondary → Primary: leave this replica out of the view, its data are to be thrown away.
+    Invalidate,
 }
 
 /// An operator's order about the speed of resyncs. It counts on both nodes.
@@ -355,6 +357,7 @@ pub enum MessageKind {
     Goodbye,
     ReceiveAck,
     ResyncControl,
+    Invalidate,
 }
 
 impl Message {
@@ -386,6 +389,7 @@ impl Message {
             Self::Goodbye => MessageKind::Goodbye,
             Self::ReceiveAck { .. } => MessageKind::ReceiveAck,
             Self::ResyncControl { .. } => MessageKind::ResyncControl,
+            Self::Invalidate => MessageKind::Invalidate,
         }
     }
 }

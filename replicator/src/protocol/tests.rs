@@ -136,6 +136,7 @@ fn replicated() -> impl Strategy<Value = Message> {
         ids().prop_map(|write| Message::WriteAck { write }),
         ids().prop_map(|write| Message::ReceiveAck { write }),
         (any::<bool>(), rates()).prop_map(|(paused, rate)| Message::ResyncControl { paused, rate }),
+        Just(Message::Invalidate),
         (ids(), errors()).prop_map(|(write, error)| Message::NegAck { write, error }),
         any::<u64>().prop_map(|epoch| Message::Barrier {
             epoch: WriteEpoch(epoch)

@@ -335,7 +335,9 @@ impl Resource {
             EngineReport::PeerLost => {
                 self.peer_lost_at.get_or_insert(cx.now);
             }
-            EngineReport::PeerDiskFailed => self.peer_failed = true,
+            EngineReport::PeerDiskFailed | EngineReport::PeerGivesUpData => {
+                self.peer_failed = true;
+            }
             EngineReport::PeerUnprepared => {
                 // Late, when the peer was removed meanwhile: it says nothing of the next Add.
                 self.peer_unprepared = self

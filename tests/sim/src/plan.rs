@@ -233,6 +233,8 @@ pub enum FaultWhat {
         /// Bytes a second.
         rate: u64,
     },
+    /// `invalidate`, taken back at the end as far as it waits.
+    Invalidate(NodeId),
     /// `secondary` here, `primary` there at the end.
     Move {
         /// The node demoted.
@@ -275,6 +277,7 @@ impl Plan {
             .flat_map(|nr| draw_faults(seed, nr, &options))
             .collect();
         faults.extend(draw_resync_orders(seed, &options));
+        faults.extend(draw_invalidations(seed, &options));
         faults.sort_by_key(|fault| fault.at);
         if let Some(hang) = draw_lone_hang(seed, &options) {
             faults = vec![hang];
@@ -548,6 +551,26 @@ fn draw_resync_orders(seed: u64, options: &Options) -> Vec<Fault> {
         }
     };
     (0..rng.between(1, 4)).map(|_| order(&mut rng)).collect()
+}
+
+/// Seeds below this one were kept for what they found when nobody threw data away.
+pub const INVALIDATIONS_FROM: u64 = 3_000_000_000;
+/// Key of the draw of `invalidate`.
+const INVALIDATIONS: u64 = 1 << 36;
+
+/// In some runs operators throw a replica's data away, whichever it is: the engines know when they
+/// may.
+fn draw_invalidations(seed: u64, options: &Options) -> Vec<Fault> {
+    let mut rng = Rng::keyed(seed, Stream::Faults, INVALIDATIONS);
+    if seed < INVALIDATIONS_FROM || options.kinds.is_empty() || !rng.chance(350) {
+        return Vec::new();
+    }
+    let order = |rng: &mut Rng| Fault {
+        at: SimTime(rng.below(options.safety.0)),
+        length: rng.log_between(5 * MILLIS, 5 * SECS),
+        what: FaultWhat::Invalidate(rng.pick(&[NodeId::A, NodeId::B])),
+    };
+    (0..rng.between(1, 3)).map(|_| order(&mut rng)).collect()
 }
 
 /// Both data nodes, at nearly the same moment, returning in either order.

@@ -286,8 +286,9 @@ impl World {
     // --- Faults ------------------------------------------------------------------------------
 
     fn fault(&mut self) {
-        match self.random.below(7) {
+        match self.random.below(8) {
             6 => self.order_resync(),
+            7 => self.invalidate(),
             0 | 1 => self.pair.cut_link(),
             2 | 3 => {
                 if self.up == [true; 2] && self.pair.link.is_none() {
@@ -321,6 +322,25 @@ impl World {
         ]);
         if self.up[node.index()] {
             self.pair.admin(node, AdminRequest::Resync(order));
+        }
+    }
+
+    /// An operator throws a replica's data away, whichever it is: the engine knows when it may.
+    fn invalidate(&mut self) {
+        let node = self.random.pick(&[A, B]);
+        if self.up[node.index()] {
+            self.pair.admin(node, AdminRequest::Invalidate);
+        }
+    }
+
+    /// The peer asked to be left out, and the register agreed; it may or may not hear of that.
+    fn leave_out(&mut self, node: NodeId) {
+        self.pair.remove_peer(node);
+        let events = &mut self.pair.state(node).events;
+        events.retain(|event| *event != Event::PeerGivesUpData);
+        if self.up[node.peer().index()] && self.random.one_in(2) {
+            let view = self.pair.view.unwrap();
+            self.pair.input(node.peer(), Input::Learned(view));
         }
     }
 
@@ -403,6 +423,12 @@ impl World {
                 self.pair
                     .input(node.peer(), Input::Learned(*committed.view()));
             }
+        } else if view.in_sync == InSync::BOTH
+            && self
+                .pair
+                .saw(node, |event| *event == Event::PeerGivesUpData)
+        {
+            self.leave_out(node);
         } else if strict && !equal && self.random.one_in(3) {
             self.pair.remove_peer(node);
         } else if equal && !strict && view.in_sync == InSync::only(node) {

@@ -244,6 +244,7 @@ impl World {
             EngineEvent::DiskFailed(_) => Some(EngineReport::LocalDiskFailed),
             EngineEvent::PeerLost => Some(EngineReport::PeerLost),
             EngineEvent::PeerDiskFailed => Some(EngineReport::PeerDiskFailed),
+            EngineEvent::PeerGivesUpData => Some(EngineReport::PeerGivesUpData),
             EngineEvent::PeerUnprepared => Some(EngineReport::PeerUnprepared),
             EngineEvent::NotActivated { view } => Some(EngineReport::NotActivated { view: *view }),
             EngineEvent::PeerLostWrites => Some(EngineReport::PeerLostWrites),

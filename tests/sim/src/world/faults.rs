@@ -56,6 +56,7 @@ impl World {
                     NonZeroU64::new(rate).map_or(ResyncRate::Unlimited, ResyncRate::BytesPerSecond);
                 self.order_resync(node, ResyncOrder::Rate(rate));
             }
+            FaultWhat::Invalidate(node) => self.admin(node, AdminRequest::Invalidate),
             FaultWhat::Move { from, .. } => self.order(from, Order::Secondary),
             FaultWhat::Stop(node) => self.order(node, Order::HandOver),
         }
@@ -156,6 +157,7 @@ impl World {
             FaultWhat::PaceResync { node, .. } => {
                 self.order_resync(node, ResyncOrder::Rate(ResyncRate::Unlimited));
             }
+            FaultWhat::Invalidate(node) => self.admin(node, AdminRequest::KeepData),
             FaultWhat::Move { to, .. } => self.order(to, Order::Primary),
             FaultWhat::Stop(node) => {
                 self.kill(node);
@@ -164,9 +166,13 @@ impl World {
         }
     }
 
-    /// An operator's order; a process that is down or stands still hears none.
     fn order_resync(&mut self, node: NodeId, order: ResyncOrder) {
-        self.step_engine(node, Input::Admin(AdminRequest::Resync(order)));
+        self.admin(node, AdminRequest::Resync(order));
+    }
+
+    /// An operator's order; a process that is down or stands still hears none.
+    fn admin(&mut self, node: NodeId, request: AdminRequest) {
+        self.step_engine(node, Input::Admin(request));
     }
 
     fn power_returns(&mut self, node: NodeId) {
