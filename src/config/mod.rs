@@ -36,7 +36,7 @@ pub use types::{
     NodeRole, OnNoQuorum, QuorumConfig, Rate, ReplicaPaths, ResourceConfig, ResyncConfig,
     TimingProfile, Tls, VerifyConfig, VolumeConfig, Watchdog,
 };
-pub use units::{NAME_LEN_MAX, duration_text, parse_duration, parse_rate, size_text};
+pub use units::{NAME_LEN_MAX, duration_text, parse_duration, parse_rate, parse_size, size_text};
 
 /// A configuration that holds, and what is odd about it.
 #[derive(Clone, Debug, PartialEq, Eq)]

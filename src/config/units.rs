@@ -27,7 +27,7 @@ const TIMES: [(&str, u64); 6] = [
 pub const NAME_LEN_MAX: usize = 64;
 
 /// Bytes in `40GiB`; the error is a hint for people.
-pub(super) fn parse_size(text: &str) -> Result<u64, String> {
+pub fn parse_size(text: &str) -> Result<u64, String> {
     let (number, unit) = split(text);
     let factor = SIZES
         .iter()

@@ -20,6 +20,7 @@ pub mod board;
 mod bridge;
 pub mod control;
 pub mod forward;
+mod invalidate_orders;
 mod last_words;
 mod lifecycle;
 mod log;

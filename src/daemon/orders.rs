@@ -44,6 +44,11 @@ impl ControlHandler for Node {
             Ok(Some(other)) => return self.pass_on(other, &request, asker, answers),
             Err(report) => return answers.send(&Response::Error(report)),
         }
+        match self.invalidate_remote(&request, asker) {
+            Ok(None) => {}
+            Ok(Some(order)) => return self.pass_on(self.node.peer(), &order, asker, answers),
+            Err(report) => return answers.send(&Response::Error(report)),
+        }
         if let Verb::Events2 { resource, now } = &request.verb {
             return self.stream_events(resource.as_deref(), *now, answers);
         }
@@ -133,7 +138,9 @@ impl Node {
                 self.check_known(resource.as_deref())?;
                 Ok(Response::Status(Box::new(self.status(resource.as_deref()))))
             }
-            Verb::Events2 { .. } => unreachable!("streams are handled before"),
+            Verb::Events2 { .. } | Verb::InvalidateRemote { .. } => {
+                unreachable!("streams, and what is passed on, are handled before")
+            }
             Verb::Up { resource } => self.up(&*self.resource(&resource)?, timeout, answers),
             Verb::Down { resource, force } => {
                 self.down(&*self.resource(&resource)?, force, timeout, answers)
@@ -171,6 +178,11 @@ impl Node {
             Verb::Primary { resource } => {
                 self.primary(&*self.resource(&resource)?, timeout, answers)
             }
+            Verb::Invalidate {
+                resource,
+                from,
+                yes_discard,
+            } => self.invalidate_order(&*self.resource(&resource)?, &from, yes_discard, timeout),
             Verb::Secondary { resource, force } => {
                 self.secondary(&*self.resource(&resource)?, force, timeout, answers)
             }
@@ -224,7 +236,7 @@ impl Node {
     }
 
     /// A configured resource, on a node that holds data.
-    fn resource(&self, name: &str) -> Result<Arc<ResourceConfig>, ErrorReport> {
+    pub(super) fn resource(&self, name: &str) -> Result<Arc<ResourceConfig>, ErrorReport> {
         if !self.node.is_data() {
             let what = format!("{} takes no orders about resources", self.name());
             let why = "it is the arbitrator: it votes and holds no data";
@@ -235,7 +247,7 @@ impl Node {
             .ok_or_else(|| no_such_resource(name))
     }
 
-    fn check_peer(&self, peer: Option<&str>) -> Result<(), ErrorReport> {
+    pub(super) fn check_peer(&self, peer: Option<&str>) -> Result<(), ErrorReport> {
         let known = self.config.node_name(self.node.peer());
         match peer {
             Some(name) if name != known => {

@@ -18,6 +18,7 @@ mod failover;
 mod forwarding;
 mod guest;
 mod idle;
+mod invalidating;
 mod isolation;
 mod metadata;
 mod nbd;

@@ -8,7 +8,7 @@ use replicator::admin::MaxRate;
 use twinblk::config::Rate;
 
 use crate::demo::DemoArgs;
-use crate::selector::{Selector, whole_resource, with_peer, with_volume};
+use crate::selector::{Selector, one_resource, whole_resource, with_peer, with_volume};
 
 /// Exit codes, at the end of every help text and man page.
 pub const EXIT_CODES: &str = "\
@@ -137,6 +137,11 @@ pub enum Verb {
     ResumeSync(Resources),
     /// Set how fast resyncs of the resources may go, on both nodes, until they are down
     Resync(Resync),
+    /// Throw this Secondary's data away and copy everything from the peer
+    Invalidate(Invalidate),
+    /// Throw the peer's data away and copy everything from this node: `invalidate`, from the other
+    /// side
+    InvalidateRemote(InvalidateRemote),
     /// Serve the resources from this node
     #[command(visible_alias = "promote")]
     Primary(Resources),
@@ -196,6 +201,36 @@ pub struct Adjust {
     /// A resource [default: all, and what belongs to the cluster]
     #[arg(value_name = "RES", value_parser = whole_resource)]
     pub resource: Option<Selector>,
+}
+
+/// `invalidate`.
+#[derive(Clone, Debug, Args)]
+pub struct Invalidate {
+    /// A resource
+    #[arg(value_name = "RES", value_parser = one_resource)]
+    pub resource: Selector,
+    /// The node whose data are kept
+    #[arg(long, value_name = "PEER")]
+    pub from: String,
+    /// Lose what only this replica has, of at most this size, or all of it
+    #[arg(long, value_name = "SIZE", num_args = 0..=1, require_equals = true,
+          default_missing_value = "all", value_parser = discard)]
+    pub yes_discard: Option<u64>,
+}
+
+/// `invalidate-remote`.
+#[derive(Clone, Debug, Args)]
+pub struct InvalidateRemote {
+    /// A resource
+    #[arg(value_name = "RES", value_parser = one_resource)]
+    pub resource: Selector,
+    /// The node whose data are thrown away
+    #[arg(long, value_name = "PEER")]
+    pub peer: String,
+    /// Lose what only that replica has, of at most this size, or all of it
+    #[arg(long, value_name = "SIZE", num_args = 0..=1, require_equals = true,
+          default_missing_value = "all", value_parser = discard)]
+    pub yes_discard: Option<u64>,
 }
 
 /// Resources, with force.
@@ -355,6 +390,14 @@ fn duration(text: &str) -> Result<Duration, String> {
     twinblk::config::parse_duration(text)
 }
 
+/// A size, or `all`.
+fn discard(text: &str) -> Result<u64, String> {
+    match text {
+        "all" => Ok(u64::MAX),
+        size => twinblk::config::parse_size(size),
+    }
+}
+
 fn max_rate(text: &str) -> Result<MaxRate, String> {
     twinblk::config::parse_rate(text).map(|rate| match rate {
         Rate::Auto => MaxRate::Auto,
@@ -443,6 +486,30 @@ mod tests {
             assert!(rate(bad).is_err(), "{bad}");
         }
         assert!(parse("twinadm resync r").is_err());
+    }
+
+    #[test]
+    fn what_may_be_lost_is_a_size_or_all_and_never_of_all_resources() {
+        let parsed = |line: &str| parse(&format!("twinadm invalidate {line}"));
+        for (line, most) in [
+            ("r --from b", None),
+            ("r --from b --yes-discard=4MiB", Some(4 << 20)),
+            ("r --from b --yes-discard", Some(u64::MAX)),
+        ] {
+            let Verb::Invalidate(arguments) = parsed(line).unwrap().verb else {
+                panic!("{line}")
+            };
+            assert_eq!(arguments.yes_discard, most, "{line}");
+        }
+        for bad in [
+            "r",
+            "all --from b",
+            "r/0 --from b",
+            "r --from b --yes-discard=much",
+        ] {
+            assert!(parsed(bad).is_err(), "{bad}");
+        }
+        assert!(parse("twinadm invalidate-remote r --peer b").is_ok());
     }
 
     #[test]

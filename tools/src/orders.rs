@@ -14,7 +14,7 @@ use crate::selector::Selector;
 const ORDER_WAIT: Duration = Duration::from_secs(30);
 
 /// A verb that waits for its resource.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum MakeVerb {
     Up,
     Down(bool),
@@ -25,14 +25,18 @@ pub(crate) enum MakeVerb {
     PauseSync,
     ResumeSync,
     Resync(MaxRate),
+    /// From which node, and how much may be lost.
+    Invalidate(String, Option<u64>),
+    /// The same on that peer.
+    InvalidateRemote(String, Option<u64>),
     Primary,
     Secondary(bool),
 }
 
 impl MakeVerb {
-    fn verb(self, resource: String, selector: &Selector) -> Verb {
+    fn verb(&self, resource: String, selector: &Selector) -> Verb {
         let (volume, peer) = (selector.volume, selector.peer.clone());
-        match self {
+        match self.clone() {
             Self::Up => Verb::Up { resource },
             Self::Down(force) => Verb::Down { resource, force },
             Self::Attach => Verb::Attach { resource, volume },
@@ -42,6 +46,16 @@ impl MakeVerb {
             Self::PauseSync => Verb::PauseSync { resource },
             Self::ResumeSync => Verb::ResumeSync { resource },
             Self::Resync(max_rate) => Verb::Resync { resource, max_rate },
+            Self::Invalidate(from, yes_discard) => Verb::Invalidate {
+                resource,
+                from,
+                yes_discard,
+            },
+            Self::InvalidateRemote(peer, yes_discard) => Verb::InvalidateRemote {
+                resource,
+                peer,
+                yes_discard,
+            },
             Self::Primary => Verb::Primary { resource },
             Self::Secondary(force) => Verb::Secondary { resource, force },
         }
@@ -56,7 +70,7 @@ impl MakeVerb {
 pub(crate) fn give(
     context: &Context,
     selectors: &[Selector],
-    make: MakeVerb,
+    make: &MakeVerb,
 ) -> Result<u8, Failure> {
     let mut code = exit::OK;
     for (name, selector) in expand(context, selectors)? {

@@ -64,6 +64,14 @@ pub fn plan(verb: &Verb, resource: &ResourceStatus) -> Vec<String> {
             });
             step(differs, format!("{name}: resync {speed}"));
         }
+        Verb::Invalidate { from, .. } => {
+            let why = "leave this node out of the view, throw its data away, copy all from";
+            step(true, format!("{name}: {why} {from}"));
+        }
+        Verb::InvalidateRemote { peer, .. } => {
+            let what = format!("leave {peer} out of the view, throw its data away, copy all to it");
+            step(true, format!("{name}: {what}"));
+        }
         Verb::Primary { .. } => step(!primary, format!("{name}: promote")),
         Verb::Secondary { .. } => {
             step(primary, format!("{name}: demote, and hold so"));

@@ -47,34 +47,42 @@ pub fn main(arguments: Vec<OsString>) -> u8 {
 fn run(context: &Context, verb: &Verb) -> Result<u8, Failure> {
     match verb {
         Verb::Demo(arguments) => Ok(demo::run(arguments, context.output == Output::Json)),
-        Verb::Up(arguments) => orders::give(context, &arguments.resources, MakeVerb::Up),
+        Verb::Up(arguments) => orders::give(context, &arguments.resources, &MakeVerb::Up),
         Verb::Down(arguments) => orders::give(
             context,
             &arguments.resources,
-            MakeVerb::Down(arguments.force),
+            &MakeVerb::Down(arguments.force),
         ),
-        Verb::Attach(arguments) => orders::give(context, &arguments.volumes, MakeVerb::Attach),
-        Verb::Detach(arguments) => orders::give(context, &arguments.volumes, MakeVerb::Detach),
-        Verb::Connect(arguments) => orders::give(context, &arguments.peers, MakeVerb::Connect),
+        Verb::Attach(arguments) => orders::give(context, &arguments.volumes, &MakeVerb::Attach),
+        Verb::Detach(arguments) => orders::give(context, &arguments.volumes, &MakeVerb::Detach),
+        Verb::Connect(arguments) => orders::give(context, &arguments.peers, &MakeVerb::Connect),
         Verb::Disconnect(arguments) => {
-            orders::give(context, &arguments.peers, MakeVerb::Disconnect)
+            orders::give(context, &arguments.peers, &MakeVerb::Disconnect)
         }
         Verb::PauseSync(arguments) => {
-            orders::give(context, &arguments.resources, MakeVerb::PauseSync)
+            orders::give(context, &arguments.resources, &MakeVerb::PauseSync)
         }
         Verb::ResumeSync(arguments) => {
-            orders::give(context, &arguments.resources, MakeVerb::ResumeSync)
+            orders::give(context, &arguments.resources, &MakeVerb::ResumeSync)
         }
         Verb::Resync(arguments) => orders::give(
             context,
             &arguments.resources,
-            MakeVerb::Resync(arguments.max_rate),
+            &MakeVerb::Resync(arguments.max_rate),
         ),
-        Verb::Primary(arguments) => orders::give(context, &arguments.resources, MakeVerb::Primary),
+        Verb::Invalidate(arguments) => {
+            let make = MakeVerb::Invalidate(arguments.from.clone(), arguments.yes_discard);
+            orders::give(context, core::slice::from_ref(&arguments.resource), &make)
+        }
+        Verb::InvalidateRemote(arguments) => {
+            let make = MakeVerb::InvalidateRemote(arguments.peer.clone(), arguments.yes_discard);
+            orders::give(context, core::slice::from_ref(&arguments.resource), &make)
+        }
+        Verb::Primary(arguments) => orders::give(context, &arguments.resources, &MakeVerb::Primary),
         Verb::Secondary(arguments) => orders::give(
             context,
             &arguments.resources,
-            MakeVerb::Secondary(arguments.force),
+            &MakeVerb::Secondary(arguments.force),
         ),
         Verb::Adjust(arguments) => adjust::adjust(context, arguments),
         Verb::CreateMd(arguments) => create_md::create_md(context, arguments),

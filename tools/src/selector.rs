@@ -55,6 +55,17 @@ pub(crate) fn whole_resource(text: &str) -> Result<Selector, String> {
     }
 }
 
+/// One whole resource by its name.
+///
+/// # Errors
+/// If it is `all`, or a volume or peer is named.
+pub(crate) fn one_resource(text: &str) -> Result<Selector, String> {
+    whole_resource(text).and_then(|selector| match selector.resource {
+        Some(_) => Ok(selector),
+        None => Err("one at a time: write RES".to_owned()),
+    })
+}
+
 /// A resource, or one of its volumes.
 ///
 /// # Errors

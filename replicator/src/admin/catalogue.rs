@@ -117,6 +117,10 @@ catalogue! {
     /// Degraded: a resync waits, because an operator holds it.
     SyncPaused = "W0139", exit::DEGRADED, ["twinadm resume-sync RES"];
 
+    /// Data that only this replica has would be lost.
+    WouldDiscard = "E0203", exit::REFUSED, [
+        "if they may be lost, say how much: twinadm invalidate RES --from PEER --yes-discard=SIZE",
+    ];
     /// Metadata of ours is there already.
     MetadataExists = "E0401", exit::REFUSED, [
         "keep it; or, if this replica's data may be forgotten: twinadm create-md RES --force",
@@ -159,6 +163,8 @@ catalogue! {
     NotAttached = "E0417", exit::REFUSED, ["twinadm attach RES, after mending the disk"];
     /// The metadata was made by a newer version.
     MetadataTooNew = "E0421", exit::REFUSED, ["use the twinblk that made it, or a newer one"];
+    /// No node is Primary, and one is needed for it.
+    NoPrimary = "E0423", exit::REFUSED, ["twinadm primary RES on the node whose data are good"];
     /// Something would be lost for good, and nobody said yes.
     NeedsYes = "E0422", exit::REFUSED, ["if that may be lost, say it again with --yes"];
 

@@ -77,6 +77,21 @@ pub enum Verb {
         #[serde(default)]
         dry_run: bool,
     },
+    /// Throw this Secondary's data away and copy everything from the peer.
+    Invalidate {
+        resource: String,
+        from: String,
+        /// Most bytes that only this replica has and that may be lost.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        yes_discard: Option<u64>,
+    },
+    /// The same for the peer's, asked on the node whose data are kept.
+    InvalidateRemote {
+        resource: String,
+        peer: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        yes_discard: Option<u64>,
+    },
     /// The snapshot as events, then each change, until the client closes; with `now` the snapshot
     /// alone. Answered by [`Response::Event`] lines.
     Events2 {

@@ -1,0 +1,222 @@
+//! `invalidate` and `invalidate-remote`: a Secondary's data are thrown away.
+//!
+//! What can be known is refused here, at once and with words; what the order waits for is the
+//! engine's business: a view without this replica, then a record.
+
+use std::time::Duration;
+
+use replicator::admin::{ErrorId, ErrorReport, Request, Verb};
+use replicator::engine::{AdminRequest, Snapshot};
+use replicator::types::{BLOCK_LEN, ConnectionState, DiskState, InSync, Role, View};
+
+use super::control::Asker;
+use super::node::Node;
+use super::orders::{ORDER_TIMEOUT, Outcome, done};
+use crate::config::{ResourceConfig, size_text};
+
+/// What decides whether data may be thrown away.
+struct Known {
+    engine: Snapshot,
+    view: Option<View>,
+    /// The peer's daemon was heard lately, whether or not the replicas are connected.
+    peer_seen: bool,
+}
+
+impl Node {
+    pub(super) fn invalidate_order(
+        &self,
+        resource: &ResourceConfig,
+        from: &str,
+        yes_discard: Option<u64>,
+        timeout: Option<Duration>,
+    ) -> Outcome {
+        self.check_peer(Some(from))?;
+        self.check_running(resource)?;
+        let known = self.known(resource);
+        let Some(known) = known else {
+            let what = format!("no answer about {}", resource.name);
+            return Err(ErrorReport::new(
+                ErrorId::TimedOut,
+                what,
+                "its engine has said nothing yet",
+            ));
+        };
+        if is_copying_all(&known.engine) {
+            let message = format!("all of {} is being copied from {from}", resource.name);
+            return done(false, format!("{message} already"));
+        }
+        self.check_may_invalidate(resource, from, &known)?;
+        self.check_discard(resource, from, &known, yes_discard)?;
+        let before = known.engine.invalidations;
+        self.admin(resource, AdminRequest::Invalidate);
+        let timeout = timeout.unwrap_or(ORDER_TIMEOUT);
+        if self.wait_engine(resource, timeout, |it| it.invalidations > before) {
+            let message = format!(
+                "{} on {} counts for nothing any more: all of it is copied from {from}",
+                resource.name,
+                self.name()
+            );
+            return done(true, message);
+        }
+        self.admin(resource, AdminRequest::KeepData);
+        let what = format!("{} on {} keeps its data", resource.name, self.name());
+        let why = format!("no view without it came in time: {from} and the voters must agree");
+        let next = format!("twinadm status {}", resource.name);
+        Err(ErrorReport::new(ErrorId::TimedOut, what, why).next(next))
+    }
+
+    fn known(&self, resource: &ResourceConfig) -> Option<Known> {
+        let peer = self.node.peer().index();
+        self.board.read(|board| {
+            let known = board.resources.get(&resource.id())?;
+            let voters = board.node.as_ref().map(|node| &node.voters);
+            Some(Known {
+                engine: known.shard.as_ref()?.engine.clone(),
+                view: known.controller.as_ref().and_then(|it| it.view),
+                peer_seen: voters.is_some_and(|voters| voters[peer].seen),
+            })
+        })
+    }
+
+    fn check_may_invalidate(
+        &self,
+        resource: &ResourceConfig,
+        from: &str,
+        known: &Known,
+    ) -> Result<(), ErrorReport> {
+        let (name, node) = (&resource.name, self.name());
+        let engine = &known.engine;
+        let refuse = |id, why: String| Err(ErrorReport::new(id, self.refusing(name, from), why));
+        if engine.role == Role::Primary {
+            let why = format!("{node} is Primary: its guests read and write these data");
+            let report = ErrorReport::new(ErrorId::LastGoodCopy, self.refusing(name, from), why);
+            return Err(report
+                .next(format!("twinadm secondary {name}"))
+                .next(format!("on {from}: twinadm primary {name}"))
+                .next(format!("then: twinadm invalidate {name} --from {from}")));
+        }
+        if matches!(
+            engine.disk,
+            DiskState::Diskless | DiskState::Attaching | DiskState::Detaching | DiskState::Failed
+        ) {
+            return refuse(
+                ErrorId::NotAttached,
+                format!("no disk is attached on {node}"),
+            );
+        }
+        let Some(view) = known.view else {
+            let why = format!("no node was ever Primary for {name}: there is nothing to copy");
+            return Err(
+                ErrorReport::new(ErrorId::NoPrimary, self.refusing(name, from), why)
+                    .next(format!("twinadm primary {name}")),
+            );
+        };
+        if view.in_sync == InSync::only(self.node) {
+            let why = format!(
+                "{node} has the only up-to-date copy, by view {}",
+                view.number.0
+            );
+            return refuse(ErrorId::LastGoodCopy, why);
+        }
+        let connected = engine.connection == ConnectionState::Connected;
+        let named = view.in_sync.contains(self.node);
+        if !connected && (named || !known.peer_seen) {
+            let why = format!("{from} is not connected, and its copy is to replace this one");
+            return Err(
+                ErrorReport::new(ErrorId::NodeUnreachable, self.refusing(name, from), why)
+                    .next(format!("twinadm wait-connect {name}")),
+            );
+        }
+        if named && engine.peer_role != Role::Primary {
+            let why = format!(
+                "view {} counts on this copy, and only a Primary can leave it out",
+                view.number.0
+            );
+            return Err(
+                ErrorReport::new(ErrorId::NoPrimary, self.refusing(name, from), why)
+                    .next(format!("on {from}: twinadm primary {name}"))
+                    .next(format!("then: twinadm invalidate {name} --from {from}")),
+            );
+        }
+        Ok(())
+    }
+
+    /// A replica that is left out but was never overwritten holds what it wrote and the peer was
+    /// not told of: its own marks.
+    fn check_discard(
+        &self,
+        resource: &ResourceConfig,
+        from: &str,
+        known: &Known,
+        yes_discard: Option<u64>,
+    ) -> Result<(), ErrorReport> {
+        let engine = &known.engine;
+        let own = matches!(engine.disk, DiskState::Outdated | DiskState::Consistent);
+        let blocks = if own { engine.out_of_sync_blocks } else { 0 };
+        let bytes = blocks.saturating_mul(BLOCK_LEN);
+        if bytes == 0 || yes_discard.is_some_and(|most| bytes <= most) {
+            return Ok(());
+        }
+        let (name, size) = (&resource.name, size_text(bytes));
+        let why = format!(
+            "{} holds {size} ({blocks} blocks of 4 KiB) that {from} may never have had",
+            self.name()
+        );
+        let discard = format!("twinadm invalidate {name} --from {from} --yes-discard={size}");
+        Err(
+            ErrorReport::new(ErrorId::WouldDiscard, self.refusing(name, from), why)
+                .next(format!("look first: twinadm status {name}"))
+                .next(format!("discard them: {discard}")),
+        )
+    }
+
+    fn refusing(&self, name: &str, from: &str) -> String {
+        format!(
+            "refusing `invalidate {name} --from {from}` on {}",
+            self.name()
+        )
+    }
+
+    /// The same order as the peer gets it, to be passed on.
+    pub(super) fn invalidate_remote(
+        &self,
+        request: &Request,
+        asker: Asker,
+    ) -> Result<Option<Request>, ErrorReport> {
+        let Verb::InvalidateRemote {
+            resource,
+            peer,
+            yes_discard,
+        } = &request.verb
+        else {
+            return Ok(None);
+        };
+        let resource = self.resource(resource)?;
+        self.check_peer(Some(peer))?;
+        if asker.relayed_by.is_some() {
+            let what = format!("{} does not pass on what was passed on", self.name());
+            let why = format!("the order is {peer}'s to carry out");
+            let next = format!(
+                "twinadm invalidate {} --from {} --node {peer}",
+                resource.name,
+                self.name()
+            );
+            return Err(ErrorReport::new(ErrorId::BadRequest, what, why).next(next));
+        }
+        Ok(Some(Request {
+            verb: Verb::Invalidate {
+                resource: resource.name.clone(),
+                from: self.name().to_owned(),
+                yes_discard: *yes_discard,
+            },
+            node: Some(peer.clone()),
+            timeout_ms: request.timeout_ms,
+        }))
+    }
+}
+
+/// Whether the running resync copies everything.
+fn is_copying_all(engine: &Snapshot) -> bool {
+    let running = engine.resync.filter(|resync| resync.ended.is_none());
+    engine.role != Role::Primary && running.is_some_and(|resync| resync.full)
+}
