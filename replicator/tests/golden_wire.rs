@@ -178,6 +178,34 @@ fn messages() -> Vec<(&'static str, Message)> {
         ("ResyncControl with a rate", control(false, limited)),
         ("ResyncControl without limit", control(true, unlimited)),
         ("Invalidate", Message::Invalidate),
+        (
+            "VerifyState, running",
+            Message::VerifyState { running: true },
+        ),
+        (
+            "VerifyRequest, in turn",
+            Message::VerifyRequest {
+                id: write,
+                range,
+                in_turn: true,
+            },
+        ),
+        (
+            "VerifyDigests",
+            Message::VerifyDigests {
+                id: write,
+                range,
+                digests: Ok(vec![0xcd; 16].into()),
+            },
+        ),
+        (
+            "VerifyDigests, unreadable",
+            Message::VerifyDigests {
+                id: write,
+                range,
+                digests: Err(DiskErrorCode(2)),
+            },
+        ),
     ]
 }
 

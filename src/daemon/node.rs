@@ -216,6 +216,7 @@ fn report_of(event: &Event) -> Option<EngineReport> {
         Event::Drained { seal, ok } => EngineReport::Drained { seal, ok },
         Event::Quiesced => EngineReport::Quiesced,
         Event::Changed
+        | Event::Verified(_)
         | Event::Attached(_)
         | Event::Refused(_)
         | Event::Serving

@@ -5,7 +5,9 @@
 
 use super::input::{AttachRequest, DiskReply};
 use super::ops::{DiskOp, Op};
-use super::output::{Action, AttachError, CloseReason, DiskCommand, Event, MetaRequest, Outbox};
+use super::output::{
+    Action, AttachError, CloseReason, DiskCommand, Event, MetaRequest, Outbox, VerifyEnd,
+};
 use super::session::{Phase, Session};
 use super::slab::Key;
 use super::tracking::Replica;
@@ -476,6 +478,7 @@ impl Engine {
         self.set_local(LocalDisk::Failed, out);
         out.push(Action::Event(Event::DiskFailed(error)));
         self.fail_round(error);
+        self.end_verify(VerifyEnd::DiskFailed, out);
         // An activation this replica could not record any more goes on from the peer's.
         if let Some(view) = self.active.as_ref().map(|active| active.began) {
             self.on_activation_recorded(view, out);
@@ -539,6 +542,7 @@ impl Engine {
     /// The peer said that its disk failed: it acknowledges nothing any more.
     pub(super) fn on_peer_disk_failed(&mut self, out: &mut Outbox) {
         out.push(Action::Event(Event::PeerDiskFailed));
+        self.end_verify(VerifyEnd::DiskFailed, out);
         self.end_session(CloseReason::DiskChanged, out);
     }
 

@@ -168,7 +168,7 @@ impl Engine {
 }
 
 /// How long so many blocks take at `pace` bytes a second.
-fn time_of(blocks: BlockCount, pace: u64) -> Duration {
+pub(super) fn time_of(blocks: BlockCount, pace: u64) -> Duration {
     let nanos = u128::from(blocks.0) * u128::from(BLOCK_LEN) * 1_000_000_000 / u128::from(pace);
     Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
 }

@@ -28,8 +28,20 @@ pub(super) enum Content {
     Whole(Payload),
     /// Bytes from `skip` bytes into the range; the rest of the first and last block stays.
     Partial { skip: usize, bytes: Payload },
+    /// One block as it is: read under the part's own lock, and written again.
+    AsItIs,
     /// Zeroes over whole blocks.
     Zeroes { may_unmap: bool },
+}
+
+impl Part {
+    /// One block, written again as it is.
+    pub(super) fn as_it_is(block: BlockIndex) -> Self {
+        Self {
+            range: BlockRange::new(block, BlockCount(1)),
+            content: Content::AsItIs,
+        }
+    }
 }
 
 /// Cuts a write into parts of at most [`PART_LEN_MAX`] bytes, on multiples of it.
@@ -166,6 +178,7 @@ mod tests {
             let stop = start + to_usize(part.range.len().0);
             match &part.content {
                 Content::Whole(bytes) => image[start..stop].copy_from_slice(bytes),
+                Content::AsItIs => {}
                 Content::Zeroes { .. } => image[start..stop].fill(0),
                 Content::Partial { skip, bytes } => {
                     let read = |block: BlockIndex| {

@@ -1,6 +1,7 @@
 //! What can happen to an engine.
 
 use super::control::ResyncOrder;
+use super::verify::VerifyOrder;
 use crate::protocol::Message;
 use crate::types::{
     Activation, ByteLen, ByteOffset, CommittedView, DiskError, Instant, OpId, Payload, ReplicaId,
@@ -158,6 +159,8 @@ pub enum AdminRequest {
     Disconnect,
     /// Hold resyncs, let them go on, or set their speed.
     Resync(ResyncOrder),
+    /// Compare the replicas, or stop.
+    Verify(VerifyOrder),
     /// Throw this Secondary's data away and copy everything from the peer: done once
     /// `Snapshot::invalidations` has grown. It may wait for the Primary's Remove.
     Invalidate,

@@ -11,7 +11,7 @@
 //! * the other side of a write: `replica`;
 //! * what may differ: `tracking` (bitmap, activity log, unretired writes);
 //! * meeting the peer: `session`, [`handshake`] (the decision table), `resync`, `target`,
-//!   `invalidate` (start from nothing);
+//!   `invalidate` (start from nothing), `verify` and `digests` (is it the same on both?);
 //! * the local replica: `attach`, and `stall` when it does not answer; role and view: `role`; what
 //!   others see: `snapshot`.
 //!
@@ -21,6 +21,7 @@
 
 mod attach;
 pub mod control;
+mod digests;
 mod edge;
 mod flush;
 mod gate;
@@ -41,6 +42,7 @@ mod snapshot;
 mod stall;
 mod target;
 mod tracking;
+mod verify;
 mod write;
 
 #[cfg(test)]
@@ -56,8 +58,9 @@ pub use input::{
 pub use output::{
     Action, AttachError, CloseReason, Counters, DiskCommand, Event, GuestError, GuestReply,
     HeldReason, MarkRun, MetaPage, MetaRequest, Outbox, Progress, ReplicaFacts, ReplicaMark,
-    Snapshot,
+    Snapshot, VerifyEnd, VerifyReport,
 };
+pub use verify::VerifyOrder;
 
 use self::attach::{Attaching, MetaThen};
 use self::flush::{NextRound, Round};
@@ -121,6 +124,8 @@ enum LockOwner {
     Peer(Key),
     Source(Key),
     Target(Key),
+    Verify(Key),
+    Digests(Key),
 }
 
 /// The state machine of one resource on one node.
@@ -212,6 +217,8 @@ pub struct Engine {
     progress: Option<Progress>,
     control: control::Control,
     invalidate: invalidate::Invalidate,
+    verify: verify::Verify,
+    digesting: Slab<digests::Digesting>,
 
     counters: Counters,
 }
@@ -328,6 +335,8 @@ impl Engine {
             progress: None,
             control: control::Control::default(),
             invalidate: invalidate::Invalidate::default(),
+            verify: verify::Verify::default(),
+            digesting: Slab::default(),
             counters: Counters::default(),
         }
     }
@@ -371,6 +380,7 @@ impl Engine {
         let idle = (self.unretired_len() > 0 && self.round.is_none() && self.active.is_some())
             .then(|| self.last_write.plus(Self::IDLE_ROUND_AFTER));
         let session = earliest(self.session_deadline(), self.target_deadline());
+        let session = earliest(session, self.verify_deadline());
         earliest(earliest(session, idle), self.stall_deadline())
     }
 
@@ -387,6 +397,7 @@ impl Engine {
                 self.end_session(CloseReason::Ordered, out);
             }
             AdminRequest::Resync(order) => self.handle_resync_order(order, out),
+            AdminRequest::Verify(order) => self.handle_verify_order(order, out),
             AdminRequest::Invalidate => self.begin_invalidate(out),
             AdminRequest::KeepData => self.end_invalidate(),
             AdminRequest::Quiesce => self.begin_quiesce(out),
@@ -432,6 +443,8 @@ impl Engine {
             DiskOp::SourceRead(key) => self.on_source_read(key, data(result), out),
             DiskOp::TargetDigest(key) => self.on_target_digest(key, data(result), out),
             DiskOp::TargetWrite(key) => self.on_target_write(key, done(result), out),
+            DiskOp::VerifyRead(key) => self.on_verify_read(key, data(result), out),
+            DiskOp::DigestRead(key) => self.on_digest_read(key, data(result), out),
             DiskOp::DetachFlush => self.on_detach_flush(done(result), out),
         }
     }
@@ -456,6 +469,7 @@ impl Engine {
             self.round_when_due(out);
             self.pump_round(out);
         }
+        self.pump_verify(out);
         self.tick_session(out);
         self.tick_target(out);
         self.pump_leave(out);

@@ -29,6 +29,10 @@ pub(super) enum DiskOp {
     TargetDigest(Key),
     /// A write at the target of a resync.
     TargetWrite(Key),
+    /// A read at the Primary, to be compared.
+    VerifyRead(Key),
+    /// A read at the Secondary, to be compared there.
+    DigestRead(Key),
     /// The flush before the device is let go.
     DetachFlush,
     /// Given up: it counts until the disk says that it is over (R14).

@@ -226,6 +226,8 @@ pub enum Event {
         /// Whether every acknowledged write is on this disk.
         ok: bool,
     },
+    /// A verify ended.
+    Verified(VerifyReport),
     /// Answer to `AdminRequest::Quiesce`.
     Quiesced,
     /// The first gate check of an activation passed: guests are served.
@@ -297,6 +299,44 @@ pub struct Progress {
     pub ended: Option<Instant>,
 }
 
+/// What an online verify found so far, or in all.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct VerifyReport {
+    /// What differs is written again, as it is on the Primary.
+    pub repair: bool,
+    /// Blocks of the volume.
+    pub total_blocks: u64,
+    /// Of these compared.
+    pub checked_blocks: u64,
+    /// Found to differ, with no write of them under way on either side.
+    pub differing_blocks: u64,
+    /// Could not be read on one side.
+    pub unreadable_blocks: u64,
+    /// Written again on both.
+    pub repaired_blocks: u64,
+    /// Where the first differences are, at most [`super::Engine::VERIFY_RANGES_MAX`].
+    pub ranges: Vec<BlockRange>,
+    /// When it began.
+    pub began: Instant,
+    /// When it ended and why; `None` while it runs.
+    pub end: Option<(Instant, VerifyEnd)>,
+}
+
+/// Why a verify ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VerifyEnd {
+    /// Every block was compared.
+    Done,
+    /// By order.
+    Stopped,
+    /// The session with the peer ended.
+    SessionLost,
+    /// This node is not Primary any more.
+    RoleChanged,
+    /// A disk failed.
+    DiskFailed,
+}
+
 /// Counters for status and metrics; monotone.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[allow(missing_docs, reason = "the names say it; all are counts since attach")]
@@ -350,6 +390,10 @@ pub struct Snapshot {
     pub invalidate_pending: bool,
     /// How often such an order was carried out durably since the engine began.
     pub invalidations: u64,
+    /// The running or the last verify that this Primary did.
+    pub verify: Option<VerifyReport>,
+    /// How many verifies began since the engine did.
+    pub verifies_begun: u64,
     /// Guests are being held, and why.
     pub held: Option<HeldReason>,
     /// Size in blocks, if attached or known from the view.

@@ -437,6 +437,16 @@ pub(super) fn digest(block: &[u8], key: &[u8; 32]) -> [u8; DIGEST_LEN] {
     digest
 }
 
+/// The digests of whole blocks, one after the other.
+pub(super) fn digests(data: &Payload, key: &[u8; 32]) -> Payload {
+    let block_len = usize::try_from(BLOCK_LEN).unwrap_or(usize::MAX);
+    let all: Vec<u8> = data
+        .chunks(block_len)
+        .flat_map(|block| digest(block, key))
+        .collect();
+    all.into()
+}
+
 /// What a run of blocks needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum RunKind {

@@ -1,6 +1,6 @@
 //! Role and view: activation, step-down, Add, drain before a takeover, orderly quiescence.
 
-use super::output::{Action, CloseReason, Event, Outbox};
+use super::output::{Action, CloseReason, Event, Outbox, VerifyEnd};
 use super::session::Phase;
 use super::{Engine, LocalDisk, MetaThen};
 use crate::meta::ReplicaState;
@@ -127,6 +127,7 @@ impl Engine {
             return;
         }
         self.drop_guests(out);
+        self.end_verify(VerifyEnd::RoleChanged, out);
         self.end_session(CloseReason::RoleChanged, out);
         self.mark_unretired();
         self.drop_waiting_writes(out);

@@ -33,6 +33,8 @@ pub(super) struct Session {
     pub(super) prepared: Option<ViewNumber>,
     /// The peer holds resyncs by an operator's order.
     pub(super) peer_paused: bool,
+    /// The peer, Primary, compares the replicas.
+    pub(super) peer_verifies: bool,
     /// Messages that came while this side's record of the session was being made durable.
     pub(super) deferred: std::collections::VecDeque<Message>,
 }
@@ -74,6 +76,7 @@ impl Session {
             rtt: None,
             prepared: None,
             peer_paused: false,
+            peer_verifies: false,
             deferred: std::collections::VecDeque::new(),
         }
     }
@@ -418,6 +421,13 @@ impl Engine {
                 self.on_resync_data(id, range, reply, last, out);
             }
             Message::ResyncControl { paused, rate } => self.on_resync_control(paused, rate, out),
+            Message::VerifyState { running } if target => self.on_verify_state(running, out),
+            Message::VerifyRequest { id, range, in_turn } if target => {
+                self.on_verify_request(id, range, in_turn, out);
+            }
+            Message::VerifyDigests { id, range, digests } if source => {
+                self.on_verify_digests(id, range, digests.map_err(Into::into), out);
+            }
             Message::Invalidate if source => self.on_invalidate(out),
             Message::PrepareAdd { view } if target => self.on_prepare_add(view, out),
             Message::LeaveMarks { view } if target => self.on_leave_marks(view, out),
@@ -477,7 +487,9 @@ impl Engine {
         self.mark_unretired();
         self.lose_round();
         self.abandon_resync(session.phase, out);
+        self.lose_verify(out);
         self.drop_peer_work(out);
+        self.drop_digests(out);
         self.lose_remote_reads(session.id, out);
         self.abort_add(out);
         out.push(Action::Event(Event::Disconnected));
@@ -511,7 +523,13 @@ impl Engine {
     /// Whether guests may be waiting for something that the peer has to do.
     fn peer_owes(&self) -> bool {
         let equalising = self.sync_of().is_some_and(|sync| sync.equalise);
-        self.owed_acks > 0 || self.owes_barrier() || !self.remote_reads.is_empty() || equalising
+        let writes = self.owed_acks > 0 || self.owes_barrier();
+        writes || !self.remote_reads.is_empty() || equalising || self.owes_digests()
+    }
+
+    /// Whether digests are all that it owes.
+    pub(super) fn owes_only_digests(&self) -> bool {
+        self.owed_acks == 0 && !self.owes_barrier() && self.remote_reads.is_empty()
     }
 
     /// Called before the peer is asked for something: from now on it owes, if it did not before.

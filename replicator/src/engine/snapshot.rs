@@ -49,6 +49,8 @@ impl Engine {
             resync_pace: self.pace(),
             invalidate_pending: self.invalidate_is_pending(),
             invalidations: self.invalidations(),
+            verify: self.verify_report().cloned(),
+            verifies_begun: self.verifies_begun(),
             held: self.held_reason(),
             size_blocks: Some(self.volume_blocks().0).filter(|blocks| *blocks > 0),
             rtt: self.session.as_ref().and_then(|session| session.rtt),
@@ -209,6 +211,12 @@ impl Engine {
         }
     }
 
+    fn peer_verifies(&self) -> bool {
+        self.session
+            .as_ref()
+            .is_some_and(|session| session.peer_verifies)
+    }
+
     fn is_copying_to_peer(&self) -> bool {
         let phase = self.session.as_ref().map(|session| &session.phase);
         matches!(phase, Some(Phase::SyncSource(source)) if !source.is_exchanging())
@@ -225,6 +233,8 @@ impl Engine {
             Some(Phase::SyncTarget(target)) if !target.pulling => ReplicationState::WFBitMapT,
             Some(Phase::SyncTarget(_)) if self.sync_is_paused() => ReplicationState::PausedSyncT,
             Some(Phase::SyncTarget(_)) => ReplicationState::SyncTarget,
+            Some(Phase::MirrorSource) if self.is_verifying() => ReplicationState::VerifyS,
+            Some(Phase::MirrorTarget) if self.peer_verifies() => ReplicationState::VerifyT,
             Some(_) => ReplicationState::Established,
         }
     }

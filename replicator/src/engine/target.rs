@@ -4,14 +4,14 @@ use super::handshake::Sync;
 use super::ops::DiskOp;
 use super::output::{DiskCommand, Outbox};
 use super::overlap::{Access, Ticket};
-use super::resync::{TargetSync, digest, request_blocks};
+use super::resync::{TargetSync, digests, request_blocks};
 use super::session::Phase;
 use super::slab::Key;
 use super::write::disk_command;
 use super::{CloseReason, Engine, LockOwner, MetaThen};
 use crate::protocol::{DataKind, Message, ResyncReply, WriteId};
 use crate::types::time::earliest;
-use crate::types::{BLOCK_LEN, BlockCount, BlockIndex, BlockRange, DiskError, Instant, Payload};
+use crate::types::{BlockCount, BlockIndex, BlockRange, DiskError, Instant, Payload};
 
 /// A request to the source.
 #[derive(Clone, Debug)]
@@ -189,21 +189,11 @@ impl Engine {
         request.digesting = false;
         let range = request.range;
         // An unreadable target block has no digest: it is simply asked for.
-        let digests = result.map_or_else(
-            |_| Payload::default(),
-            |data| {
-                let block_len = usize::try_from(BLOCK_LEN).unwrap_or(usize::MAX);
-                let all: Vec<u8> = data
-                    .chunks(block_len)
-                    .flat_map(|block| digest(block, &digest_key))
-                    .collect();
-                all.into()
-            },
-        );
+        let answer = result.map_or_else(|_| Payload::default(), |data| digests(&data, &digest_key));
         if let Some(request) = self.target_requests.get_mut(key) {
-            request.digested = !digests.is_empty();
+            request.digested = !answer.is_empty();
         }
-        self.request_blocks_of(key, range, digests, out);
+        self.request_blocks_of(key, range, answer, out);
     }
 
     pub(super) fn on_resync_data(

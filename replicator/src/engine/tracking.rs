@@ -344,6 +344,8 @@ impl Engine {
                 LockOwner::Peer(key) => self.on_peer_locked(key, out),
                 LockOwner::Source(key) => self.on_source_locked(key, out),
                 LockOwner::Target(key) => self.on_target_locked(key, out),
+                LockOwner::Verify(key) => self.on_verify_locked(key, out),
+                LockOwner::Digests(key) => self.on_digests_locked(key, out),
             }
         }
         self.granting = false;

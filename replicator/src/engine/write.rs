@@ -22,7 +22,8 @@ use super::slab::Key;
 use super::{Engine, LockOwner};
 use crate::protocol::{DataKind, Message, WriteId, WriteTerms};
 use crate::types::{
-    BlockCount, BlockRange, DiskError, Instant, Payload, ReplicationProtocol, WriteEpoch,
+    BlockCount, BlockIndex, BlockRange, DiskError, Instant, Payload, ReplicationProtocol,
+    WriteEpoch,
 };
 
 /// One part of a guest write in progress.
@@ -32,11 +33,35 @@ pub(super) struct Write {
     pub(super) range: BlockRange,
     content: Content,
     fua: bool,
+    /// No guest's: it mends a block for this verify.
+    mends: Option<u64>,
     ticket: Ticket,
     /// Edge blocks of a partial write, as read so far.
     edge: [Option<Payload>; 2],
     edges_pending: usize,
     pub(super) submitted: Option<Submitted>,
+}
+
+impl Write {
+    /// The blocks that are read before it can be written, if any ever are.
+    fn wanted_edges(&self) -> Option<[Option<BlockIndex>; 2]> {
+        match &self.content {
+            Content::Partial { skip, bytes } => Some(edge::edges(self.range, *skip, bytes.len())),
+            Content::AsItIs => Some([Some(self.range.start()), None]),
+            Content::Whole(_) | Content::Zeroes { .. } => None,
+        }
+    }
+
+    fn merge_edges(&mut self) {
+        let edge = [self.edge[0].as_ref(), self.edge[1].as_ref()];
+        let whole = match &self.content {
+            Content::Partial { skip, bytes } => edge::merge(self.range, *skip, bytes, edge),
+            Content::AsItIs => edge::merge(self.range, 0, &[], edge),
+            Content::Whole(_) | Content::Zeroes { .. } => return,
+        };
+        self.content = Content::Whole(whole);
+        self.edge = [None, None];
+    }
 }
 
 /// What is known of a write after both its legs were started in one step.
@@ -76,11 +101,13 @@ pub(super) enum Leg {
 impl Engine {
     pub(super) fn begin_write(&mut self, request: Key, part: Part, fua: bool, out: &mut Outbox) {
         let range = part.range;
+        let mends = (part.content == Content::AsItIs).then_some(self.verifies_begun());
         let key = self.writes.insert(Write {
             request,
             range,
             content: part.content,
             fua,
+            mends,
             ticket: Ticket::default(),
             edge: [None, None],
             edges_pending: 0,
@@ -101,11 +128,10 @@ impl Engine {
         let Some(write) = self.writes.get_mut(key) else {
             return;
         };
-        let Content::Partial { skip, bytes } = &write.content else {
+        let Some(wanted) = write.wanted_edges() else {
             self.queue_for_activity_log(key, out);
             return;
         };
-        let wanted = edge::edges(write.range, *skip, bytes.len());
         write.edges_pending = wanted.iter().flatten().count();
         for (edge, block) in wanted.into_iter().enumerate() {
             if let Some(block) = block {
@@ -117,11 +143,7 @@ impl Engine {
 
     /// The block that edge `edge` of a partial write reads.
     pub(super) fn edge_block(&self, key: Key, edge: usize) -> Option<BlockRange> {
-        let write = self.writes.get(key)?;
-        let Content::Partial { skip, bytes } = &write.content else {
-            return None;
-        };
-        let block = edge::edges(write.range, *skip, bytes.len())[edge]?;
+        let block = self.writes.get(key)?.wanted_edges()?[edge]?;
         Some(BlockRange::new(block, BlockCount(1)))
     }
 
@@ -143,7 +165,11 @@ impl Engine {
                 let Some(write) = self.writes.remove(key) else {
                     return;
                 };
-                self.failed_parts.push((write.request, error));
+                if let Some(verify) = write.mends {
+                    self.on_mended(verify, false);
+                } else {
+                    self.failed_parts.push((write.request, error));
+                }
                 self.release_lock(write.ticket, out);
                 self.pump_failed_parts(out);
                 return;
@@ -152,11 +178,7 @@ impl Engine {
         if write.edges_pending > 0 {
             return;
         }
-        if let Content::Partial { skip, bytes } = &write.content {
-            let edge = [write.edge[0].as_ref(), write.edge[1].as_ref()];
-            write.content = Content::Whole(edge::merge(write.range, *skip, bytes, edge));
-            write.edge = [None, None];
-        }
+        write.merge_edges();
         self.queue_for_activity_log(key, out);
     }
 
@@ -304,6 +326,7 @@ impl Engine {
         submitted.released |= over;
         let (ticket, range, epoch, request) =
             (write.ticket, write.range, submitted.epoch, write.request);
+        let mends = write.mends;
         let submitted = *submitted;
         if first_time {
             if submitted.logged {
@@ -311,6 +334,12 @@ impl Engine {
             }
             if submitted.ahead_since.is_some() {
                 self.ahead_bytes -= range.len().0;
+            }
+            if let Some(verify) = mends {
+                self.on_mended(
+                    verify,
+                    submitted.local == Leg::Done && submitted.peer == Leg::Done,
+                );
             }
             self.end_epoch_write(epoch, out);
             self.release_lock(ticket, out);
@@ -508,7 +537,9 @@ fn data_kind(content: &Content) -> DataKind {
         Content::Zeroes { may_unmap } => DataKind::Zeroes {
             may_unmap: *may_unmap,
         },
-        Content::Partial { .. } => unreachable!("edges are merged before the activity log"),
+        Content::Partial { .. } | Content::AsItIs => {
+            unreachable!("edges are merged before the activity log")
+        }
     }
 }
 

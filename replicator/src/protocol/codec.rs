@@ -176,6 +176,29 @@ fn parts_of(message: &Message) -> (Fields, Option<Payload>) {
             let last = if *last { flag::LAST } else { 0 };
             (with_flags(ranged(*request, *range), flags | last), payload)
         }
+        Message::VerifyState { running } => {
+            let flags = if *running { flag::RUNNING } else { 0 };
+            (with_flags(Fields::default(), flags), None)
+        }
+        Message::VerifyRequest {
+            id: request,
+            range,
+            in_turn,
+        } => {
+            let flags = if *in_turn { flag::IN_TURN } else { 0 };
+            (with_flags(ranged(*request, *range), flags), None)
+        }
+        Message::VerifyDigests {
+            id: request,
+            range,
+            digests,
+        } => match digests {
+            Ok(digests) => (ranged(*request, *range), Some(digests.clone())),
+            Err(error) => {
+                let fields = with_detail(ranged(*request, *range), error.0.into());
+                (with_flags(fields, flag::ERROR), None)
+            }
+        },
         Message::ResyncAck { id: request, range } => (ranged(*request, *range), None),
         Message::PrepareAdd { view }
         | Message::AddReady { view }
@@ -276,6 +299,23 @@ impl Message {
             MessageKind::Pong => Self::Pong,
             MessageKind::Goodbye => Self::Goodbye,
             MessageKind::Invalidate => Self::Invalidate,
+            MessageKind::VerifyState => Self::VerifyState {
+                running: fields.has(flag::RUNNING),
+            },
+            MessageKind::VerifyRequest => Self::VerifyRequest {
+                id,
+                range,
+                in_turn: fields.has(flag::IN_TURN),
+            },
+            MessageKind::VerifyDigests => Self::VerifyDigests {
+                id,
+                range,
+                digests: if fields.has(flag::ERROR) {
+                    Err(error()?)
+                } else {
+                    Ok(payload)
+                },
+            },
             MessageKind::ReceiveAck => Self::ReceiveAck { write: id },
             MessageKind::ResyncControl => Self::ResyncControl {
                 paused: fields.has(flag::PAUSED),

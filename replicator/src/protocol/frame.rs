@@ -18,7 +18,7 @@ pub const FRAME_LEN_MAX: usize = HEADER_LEN + Message::MAX_PAYLOAD;
 pub const PROTOCOL_VERSION: u8 = 1;
 /// Largest control payload (a hello).
 pub const CONTROL_LEN_MAX: usize = 4096;
-/// Bytes of one digest in a resync request.
+/// Bytes of one digest.
 pub const DIGEST_LEN: usize = 16;
 
 /// First bytes of every frame.
@@ -108,7 +108,7 @@ pub(super) mod flag {
     pub(in crate::protocol) const LAST: u16 = 1 << 3;
     /// ResyncData: the target has these blocks already.
     pub(in crate::protocol) const SAME: u16 = 1 << 4;
-    /// ReadReply, ResyncData: the blocks could not be read.
+    /// ReadReply, ResyncData, VerifyDigests: the blocks could not be read.
     pub(in crate::protocol) const ERROR: u16 = 1 << 5;
     /// Hello: configured with protocol A. Data: sent under it.
     pub(in crate::protocol) const PROTOCOL_A: u16 = 1 << 6;
@@ -118,6 +118,10 @@ pub(super) mod flag {
     pub(in crate::protocol) const AFTER_EARLIER: u16 = 1 << 8;
     /// ResyncControl: resyncs are held.
     pub(in crate::protocol) const PAUSED: u16 = 1 << 9;
+    /// VerifyState: one runs.
+    pub(in crate::protocol) const RUNNING: u16 = 1 << 10;
+    /// VerifyRequest: behind every earlier write of the blocks.
+    pub(in crate::protocol) const IN_TURN: u16 = 1 << 11;
 }
 
 /// What a message puts into the header's middle fields.
@@ -365,6 +369,10 @@ impl Rules {
                 (empty | flag::LAST, true, data_or(empty))
             }
             MessageKind::ResyncControl => (flag::PAUSED, false, P::None),
+            MessageKind::VerifyState => (flag::RUNNING, false, P::None),
+            MessageKind::VerifyRequest => (flag::IN_TURN, true, P::None),
+            MessageKind::VerifyDigests if fields.has(flag::ERROR) => (flag::ERROR, true, P::None),
+            MessageKind::VerifyDigests => (0, true, P::PerBlock(DIGEST_LEN as u64, count)),
             MessageKind::Refused
             | MessageKind::BitmapEnd
             | MessageKind::ResyncReady
@@ -391,7 +399,7 @@ impl Rules {
 }
 
 /// All kinds; a kind's number is its place here plus one. New ones go to the end.
-const KINDS: [MessageKind; 25] = [
+const KINDS: [MessageKind; 28] = [
     MessageKind::Hello,
     MessageKind::Refused,
     MessageKind::BitmapChunk,
@@ -417,6 +425,9 @@ const KINDS: [MessageKind; 25] = [
     MessageKind::ReceiveAck,
     MessageKind::ResyncControl,
     MessageKind::Invalidate,
+    MessageKind::VerifyState,
+    MessageKind::VerifyRequest,
+    MessageKind::VerifyDigests,
 ];
 
 /// All kinds of message with their numbers on the wire, for the format document.
@@ -445,6 +456,6 @@ mod tests {
             assert_eq!(kind_of(number), Some(kind));
         }
         assert_eq!(kind_of(0), None);
-        assert_eq!(kind_of(26), None);
+        assert_eq!(kind_of(29), None);
     }
 }

@@ -241,6 +241,29 @@ pub enum Message {
     },
     /// Secondary → Primary: leave this replica out of the view, its data are to be thrown away.
     Invalidate,
+    /// Primary → Secondary: a verify runs from now on, or none does any more.
+    VerifyState {
+        /// One runs.
+        running: bool,
+    },
+    /// Primary → Secondary: what do these blocks hold?
+    VerifyRequest {
+        /// Echoed by the answer.
+        id: WriteId,
+        /// Which blocks.
+        range: BlockRange,
+        /// Behind every earlier write of them; else at once.
+        in_turn: bool,
+    },
+    /// Answer to `VerifyRequest`.
+    VerifyDigests {
+        /// Which.
+        id: WriteId,
+        /// The blocks asked about.
+        range: BlockRange,
+        /// 16 bytes for each, or why not.
+        digests: Result<Payload, DiskErrorCode>,
+    },
 }
 
 /// An operator's order about the speed of resyncs. It counts on both nodes.
@@ -358,6 +381,9 @@ pub enum MessageKind {
     ReceiveAck,
     ResyncControl,
     Invalidate,
+    VerifyState,
+    VerifyRequest,
+    VerifyDigests,
 }
 
 impl Message {
@@ -390,6 +416,9 @@ impl Message {
             Self::ReceiveAck { .. } => MessageKind::ReceiveAck,
             Self::ResyncControl { .. } => MessageKind::ResyncControl,
             Self::Invalidate => MessageKind::Invalidate,
+            Self::VerifyState { .. } => MessageKind::VerifyState,
+            Self::VerifyRequest { .. } => MessageKind::VerifyRequest,
+            Self::VerifyDigests { .. } => MessageKind::VerifyDigests,
         }
     }
 }

@@ -137,6 +137,17 @@ fn replicated() -> impl Strategy<Value = Message> {
         ids().prop_map(|write| Message::ReceiveAck { write }),
         (any::<bool>(), rates()).prop_map(|(paused, rate)| Message::ResyncControl { paused, rate }),
         Just(Message::Invalidate),
+        any::<bool>().prop_map(|running| Message::VerifyState { running }),
+        (ids(), ranges(), any::<bool>()).prop_map(|(id, range, in_turn)| Message::VerifyRequest {
+            id,
+            range,
+            in_turn
+        }),
+        (ids(), ranges(), errors()).prop_map(|(id, range, error)| Message::VerifyDigests {
+            id,
+            range,
+            digests: Err(error),
+        }),
         (ids(), errors()).prop_map(|(write, error)| Message::NegAck { write, error }),
         any::<u64>().prop_map(|epoch| Message::Barrier {
             epoch: WriteEpoch(epoch)

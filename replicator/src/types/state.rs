@@ -94,6 +94,10 @@ state!(
         PausedSyncS,
         /// Target of a resync that an operator holds.
         PausedSyncT,
+        /// This side, Primary, compares both replicas.
+        VerifyS,
+        /// The Primary compares both replicas.
+        VerifyT,
     }
 );
 

@@ -119,6 +119,8 @@ fn serving() -> ResourceSnapshot {
             resync_pace: None,
             invalidate_pending: false,
             invalidations: 0,
+            verify: None,
+            verifies_begun: 0,
             held: None,
             size_blocks: Some(BlockCount(256).0),
             rtt: Some(Duration::from_micros(41)),

@@ -235,6 +235,20 @@ pub enum FaultWhat {
     },
     /// `invalidate`, taken back at the end as far as it waits.
     Invalidate(NodeId),
+    /// `verify`, stopped at the end if it still runs.
+    Verify {
+        /// Where it is ordered; only a Primary does it.
+        node: NodeId,
+        /// What differs is mended.
+        repair: bool,
+    },
+    /// A block of a disk changes, and nobody is told.
+    Rot {
+        /// Whose.
+        node: NodeId,
+        /// One that no request goes to.
+        block: u64,
+    },
     /// `secondary` here, `primary` there at the end.
     Move {
         /// The node demoted.
@@ -278,6 +292,7 @@ impl Plan {
             .collect();
         faults.extend(draw_resync_orders(seed, &options));
         faults.extend(draw_invalidations(seed, &options));
+        faults.extend(draw_verifies(seed, &options, &ops));
         faults.sort_by_key(|fault| fault.at);
         if let Some(hang) = draw_lone_hang(seed, &options) {
             faults = vec![hang];
@@ -571,6 +586,55 @@ fn draw_invalidations(seed: u64, options: &Options) -> Vec<Fault> {
         what: FaultWhat::Invalidate(rng.pick(&[NodeId::A, NodeId::B])),
     };
     (0..rng.between(1, 3)).map(|_| order(&mut rng)).collect()
+}
+
+/// Seeds below this one were kept for what they found when nobody verified.
+pub const VERIFIES_FROM: u64 = INVALIDATIONS_FROM;
+/// Key of the draw of `verify` and of what it finds.
+const VERIFIES: u64 = 1 << 37;
+
+/// In some runs operators verify, and in some of these disks rot.
+fn draw_verifies(seed: u64, options: &Options, ops: &[Op]) -> Vec<Fault> {
+    let mut rng = Rng::keyed(seed, Stream::Faults, VERIFIES);
+    if seed < VERIFIES_FROM || options.kinds.is_empty() || !rng.chance(500) {
+        return Vec::new();
+    }
+    let verify = |rng: &mut Rng| Fault {
+        at: SimTime(rng.below(options.safety.0)),
+        length: rng.log_between(5 * MILLIS, 5 * SECS),
+        what: FaultWhat::Verify {
+            node: rng.pick(&[NodeId::A, NodeId::B]),
+            repair: rng.chance(500),
+        },
+    };
+    let mut faults: Vec<_> = (0..rng.between(1, 6)).map(|_| verify(&mut rng)).collect();
+    let idle = untouched_blocks(options, ops);
+    if !idle.is_empty() && rng.chance(500) {
+        let rot = |rng: &mut Rng| Fault {
+            at: SimTime(rng.below(options.safety.0)),
+            length: MILLIS,
+            what: FaultWhat::Rot {
+                node: rng.pick(&[NodeId::A, NodeId::B]),
+                block: rng.pick(&idle),
+            },
+        };
+        faults.extend((0..rng.between(1, 6)).map(|_| rot(&mut rng)));
+    }
+    faults
+}
+
+/// Blocks that no request goes to.
+fn untouched_blocks(options: &Options, ops: &[Op]) -> Vec<u64> {
+    let touched: std::collections::BTreeSet<u64> = ops
+        .iter()
+        .flat_map(|op| {
+            let end = (op.first_cell + op.cells).div_ceil(CELLS_PER_BLOCK);
+            op.first_cell / CELLS_PER_BLOCK..end
+        })
+        .collect();
+    (0..options.volume_blocks)
+        .filter(|block| !touched.contains(block))
+        .collect()
 }
 
 /// Both data nodes, at nearly the same moment, returning in either order.

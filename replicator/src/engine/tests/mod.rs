@@ -17,6 +17,7 @@ mod random;
 mod resyncs;
 mod stalling;
 mod takeover;
+mod verifying;
 
 use self::pair::{Pair, block};
 use super::*;

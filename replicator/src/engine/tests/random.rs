@@ -286,7 +286,8 @@ impl World {
     // --- Faults ------------------------------------------------------------------------------
 
     fn fault(&mut self) {
-        match self.random.below(8) {
+        match self.random.below(9) {
+            8 => self.verify(),
             6 => self.order_resync(),
             7 => self.invalidate(),
             0 | 1 => self.pair.cut_link(),
@@ -322,6 +323,28 @@ impl World {
         ]);
         if self.up[node.index()] {
             self.pair.admin(node, AdminRequest::Resync(order));
+        }
+    }
+
+    /// An operator verifies, and whatever is under way, nothing is ever found to differ.
+    fn verify(&mut self) {
+        let node = self.random.pick(&[A, B]);
+        let repair = self.random.one_in(2);
+        let order = if self.random.one_in(6) {
+            VerifyOrder::Stop
+        } else {
+            VerifyOrder::Start { repair }
+        };
+        if self.up[node.index()] {
+            self.pair.admin(node, AdminRequest::Verify(order));
+        }
+    }
+
+    fn assert_nothing_differs(&self) {
+        for node in [A, B] {
+            let report = self.pair.snapshot(node).verify.unwrap_or_default();
+            let found = (report.differing_blocks, report.unreadable_blocks);
+            assert_eq!(found, (0, 0), "{report:?}");
         }
     }
 
@@ -528,6 +551,7 @@ impl World {
                 }
             }
             if self.random.one_in(40) {
+                self.assert_nothing_differs();
                 self.pair.assert_dirty_superset();
             }
         }
@@ -567,6 +591,7 @@ impl World {
     }
 
     fn check_all(&mut self) {
+        self.assert_nothing_differs();
         self.pair.assert_replicas_equal();
         let node = self.primary().expect("healed");
         for block in BLOCKS.into_iter().chain([4, 1026, 5001, 9001, 16_001]) {

@@ -267,6 +267,7 @@ impl World {
             }),
             EngineEvent::Quiesced => Some(EngineReport::Quiesced),
             EngineEvent::Attached(_)
+            | EngineEvent::Verified(_)
             | EngineEvent::Changed
             | EngineEvent::Refused(_)
             | EngineEvent::Serving
@@ -281,6 +282,7 @@ impl World {
             self.forget_late_jobs(node);
         }
         match event {
+            EngineEvent::Verified(report) => self.watch_verified(node, &report),
             EngineEvent::Attached(Err(error)) => {
                 if let Some(side) = self.node(node).engine_side() {
                     side.attach_failed = Some(format!("{error:?}"));

@@ -2,7 +2,7 @@
 
 use core::num::NonZeroU64;
 
-use replicator::engine::{AdminRequest, Engine, Input, ResyncOrder};
+use replicator::engine::{AdminRequest, Engine, Input, ResyncOrder, VerifyOrder};
 use replicator::types::{DiskState, NodeId, ReplicationState, ResyncRate, Role};
 use twinblk::controller::Order;
 
@@ -57,6 +57,10 @@ impl World {
                 self.order_resync(node, ResyncOrder::Rate(rate));
             }
             FaultWhat::Invalidate(node) => self.admin(node, AdminRequest::Invalidate),
+            FaultWhat::Verify { node, repair } => {
+                self.admin(node, AdminRequest::Verify(VerifyOrder::Start { repair }));
+            }
+            FaultWhat::Rot { node, block } => self.rot(node, block),
             FaultWhat::Move { from, .. } => self.order(from, Order::Secondary),
             FaultWhat::Stop(node) => self.order(node, Order::HandOver),
         }
@@ -158,6 +162,10 @@ impl World {
                 self.order_resync(node, ResyncOrder::Rate(ResyncRate::Unlimited));
             }
             FaultWhat::Invalidate(node) => self.admin(node, AdminRequest::KeepData),
+            FaultWhat::Verify { node, .. } => {
+                self.admin(node, AdminRequest::Verify(VerifyOrder::Stop));
+            }
+            FaultWhat::Rot { .. } => {}
             FaultWhat::Move { to, .. } => self.order(to, Order::Primary),
             FaultWhat::Stop(node) => {
                 self.kill(node);
@@ -171,7 +179,7 @@ impl World {
     }
 
     /// An operator's order; a process that is down or stands still hears none.
-    fn admin(&mut self, node: NodeId, request: AdminRequest) {
+    pub(super) fn admin(&mut self, node: NodeId, request: AdminRequest) {
         self.step_engine(node, Input::Admin(request));
     }
 
@@ -203,7 +211,7 @@ impl World {
         self.reattach();
         self.over_budget |= self.no_good_replica_left();
         let unsettled = self.unsettled();
-        if unsettled.is_none() {
+        if unsettled.is_none() && self.is_verified_at_end() {
             self.watch_end();
             self.done = true;
             return;

@@ -24,6 +24,7 @@ mod faults;
 mod frames;
 mod links;
 pub mod node;
+mod verify;
 mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -186,6 +187,7 @@ pub struct World {
     over_budget: bool,
     history: History,
     writer: OneWriter,
+    verified: verify::Verified,
     /// Something happened after which all in-sync replicas are looked at before the next answer.
     disturbed: bool,
     figures: Figures,
@@ -222,6 +224,7 @@ impl World {
             over_budget: false,
             history: History::new(cells),
             writer: OneWriter::default(),
+            verified: verify::Verified::default(),
             disturbed: false,
             figures: Figures::default(),
             violation: None,

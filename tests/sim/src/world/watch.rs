@@ -331,7 +331,7 @@ impl World {
         }
         let devices = [&self.nodes[0].data, &self.nodes[1].data];
         let checked = dirty::check_superset(devices, when, |block: BlockIndex| {
-            a.bitmap.is_set(block) || b.bitmap.is_set(block)
+            a.bitmap.is_set(block) || b.bitmap.is_set(block) || self.is_rotten(block.0)
         });
         self.check(checked);
     }
