@@ -79,7 +79,7 @@ pub struct ResourceBoard {
     pub quiesced: bool,
     /// Why the shard could not add it; cleared before the next try.
     pub add_failed: Option<String>,
-    /// How fast the running resync is.
+    /// How fast the running resync or verify is.
     pub rate: RateMeter,
 }
 
@@ -108,12 +108,12 @@ impl ResourceBoard {
     /// Takes a new snapshot of the shard in, `None` when the resource is gone from it.
     pub fn note_shard(&mut self, snapshot: Option<ResourceSnapshot>) {
         if let Some(snapshot) = &snapshot {
-            let progress = snapshot
-                .engine
-                .resync
-                .filter(|progress| progress.ended.is_none());
-            self.rate
-                .note(snapshot.at, progress.map(|it| (it.began, it.done_blocks)));
+            let engine = &snapshot.engine;
+            let resync = engine.resync.filter(|progress| progress.ended.is_none());
+            let resync = resync.map(|it| (it.began, it.done_blocks));
+            let verify = engine.verify.as_ref().filter(|it| it.end.is_none());
+            let verify = verify.map(|it| (it.began, it.checked_blocks));
+            self.rate.note(snapshot.at, resync.or(verify));
         }
         self.shard = snapshot;
     }

@@ -39,6 +39,7 @@ pub mod shard;
 mod start;
 pub mod status;
 pub mod store_thread;
+mod verify_orders;
 pub mod voter_store;
 mod watchdog;
 mod words;

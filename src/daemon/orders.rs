@@ -44,7 +44,11 @@ impl ControlHandler for Node {
             Ok(Some(other)) => return self.pass_on(other, &request, asker, answers),
             Err(report) => return answers.send(&Response::Error(report)),
         }
-        match self.invalidate_remote(&request, asker) {
+        let elsewhere = match &request.verb {
+            Verb::Verify { .. } => self.verify_elsewhere(&request, asker),
+            _ => self.invalidate_remote(&request, asker),
+        };
+        match elsewhere {
             Ok(None) => {}
             Ok(Some(order)) => return self.pass_on(self.node.peer(), &order, asker, answers),
             Err(report) => return answers.send(&Response::Error(report)),
@@ -178,6 +182,11 @@ impl Node {
             Verb::Primary { resource } => {
                 self.primary(&*self.resource(&resource)?, timeout, answers)
             }
+            Verb::Verify {
+                resource,
+                repair,
+                stop,
+            } => self.verify_order(&*self.resource(&resource)?, repair, stop, timeout),
             Verb::Invalidate {
                 resource,
                 from,

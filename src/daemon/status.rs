@@ -5,15 +5,16 @@ use std::path::Path;
 use std::sync::Arc;
 
 use replicator::admin::{
-    ArbitratorStatus, ClusterStatus, GuestStatus, LastResync, PAUSED_BY_USER, PeerStatus,
-    PeerVolumeStatus, ResourceStatus, ResyncStatus, SCHEMA, Status, VolumeStatistics, VolumeStatus,
-    rfc3339_seconds,
+    ArbitratorStatus, ByteSpan, ClusterStatus, GuestStatus, LastResync, LastVerify, PAUSED_BY_USER,
+    PeerStatus, PeerVolumeStatus, ResourceStatus, ResyncStatus, SCHEMA, Status, VERIFY_DONE,
+    VerifyStatus, VolumeStatistics, VolumeStatus, rfc3339_seconds,
 };
 use replicator::engine::handshake::Rule;
-use replicator::engine::{Counters, HeldReason, Progress, Snapshot};
+use replicator::engine::{Counters, HeldReason, Progress, Snapshot, VerifyEnd, VerifyReport};
 use replicator::protocol::Refusal;
 use replicator::types::{
-    BLOCK_LEN, ConnectionState, DiskState, Instant, NodeId, ReplicationState, Role, View,
+    BLOCK_LEN, BlockRange, ConnectionState, DiskState, Instant, NodeId, ReplicationState, Role,
+    View,
 };
 
 use super::api::ResourceSnapshot;
@@ -297,6 +298,12 @@ fn peer_volume_status(
 ) -> PeerVolumeStatus {
     let progress = engine.and_then(|it| it.resync);
     let running = progress.filter(|it| it.ended.is_none());
+    let verify = engine.and_then(|it| it.verify.as_ref());
+    // What differed then was copied anew since.
+    let copied_since = progress.is_some_and(|it| {
+        let after = verify.and_then(|verify| verify.end).map(|(at, _)| at);
+        it.full && it.ended.is_some() && after.is_some_and(|at| it.began >= at)
+    });
     PeerVolumeStatus {
         volume: volume.id.0,
         disk: engine.map_or(DiskState::DUnknown, |it| it.peer_disk),
@@ -317,6 +324,12 @@ fn peer_volume_status(
             ResyncStatus::new(bytes(it.done_blocks), bytes(it.total_blocks), rate, held)
                 .limited(engine.and_then(|it| it.resync_pace))
         }),
+        verify: verify
+            .filter(|it| it.end.is_none())
+            .map(|it| verify_status(it, known, engine)),
+        last_verify: verify
+            .and_then(|it| Some(last_verify(it, it.end?, moment)))
+            .filter(|_| !copied_since),
     }
 }
 
@@ -337,6 +350,49 @@ fn last_resync(progress: &Progress, moment: Moment) -> LastResync {
         seconds: end.since(progress.began).as_secs_f64(),
         ended: progress.ended.map(|at| moment.date_of(at)),
         why: progress.rule.and_then(why_words).map(str::to_owned),
+    }
+}
+
+fn verify_status(
+    report: &VerifyReport,
+    known: &ResourceBoard,
+    engine: Option<&Snapshot>,
+) -> VerifyStatus {
+    let rate = known.rate.blocks_per_second().map(bytes);
+    let (done, total) = (bytes(report.checked_blocks), bytes(report.total_blocks));
+    let limit = engine.and_then(|it| it.resync_rate.limit());
+    VerifyStatus {
+        progress: ResyncStatus::new(done, total, rate, None).limited(limit.map(NonZeroU64::get)),
+        repair: report.repair,
+        differing_bytes: bytes(report.differing_blocks),
+    }
+}
+
+fn last_verify(report: &VerifyReport, end: (Instant, VerifyEnd), moment: Moment) -> LastVerify {
+    let (at, why) = end;
+    let span = |range: &BlockRange| ByteSpan {
+        offset_bytes: range.offset().0,
+        len_bytes: range.len().0,
+    };
+    LastVerify {
+        repair: report.repair,
+        checked_bytes: bytes(report.checked_blocks),
+        differing_bytes: bytes(report.differing_blocks),
+        unreadable_bytes: bytes(report.unreadable_blocks),
+        repaired_bytes: bytes(report.repaired_blocks),
+        seconds: at.since(report.began).as_secs_f64(),
+        ended: Some(moment.date_of(at)),
+        why: Some(
+            match why {
+                VerifyEnd::Done => VERIFY_DONE,
+                VerifyEnd::Stopped => "stopped by order",
+                VerifyEnd::SessionLost => "the connection ended",
+                VerifyEnd::RoleChanged => "the node is not Primary any more",
+                VerifyEnd::DiskFailed => "a disk failed",
+            }
+            .to_owned(),
+        ),
+        ranges: report.ranges.iter().map(span).collect(),
     }
 }
 

@@ -19,6 +19,9 @@ fn pair(status: &Value) -> &Value {
 
 /// Bytes of B's backing file change, and nobody is told.
 fn spoil(cluster: &Cluster) {
+    cluster.wait_status(A, "it goes on alone", |status| {
+        status["in_sync"].as_array().is_some_and(|it| it.len() == 1)
+    });
     let file = OpenOptions::new()
         .write(true)
         .open(cluster.disk(B))

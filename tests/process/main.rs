@@ -30,3 +30,4 @@ mod passing_on;
 mod protocols;
 mod resync_orders;
 mod tools;
+mod verifying;

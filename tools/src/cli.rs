@@ -137,6 +137,8 @@ pub enum Verb {
     ResumeSync(Resources),
     /// Set how fast resyncs of the resources may go, on both nodes, until they are down
     Resync(Resync),
+    /// Compare both replicas while they are used; the Primary does it, and tells in `status`
+    Verify(Verify),
     /// Throw this Secondary's data away and copy everything from the peer
     Invalidate(Invalidate),
     /// Throw the peer's data away and copy everything from this node: `invalidate`, from the other
@@ -201,6 +203,23 @@ pub struct Adjust {
     /// A resource [default: all, and what belongs to the cluster]
     #[arg(value_name = "RES", value_parser = whole_resource)]
     pub resource: Option<Selector>,
+}
+
+/// `verify`.
+#[derive(Clone, Debug, Args)]
+pub struct Verify {
+    /// A resource, or `all`
+    #[arg(required = true, value_name = "RES", value_parser = whole_resource)]
+    pub resources: Vec<Selector>,
+    /// Write what differs again, as it is on the Primary
+    #[arg(long, conflicts_with = "stop")]
+    pub repair: bool,
+    /// Stop the one that runs
+    #[arg(long)]
+    pub stop: bool,
+    /// Wait for its end; exit 1 if the replicas differ
+    #[arg(long, conflicts_with = "stop")]
+    pub wait: bool,
 }
 
 /// `invalidate`.
@@ -486,6 +505,16 @@ mod tests {
             assert!(rate(bad).is_err(), "{bad}");
         }
         assert!(parse("twinadm resync r").is_err());
+    }
+
+    #[test]
+    fn a_verify_is_started_or_stopped_and_only_a_start_is_waited_for() {
+        for good in ["r", "all --repair", "r --repair --wait", "r --stop"] {
+            assert!(parse(&format!("twinadm verify {good}")).is_ok(), "{good}");
+        }
+        for bad in ["", "r --stop --wait", "r --stop --repair", "r/0"] {
+            assert!(parse(&format!("twinadm verify {bad}")).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -72,6 +72,12 @@ pub struct Context {
 }
 
 impl Context {
+    /// Most bytes that may be lost, if that was said: `--yes` is a yes to all of them.
+    #[must_use]
+    pub fn discards(&self, said: Option<u64>) -> Option<u64> {
+        said.or(self.yes.then_some(u64::MAX))
+    }
+
     /// From the command line and the environment.
     #[must_use]
     pub fn new(globals: &Globals) -> Self {

@@ -27,6 +27,7 @@ pub mod run;
 mod selector;
 pub mod show;
 mod status;
+mod verify;
 mod wait;
 
 pub use context::{Context, Failure, Output};

@@ -25,6 +25,10 @@ pub(crate) enum MakeVerb {
     PauseSync,
     ResumeSync,
     Resync(MaxRate),
+    Verify {
+        repair: bool,
+        stop: bool,
+    },
     /// From which node, and how much may be lost.
     Invalidate(String, Option<u64>),
     /// The same on that peer.
@@ -46,6 +50,11 @@ impl MakeVerb {
             Self::PauseSync => Verb::PauseSync { resource },
             Self::ResumeSync => Verb::ResumeSync { resource },
             Self::Resync(max_rate) => Verb::Resync { resource, max_rate },
+            Self::Verify { repair, stop } => Verb::Verify {
+                resource,
+                repair,
+                stop,
+            },
             Self::Invalidate(from, yes_discard) => Verb::Invalidate {
                 resource,
                 from,
@@ -93,6 +102,15 @@ pub(crate) fn give(
         }
     }
     Ok(code)
+}
+
+/// The names of the resources that are meant.
+///
+/// # Errors
+/// If the daemon cannot be reached.
+pub(crate) fn names(context: &Context, selectors: &[Selector]) -> Result<Vec<String>, Failure> {
+    let targets = expand(context, selectors)?;
+    Ok(targets.into_iter().map(|(name, _)| name).collect())
 }
 
 /// The resources that are meant, `all` resolved by the daemon's own list.

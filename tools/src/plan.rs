@@ -2,7 +2,7 @@
 //! not foreseen: a plan says what would be tried.
 
 use replicator::admin::{ResourceStatus, Verb};
-use replicator::types::{ConnectionState, DiskState, Role};
+use replicator::types::{ConnectionState, DiskState, ReplicationState, Role};
 
 use crate::show::size::size;
 
@@ -63,6 +63,21 @@ pub fn plan(verb: &Verb, resource: &ResourceStatus) -> Vec<String> {
                 format!("at {}/s at most", size(rate))
             });
             step(differs, format!("{name}: resync {speed}"));
+        }
+        Verb::Verify { repair, stop, .. } => {
+            let mut volumes = resource.peers.iter().flat_map(|peer| &peer.volumes);
+            let runs = volumes.any(|volume| {
+                matches!(
+                    volume.replication,
+                    ReplicationState::VerifyS | ReplicationState::VerifyT
+                )
+            });
+            let what = match (stop, repair) {
+                (true, _) => "stop the verify",
+                (false, true) => "compare both replicas, write again what differs",
+                (false, false) => "compare both replicas",
+            };
+            step(runs == *stop, format!("{name}: {what}"));
         }
         Verb::Invalidate { from, .. } => {
             let why = "leave this node out of the view, throw its data away, copy all from";

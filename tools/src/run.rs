@@ -16,7 +16,7 @@ use crate::orders::MakeVerb;
 use crate::show::words;
 use crate::wait::Goal;
 use crate::{
-    adjust, config_verbs, create_md, demo, events, manual, metadata, orders, status, wait,
+    adjust, config_verbs, create_md, demo, events, manual, metadata, orders, status, verify, wait,
 };
 
 /// Runs `twinadm` with these arguments, the program's name first; answers the exit code.
@@ -70,12 +70,19 @@ fn run(context: &Context, verb: &Verb) -> Result<u8, Failure> {
             &arguments.resources,
             &MakeVerb::Resync(arguments.max_rate),
         ),
+        Verb::Verify(arguments) => verify::verify(context, arguments),
         Verb::Invalidate(arguments) => {
-            let make = MakeVerb::Invalidate(arguments.from.clone(), arguments.yes_discard);
+            let make = MakeVerb::Invalidate(
+                arguments.from.clone(),
+                context.discards(arguments.yes_discard),
+            );
             orders::give(context, core::slice::from_ref(&arguments.resource), &make)
         }
         Verb::InvalidateRemote(arguments) => {
-            let make = MakeVerb::InvalidateRemote(arguments.peer.clone(), arguments.yes_discard);
+            let make = MakeVerb::InvalidateRemote(
+                arguments.peer.clone(),
+                context.discards(arguments.yes_discard),
+            );
             orders::give(context, core::slice::from_ref(&arguments.resource), &make)
         }
         Verb::Primary(arguments) => orders::give(context, &arguments.resources, &MakeVerb::Primary),

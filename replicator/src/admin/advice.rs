@@ -48,7 +48,8 @@ impl ClusterStatus {
     }
 }
 
-/// The first of these that holds: guests wait, no data here, one copy, no peer, by hand, new.
+/// The first of these that holds: guests wait, no data here, one copy, no peer, by hand, new, two
+/// copies that differ.
 fn advise(node: &str, cluster: &ClusterStatus, resource: &ResourceStatus) -> Option<Advice> {
     if !resource.up {
         return None;
@@ -74,6 +75,7 @@ fn advise(node: &str, cluster: &ClusterStatus, resource: &ResourceStatus) -> Opt
         })
         .or_else(|| local_disk_behind(node, resource))
         .or_else(|| held_by_hand(resource))
+        .or_else(|| verify_found(resource))
 }
 
 fn guests_wait(node: &str, cluster: &ClusterStatus, resource: &ResourceStatus) -> Option<Advice> {
@@ -196,6 +198,22 @@ fn sync_paused(resource: &ResourceStatus) -> Option<Advice> {
         problem: Some(ErrorId::SyncPaused),
         status: "one up-to-date copy, and the resync is held by order".to_owned(),
         action: Some(orders.join(" and ")),
+    })
+}
+
+/// The copies differ, and nobody knows which one is good: the view counts on both.
+fn verify_found(resource: &ResourceStatus) -> Option<Advice> {
+    let found = |volume: &PeerVolumeStatus| {
+        let last = volume.last_verify.as_ref();
+        last.is_some_and(|it| it.unrepaired_bytes() > 0)
+    };
+    let name = &resource.name;
+    volumes(resource).any(found).then(|| Advice {
+        problem: Some(ErrorId::VerifyFound),
+        status: "the last verify found blocks that differ between the two replicas".to_owned(),
+        action: Some(format!(
+            "find out which copy is good; if it is the Primary's: twinadm verify {name} --repair"
+        )),
     })
 }
 

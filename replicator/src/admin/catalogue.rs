@@ -117,6 +117,10 @@ catalogue! {
     /// Degraded: a resync waits, because an operator holds it.
     SyncPaused = "W0139", exit::DEGRADED, ["twinadm resume-sync RES"];
 
+    /// Degraded: the last verify found differences that were not mended.
+    VerifyFound = "W0140", exit::DEGRADED, [
+        "if the Primary's copy is the good one: twinadm verify RES --repair",
+    ];
     /// Data that only this replica has would be lost.
     WouldDiscard = "E0203", exit::REFUSED, [
         "if they may be lost, say how much: twinadm invalidate RES --from PEER --yes-discard=SIZE",
@@ -221,6 +225,12 @@ catalogue! {
         "twinadm dump-md RES shows what is left of it",
         "keep a copy of it before anything else is tried",
     ];
+    /// The two replicas differ.
+    ReplicasDiffer = "E1010", exit::FAILED, [
+        "if the Primary's copy is the good one: twinadm verify RES --repair",
+    ];
+    /// A verify did not get to its end.
+    VerifyUnfinished = "E1011", exit::FAILED, ["twinadm verify RES, once both are up to date"];
 }
 
 impl ErrorId {

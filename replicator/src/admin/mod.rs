@@ -29,8 +29,9 @@ pub use event::{Event, EventKind};
 pub use report::{ErrorReport, exit};
 pub use request::{ChangeEffect, ConfigChange, MaxRate, Request, Response, Verb, VersionInfo};
 pub use status::{
-    ArbitratorStatus, ClusterStatus, GuestStatus, LastResync, PAUSED_BY_USER, PeerStatus,
-    PeerVolumeStatus, ResourceStatus, ResyncStatus, SCHEMA, Status, VolumeStatistics, VolumeStatus,
+    ArbitratorStatus, ByteSpan, ClusterStatus, GuestStatus, LastResync, LastVerify, PAUSED_BY_USER,
+    PeerStatus, PeerVolumeStatus, ResourceStatus, ResyncStatus, SCHEMA, Status, VERIFY_DONE,
+    VerifyStatus, VolumeStatistics, VolumeStatus,
 };
 pub use time::{rfc3339_millis, rfc3339_seconds};
 

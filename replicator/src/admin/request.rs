@@ -92,6 +92,14 @@ pub enum Verb {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         yes_discard: Option<u64>,
     },
+    /// Compare both replicas and write again what differs if `repair`; or stop that.
+    Verify {
+        resource: String,
+        #[serde(default)]
+        repair: bool,
+        #[serde(default)]
+        stop: bool,
+    },
     /// The snapshot as events, then each change, until the client closes; with `now` the snapshot
     /// alone. Answered by [`Response::Event`] lines.
     Events2 {

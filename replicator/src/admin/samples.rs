@@ -71,6 +71,8 @@ pub(super) fn healthy() -> Status {
                     out_of_sync_bytes: Some(0),
                     lag_bytes: 0,
                     lag_seconds: 0.0,
+                    verify: None,
+                    last_verify: None,
                     last_resync: LastResync::default(),
                     resync: None,
                 }],

@@ -214,6 +214,68 @@ pub struct PeerVolumeStatus {
     pub last_resync: LastResync,
     /// The running one.
     pub resync: Option<ResyncStatus>,
+    /// The verify that this Primary runs.
+    #[serde(default)]
+    pub verify: Option<VerifyStatus>,
+    /// The last one that ended here since the daemon started.
+    #[serde(default)]
+    pub last_verify: Option<LastVerify>,
+}
+
+/// A running verify.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct VerifyStatus {
+    /// How far it is.
+    #[serde(flatten)]
+    pub progress: ResyncStatus,
+    /// What differs is written again, as it is on the Primary.
+    pub repair: bool,
+    /// Found to differ so far.
+    pub differing_bytes: u64,
+}
+
+/// Value of [`LastVerify::why`] when everything was compared.
+pub const VERIFY_DONE: &str = "done";
+
+/// What a verify found.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct LastVerify {
+    /// What differed was to be written again.
+    pub repair: bool,
+    /// Compared.
+    pub checked_bytes: u64,
+    /// Of these different.
+    pub differing_bytes: u64,
+    /// Could not be read on one side.
+    pub unreadable_bytes: u64,
+    /// Of the different and unreadable ones, written again on both.
+    pub repaired_bytes: u64,
+    /// How long it took.
+    pub seconds: f64,
+    /// When it ended, as [`super::rfc3339_seconds`].
+    pub ended: Option<String>,
+    /// [`VERIFY_DONE`], or why it ended early.
+    pub why: Option<String>,
+    /// Where the first differences are.
+    pub ranges: Vec<ByteSpan>,
+}
+
+/// A piece of a volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ByteSpan {
+    /// Where it begins.
+    pub offset_bytes: u64,
+    /// How long it is.
+    pub len_bytes: u64,
+}
+
+impl LastVerify {
+    /// Found and not mended.
+    #[must_use]
+    pub fn unrepaired_bytes(&self) -> u64 {
+        let found = self.differing_bytes.saturating_add(self.unreadable_bytes);
+        found.saturating_sub(self.repaired_bytes)
+    }
 }
 
 /// What a resync did.

@@ -1,7 +1,7 @@
 //! The resync line: bar, percent, done/total, rate, ETA, then the reason if it is held. The same
 //! in `status`, `wait-sync` and wherever else a resync is shown (order as in /proc/mdstat).
 
-use replicator::admin::ResyncStatus;
+use replicator::admin::{ResyncStatus, VerifyStatus};
 
 use super::size::{duration, part_of, size};
 
@@ -38,6 +38,16 @@ pub fn resync_line(resync: &ResyncStatus) -> String {
     line
 }
 
+/// The same of a verify, with what it found so far.
+#[must_use]
+pub fn verify_line(verify: &VerifyStatus) -> String {
+    let line = resync_line(&verify.progress);
+    match verify.differing_bytes {
+        0 => format!("{line}  verify"),
+        bytes => format!("{line}  verify: {} differ", size(bytes)),
+    }
+}
+
 /// Never `100.0` before the end.
 fn percent(ratio: f64) -> String {
     let percent = if ratio < 1.0 {
@@ -68,6 +78,19 @@ fn bar(ratio: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_verify_says_so_and_what_it_found() {
+        let mut verify = VerifyStatus {
+            progress: ResyncStatus::new(1 << 20, 4 << 20, Some(1 << 20), None),
+            repair: false,
+            differing_bytes: 0,
+        };
+        let line = "[=====>..............] 25.0%  1.0/4.0 MiB  1.0 MiB/s  eta 3s  verify";
+        assert_eq!(verify_line(&verify), line);
+        verify.differing_bytes = 8192;
+        assert_eq!(verify_line(&verify), format!("{line}: 8.0 KiB differ"));
+    }
 
     fn line(done: u64, total: u64, rate: Option<u64>, held: Option<&str>) -> String {
         resync_line(&ResyncStatus::new(

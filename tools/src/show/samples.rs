@@ -131,6 +131,8 @@ fn resource(name: &str, role: Role, prefer: &str) -> ResourceStatus {
                 out_of_sync_bytes: Some(0),
                 lag_bytes: 0,
                 lag_seconds: 0.0,
+                verify: None,
+                last_verify: None,
                 last_resync: LastResync::default(),
                 resync: None,
             }],

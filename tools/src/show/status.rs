@@ -5,7 +5,7 @@ use replicator::admin::{
 };
 use replicator::types::{ConnectionState, DiskState, ReplicationState, Role};
 
-use super::resync::resync_line;
+use super::resync::{resync_line, verify_line};
 use super::size::{duration, size_word};
 
 /// Text of an action is broken here, so that it fits an 80-column terminal.
@@ -208,6 +208,9 @@ fn push_peer(peer: &PeerStatus, lines: &mut Vec<String>) {
         }
         if let Some(resync) = &volume.resync {
             lines.push(format!("    {}", resync_line(resync)));
+        }
+        if let Some(verify) = &volume.verify {
+            lines.push(format!("    {}", verify_line(verify)));
         }
     }
 }

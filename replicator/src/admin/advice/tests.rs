@@ -1,6 +1,6 @@
 use super::super::samples::healthy;
 use super::*;
-use crate::admin::{PAUSED_BY_USER, ResyncStatus};
+use crate::admin::{LastVerify, PAUSED_BY_USER, ResyncStatus};
 
 fn conclude(change: impl FnOnce(&mut Status)) -> (Option<String>, Option<String>, u32) {
     let mut status = healthy();
@@ -99,6 +99,21 @@ fn a_resync_held_by_order_says_which_words_let_it_go_on() {
         resource.action.as_deref(),
         Some("twinadm resume-sync vm-web and twinadm resume-sync vm-web --node kvm-b")
     );
+}
+
+#[test]
+fn copies_that_differ_are_a_problem_until_they_are_mended() {
+    for (repaired_bytes, expected) in [(0, Some("W0140")), (8192, None)] {
+        let (problem, ..) = conclude(|status| {
+            status.resources[0].peers[0].volumes[0].last_verify = Some(LastVerify {
+                differing_bytes: 4096,
+                unreadable_bytes: 4096,
+                repaired_bytes,
+                ..LastVerify::default()
+            });
+        });
+        assert_eq!(problem.as_deref(), expected);
+    }
 }
 
 #[test]
