@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::cluster::{A, B, Cluster, RES, Setup};
 use crate::nbd::Nbd;
-use crate::tools::{have, hold_for, now, program};
+use crate::tools::{have, hold_for, now, program, skip};
 
 /// `nbdinfo` sees the export under its name, its size, and what it can do.
 #[test]
@@ -269,4 +269,93 @@ fn patchwork(cluster: &Cluster, len: usize) -> PathBuf {
     }
     fs::write(&path, bytes).unwrap();
     path
+}
+
+/// libnbd's own API, from Python: asynchronous commands, flags, and errors as errors.
+#[test]
+fn libnbd_from_python_sees_what_the_specification_says() {
+    const SCRIPT: &str = r#"
+import nbd, os, sys
+h = nbd.NBD()
+h.add_meta_context(nbd.CONTEXT_BASE_ALLOCATION)
+h.connect_uri(sys.argv[1])
+assert h.get_size() == 64 << 20
+assert h.can_multi_conn() and h.can_fua() and h.can_fast_zero() and h.can_df()
+data = os.urandom(100_000)
+h.pwrite(data, 12345, nbd.CMD_FLAG_FUA)
+assert h.pread(len(data), 12345) == data
+h.zero(50_000, 20_000, nbd.CMD_FLAG_NO_HOLE)
+h.trim(4096, 1 << 20)
+assert h.pread(50_000, 20_000) == bytes(50_000)
+h.flush()
+# Many in flight, answered in any order.
+bufs = [nbd.Buffer.from_bytearray(bytearray(os.urandom(4096))) for _ in range(64)]
+cookies = [h.aio_pwrite(b, (2 << 20) + n * 4096) for n, b in enumerate(bufs)]
+while cookies:
+    cookies = [c for c in cookies if not h.aio_command_completed(c)]
+    if cookies:
+        h.poll(-1)
+for n, b in enumerate(bufs):
+    assert h.pread(4096, (2 << 20) + n * 4096) == b.to_bytearray()
+extents = []
+h.block_status(64 << 20, 0, lambda context, offset, entries, error: extents.extend(entries) or 0)
+assert sum(extents[0::2]) > 0
+h.set_strict_mode(0)
+for wrong, errno in ((lambda: h.pread(4096, 64 << 20), "EINVAL"),
+                     (lambda: h.pwrite(bytes(4096), 64 << 20), "ENOSPC")):
+    try:
+        wrong()
+    except nbd.Error as error:
+        assert error.errno == errno, error
+    else:
+        raise AssertionError("beyond the end")
+h.shutdown()
+"#;
+    let python = "/usr/bin/python3";
+    let probe = std::process::Command::new(python)
+        .args(["-c", "import nbd"])
+        .output();
+    if !probe.is_ok_and(|probe| probe.status.success()) {
+        skip("python3-libnbd is not installed");
+        return;
+    }
+    let cluster = Cluster::serving(&Setup::default());
+    program(python, &["-c", SCRIPT, &cluster.nbd_uri(A)]).ok();
+}
+
+/// nbdkit as a client between us and others, QEMU's benchmark, and its map of the disk.
+#[test]
+fn nbdkit_and_the_rest_of_qemu_img_work_too() {
+    if !have(&["nbdkit", "qemu-img", "nbdcopy"]) {
+        return;
+    }
+    let cluster = Cluster::serving(&Setup::default());
+    let uri = cluster.nbd_uri(A);
+    let source = patchwork(&cluster, 64 << 20);
+    let copy = format!("nbdcopy --connections=4 {} \"$uri\"", source.display());
+    let through = ["-U", "-", "nbd", &uri, "--run", &copy];
+    program("nbdkit", &through).ok();
+    let path = source.display().to_string();
+    program(
+        "qemu-img",
+        &["compare", "-f", "raw", "-F", "raw", &path, &uri],
+    )
+    .ok();
+    let map = program("qemu-img", &["map", "-f", "raw", "--output=json", &uri]).ok();
+    let map: serde_json::Value = serde_json::from_str(&map).unwrap();
+    let mapped: u64 = map
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|it| it["length"].as_u64().unwrap())
+        .sum();
+    assert_eq!(mapped, 64 << 20);
+    for write in [true, false] {
+        let mut words = vec![
+            "bench", "-f", "raw", "-c", "2000", "-d", "32", "-s", "4096", "-t", "none",
+        ];
+        words.extend(write.then_some("-w"));
+        words.push(&uri);
+        program("qemu-img", &words).ok();
+    }
 }
