@@ -6,3 +6,4 @@ pub mod controller;
 #[cfg(feature = "daemon")]
 pub mod daemon;
 pub mod explorer;
+pub mod guests;

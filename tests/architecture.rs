@@ -18,6 +18,7 @@ const PURE: &[&str] = &[
     "replicator/src/engine/",
     "src/controller/",
     "src/explorer/",
+    "src/guests/",
     "nbd-frontend/src/",
 ];
 
@@ -72,6 +73,8 @@ const ARROWS: &[Arrow] = &[
     arrow("src/controller/", "replicator", &["types"]),
     arrow("src/explorer/", "crate", &["explorer", "controller"]),
     arrow("src/explorer/", "replicator", &["types"]),
+    arrow("src/guests/", "crate", &["guests", "controller"]),
+    arrow("src/guests/", "replicator", &["types"]),
     arrow("src/config/", "crate", &["config"]),
     arrow("src/config/", "replicator", &["types", "admin", "meta"]),
     arrow("tools/src/", "replicator", &["types", "meta", "admin"]),
