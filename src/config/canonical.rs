@@ -13,14 +13,14 @@ use replicator::meta::activity_log::SLOTS_DEFAULT;
 use replicator::types::{Failover, NodeId};
 
 use super::shape::{
-    DISK_TIMEOUT_DEFAULT, FAILOVERS, default_log, default_metrics, default_nbd, default_net,
-    default_resync,
+    DISK_TIMEOUT_DEFAULT, FAILOVERS, LIBVIRT, ON_DEMOTE, default_log, default_metrics, default_nbd,
+    default_net, default_resync,
 };
 use super::types::{
     Config, GuestConfig, LogTarget, NodeRole, OnNoQuorum, QuorumConfig, Rate, ReplicaPaths,
     ResourceConfig, TimingProfile, Tls, VerifyConfig, VolumeConfig, Watchdog,
 };
-use super::units::{duration_text, size_text};
+use super::units::{demote_steps_text, duration_text, size_text};
 
 /// A value in its written form.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,10 +74,11 @@ impl Config {
             };
             let addresses = node.addresses.iter().map(ToString::to_string).collect();
             let role = optional("role", text(role), &text("data"));
-            table(
-                &["node", &node.name],
-                vec![role, required("address", Value::List(addresses))],
-            )
+            let mut entries = vec![role, required("address", Value::List(addresses))];
+            if node.role == NodeRole::Data {
+                entries.push(optional("libvirt", text(&node.libvirt), &text(LIBVIRT)));
+            }
+            table(&["node", &node.name], entries)
         }));
         tables.extend([self.quorum_table(), self.net_table(), self.resync_table()]);
         tables.extend([
@@ -355,8 +356,8 @@ fn guest_entries(guest: &GuestConfig) -> Vec<Entry> {
     entries.push(optional("on-failover", text(start), &text("start")));
     entries.push(optional(
         "on-demote",
-        text(&guest.on_demote),
-        &text("shutdown:60s,destroy"),
+        text(&demote_steps_text(&guest.on_demote)),
+        &text(&demote_steps_text(&ON_DEMOTE)),
     ));
     entries
 }

@@ -16,5 +16,3 @@ pub(super) const METRICS: &[&str] = &["listen"];
 pub(super) const LOG: &[&str] = &["target"];
 /// `[resource.NAME]`
 pub(super) const RESOURCE: &[&str] = &["prefer", "failback", "priority"];
-/// `[resource.NAME.guest]`
-pub(super) const GUEST: &[&str] = &["domain", "target", "on-failover", "on-demote"];

@@ -32,9 +32,9 @@ pub use load::{Scope, load, load_file};
 use source::Span;
 pub use source::{FileKind, Place, SourceFile};
 pub use types::{
-    Config, GuestConfig, LogConfig, LogTarget, MetricsConfig, NbdConfig, NetConfig, NodeConfig,
-    NodeRole, OnNoQuorum, QuorumConfig, Rate, ReplicaPaths, ResourceConfig, ResyncConfig,
-    TimingProfile, Tls, VerifyConfig, VolumeConfig, Watchdog,
+    Config, DemoteStep, GuestConfig, LogConfig, LogTarget, MetricsConfig, NbdConfig, NetConfig,
+    NodeConfig, NodeRole, OnNoQuorum, QuorumConfig, Rate, ReplicaPaths, ResourceConfig,
+    ResyncConfig, TimingProfile, Tls, VerifyConfig, VolumeConfig, Watchdog,
 };
 pub use units::{NAME_LEN_MAX, duration_text, parse_duration, parse_rate, parse_size, size_text};
 

@@ -9,8 +9,8 @@ use toml::de::{DeTable, DeValue};
 
 use super::diagnostic::Findings;
 use super::source::{Located, Span};
-use super::types::Rate;
-use super::units::{did_you_mean, parse_duration, parse_rate, parse_size};
+use super::types::{DemoteStep, Rate};
+use super::units::{did_you_mean, parse_demote_steps, parse_duration, parse_rate, parse_size};
 
 /// A table being read.
 pub(super) struct Section<'a> {
@@ -266,6 +266,17 @@ impl<'a> Section<'a> {
             time => Ok(time),
         };
         self.parsed(key, "a time such as \"5s\"", parse, found)
+            .map(|located| located.value)
+    }
+
+    /// Steps of `on-demote`.
+    pub(super) fn demote_steps(
+        &mut self,
+        key: &'static str,
+        found: &mut Findings,
+    ) -> Option<Vec<DemoteStep>> {
+        let wanted = "steps such as \"shutdown:60s,destroy\"";
+        self.parsed(key, wanted, parse_demote_steps, found)
             .map(|located| located.value)
     }
 

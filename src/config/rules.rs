@@ -91,6 +91,7 @@ fn check_nodes(mut drafts: Vec<DraftNode>, found: &mut Findings) -> Option<Vec<N
     let nodes = drafts.into_iter().map(|draft| NodeConfig {
         name: draft.name.value,
         role: draft.role,
+        libvirt: draft.libvirt,
         addresses: draft
             .addresses
             .into_iter()

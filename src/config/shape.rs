@@ -14,8 +14,8 @@ use super::effect;
 use super::reader::{PerNode, Section, shown};
 use super::source::{FileKind, Located, Span};
 use super::types::{
-    GuestConfig, LogConfig, LogTarget, MetricsConfig, NbdConfig, NetConfig, NodeRole, OnNoQuorum,
-    QuorumConfig, ResyncConfig, TimingProfile, Tls, VerifyConfig, Watchdog,
+    DemoteStep, GuestConfig, LogConfig, LogTarget, MetricsConfig, NbdConfig, NetConfig, NodeRole,
+    OnNoQuorum, QuorumConfig, ResyncConfig, TimingProfile, Tls, VerifyConfig, Watchdog,
 };
 
 /// A peer that says nothing for this long is given up.
@@ -46,6 +46,7 @@ pub(super) struct DraftNode {
     pub(super) name: Located<String>,
     pub(super) role: NodeRole,
     pub(super) addresses: Vec<Located<std::net::SocketAddr>>,
+    pub(super) libvirt: String,
 }
 
 pub(super) struct DraftNet {
@@ -201,11 +202,13 @@ fn read_node(name: Located<String>, mut section: Section<'_>, found: &mut Findin
     let addresses = addresses
         .filter_map(|text| read_address(&text, found))
         .collect::<Vec<_>>();
+    let libvirt = section.string("libvirt", found);
     section.finish(&[], found);
     DraftNode {
         name,
         role,
         addresses,
+        libvirt: libvirt.map_or(LIBVIRT, |uri| uri.value).to_owned(),
     }
 }
 
@@ -474,6 +477,15 @@ fn read_failback(section: &mut Section<'_>, found: &mut Findings) -> String {
     text.value.to_owned()
 }
 
+/// How libvirt is reached where a node's table does not say.
+pub(super) const LIBVIRT: &str = "qemu:///system";
+
+/// A guest gets a minute to shut down.
+pub(super) const ON_DEMOTE: [DemoteStep; 2] = [
+    DemoteStep::Shutdown(Duration::from_secs(60)),
+    DemoteStep::Destroy,
+];
+
 /// Longer than a disk with a full queue takes for one operation of it. A flush gets more.
 pub(super) const DISK_TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
 
@@ -517,14 +529,12 @@ fn read_guest(mut section: Section<'_>, found: &mut Findings) -> Option<GuestCon
         .string("target", found)
         .map(|text| text.value.to_owned());
     let start = section.word("on-failover", &actions, found);
-    let on_demote = section.string("on-demote", found);
-    section.finish(effect::GUEST, found);
+    let on_demote = section.demote_steps("on-demote", found);
+    section.finish(&[], found);
     Some(GuestConfig {
         domain: domain?,
         target,
         start_on_failover: start.is_none_or(|word| word.value),
-        on_demote: on_demote
-            .map_or("shutdown:60s,destroy", |text| text.value)
-            .to_owned(),
+        on_demote: on_demote.unwrap_or_else(|| ON_DEMOTE.to_vec()),
     })
 }

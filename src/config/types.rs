@@ -53,6 +53,8 @@ pub struct NodeConfig {
     pub role: NodeRole,
     /// Where it listens, TCP and UDP, in order of preference; never empty, unique in the cluster.
     pub addresses: Vec<SocketAddr>,
+    /// How its libvirt is reached.
+    pub libvirt: String,
 }
 
 /// Deadlines of leases and takeovers (DESIGN §5).
@@ -267,8 +269,17 @@ pub struct GuestConfig {
     pub target: Option<String>,
     /// Start it where the resource is promoted.
     pub start_on_failover: bool,
-    /// What to do with it before giving the lease away.
-    pub on_demote: String,
+    /// What to do with it before giving the lease away, in this order; never empty.
+    pub on_demote: Vec<DemoteStep>,
+}
+
+/// One step of `on-demote`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DemoteStep {
+    /// Ask it to shut down, and wait that long.
+    Shutdown(Duration),
+    /// End it.
+    Destroy,
 }
 
 impl Config {

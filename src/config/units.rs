@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::types::Rate;
+use super::types::{DemoteStep, Rate};
 
 const SIZES: [(&str, u64); 6] = [
     ("KiB", 1 << 10),
@@ -176,6 +176,25 @@ fn likely_size_unit(unit: &str) -> &'static str {
         .iter()
         .find(|(name, _)| name.chars().next() == first)
         .map_or("GiB", |(name, _)| name)
+}
+
+/// Reads the steps of `on-demote`: any number of `shutdown:TIME`, then perhaps `destroy`.
+pub(super) fn parse_demote_steps(text: &str) -> Result<Vec<DemoteStep>, String> {
+    let step = |word: &str| match word.trim().split_once(':') {
+        Some(("shutdown", time)) => parse_duration(time).map(DemoteStep::Shutdown),
+        None if word.trim() == "destroy" => Ok(DemoteStep::Destroy),
+        _ => Err("write \"shutdown:TIME\", \"destroy\", or both with a comma between".to_owned()),
+    };
+    text.split(',').map(step).collect()
+}
+
+/// The steps as they are written.
+pub(super) fn demote_steps_text(steps: &[DemoteStep]) -> String {
+    let words = steps.iter().map(|step| match step {
+        DemoteStep::Shutdown(time) => format!("shutdown:{}", duration_text(*time)),
+        DemoteStep::Destroy => "destroy".to_owned(),
+    });
+    words.collect::<Vec<_>>().join(",")
 }
 
 #[cfg(test)]

@@ -277,6 +277,14 @@ impl Controller {
         Some(self.resources.get(&resource)?.snapshot(&cx))
     }
 
+    /// Until when guests of a resource may run on this node if nothing more is heard; `None` when
+    /// it is not active. Looked at before any action leaves, it is never later than what the peer
+    /// may infer from that action.
+    #[must_use]
+    pub fn serves_until(&self, resource: ResourceId) -> Option<Instant> {
+        self.resources.get(&resource)?.serves_until(&self.me)
+    }
+
     /// Who is seen, as of `now`.
     #[must_use]
     pub fn node_snapshot(&self, now: Instant) -> NodeSnapshot {

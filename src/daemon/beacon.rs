@@ -14,7 +14,7 @@ use replicator::engine::Input as EngineInput;
 use replicator::io::clock::SuspendWatch;
 use replicator::io::{clock, realtime};
 use replicator::types::time::earliest;
-use replicator::types::{Instant, ResourceId, StoreError};
+use replicator::types::{Instant, ResourceId, StoreError, ViewCause};
 
 use super::api::ShardCommand;
 use super::beacon_io::{Carrier, DATAGRAM_LEN_MAX};
@@ -24,6 +24,7 @@ use super::watchdog::{HUNG_LOOKS, LOOK_EVERY, Verdict, Watchdog};
 use crate::controller::{
     Action, Controller, ControllerEvent, Datagram, EngineCommand, Input, StepDownReason,
 };
+use crate::guests::Entry;
 
 /// Stack of the thread: the controller recurses nowhere.
 const STACK_LEN: usize = 256 * 1024;
@@ -183,6 +184,11 @@ impl Beacon {
     fn step(&mut self, input: Input) {
         let mut actions = core::mem::take(&mut self.actions);
         self.controller.handle(clock::now(), input, &mut actions);
+        // Before anything leaves by which the peer could count on a lease that guardians do not
+        // know of.
+        for (resource, guards) in self.node.resources.guards() {
+            guards.set_until(self.controller.serves_until(resource));
+        }
         for action in actions.drain(..) {
             self.perform(action);
         }
@@ -229,6 +235,7 @@ impl Beacon {
             EngineCommand::Activate(activation) => {
                 // A lease of an earlier activation says nothing about this one.
                 self.set_lease(resource, Instant::ZERO);
+                self.begin_tenure(resource, activation.view().cause);
                 EngineInput::Activate(activation)
             }
             EngineCommand::StepDown => {
@@ -256,6 +263,20 @@ impl Beacon {
         self.node.command(ShardCommand::Engine {
             resource,
             input: Box::new(input),
+        });
+    }
+
+    /// Before the engine serves: the resource's guest must know what it follows.
+    fn begin_tenure(&self, resource: ResourceId, cause: ViewCause) {
+        let (entry, follows_another) = match cause {
+            ViewCause::Founded => (Entry::Vacated, false),
+            ViewCause::Claimed => (Entry::Vacated, true),
+            ViewCause::TookOver => (Entry::Taken, true),
+            _ => (Entry::Own, false),
+        };
+        self.node.board.update(|board| {
+            let guest = &mut board.resource(resource).guest;
+            guest.begin_tenure(entry, follows_another);
         });
     }
 

@@ -5,7 +5,7 @@
 //! than a reader copies.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use replicator::types::{Instant, ReplicaId, ResourceId};
@@ -13,6 +13,7 @@ use replicator::types::{Instant, ReplicaId, ResourceId};
 use super::api::{AttachFailure, ResourceSnapshot, StoredMarks};
 use crate::controller;
 use crate::controller::{Done, NodeSnapshot, OrderId, OrderRefusal};
+use crate::guests::{Entry, Stop};
 
 /// Outcomes of orders kept for clients that did not fetch them (they were gone by then).
 const OUTCOMES_MAX: usize = 256;
@@ -81,6 +82,62 @@ pub struct ResourceBoard {
     pub add_failed: Option<String>,
     /// How fast the running resync or verify is.
     pub rate: RateMeter,
+    /// Its guest.
+    pub guest: GuestBoard,
+}
+
+/// What is known and wanted of a resource's guest.
+#[derive(Debug, Default)]
+pub struct GuestBoard {
+    /// This node's newest activation.
+    pub tenure: Option<TenureBoard>,
+    /// What an order under way wants of it.
+    pub stop: Stop,
+    /// What it does here; `None` without a guest, and before the first look.
+    pub shown: Option<GuestShown>,
+}
+
+/// One activation of this node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TenureBoard {
+    /// Grows.
+    pub number: u64,
+    /// The newest one that did not follow one of this node.
+    pub taken: u64,
+    /// What came before.
+    pub entry: Entry,
+}
+
+/// A guest as `status` shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GuestShown {
+    /// Its state in a word.
+    pub word: &'static str,
+    /// Why, where that is not plain.
+    pub why: Option<String>,
+    /// A process of it is here.
+    pub here: bool,
+    /// Nothing of it runs here or is about to.
+    pub stopped: bool,
+    /// It did not go when it was told to.
+    pub stop_failed: bool,
+}
+
+impl GuestBoard {
+    /// This node was activated.
+    pub fn begin_tenure(&mut self, entry: Entry, follows_another: bool) {
+        let old = self.tenure;
+        let number = old.map_or(0, |it| it.number) + 1;
+        let taken = match follows_another {
+            true => number,
+            false => old.map_or(0, |it| it.taken),
+        };
+        self.tenure = Some(TenureBoard {
+            number,
+            taken,
+            entry,
+        });
+    }
 }
 
 impl BoardState {
@@ -120,10 +177,11 @@ impl ResourceBoard {
 }
 
 /// The board behind its lock.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Board {
     state: Mutex<BoardState>,
     changed: Condvar,
+    watcher: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
 impl Board {
@@ -134,7 +192,17 @@ impl Board {
         state.generation += 1;
         drop(state);
         self.changed.notify_all();
+        if let Some(wake) = self.watcher.get() {
+            wake();
+        }
         result
+    }
+
+    /// Has `wake` called after each change, for who waits for other things too. It must not block.
+    /// Once; a second watcher is not taken.
+    pub fn watch(&self, wake: Box<dyn Fn() + Send + Sync>) {
+        debug_assert!(self.watcher.get().is_none());
+        self.watcher.get_or_init(|| wake);
     }
 
     /// Looks at the board.

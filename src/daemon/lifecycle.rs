@@ -218,6 +218,7 @@ impl Node {
     ) -> Outcome {
         let timeout = timeout.unwrap_or(DOWN_TIMEOUT);
         let _claim = Claim::take(self, resource, timeout)?;
+        let _stopped = self.stop_guest(resource, force)?;
         self.clients_leave(resource, Order::Down, force)?;
         let was_there = self.presence(resource) != Presence::Away;
         let outcome = self.order(resource, Order::Down, timeout, || !asker.is_gone());
@@ -410,7 +411,9 @@ impl Node {
                 // Those that the peer passes on find it there, at the same socket.
                 let serves_here =
                     |it: &ResourceSnapshot| it.nbd_clients.iter().any(|client| !client.forwarded);
+                // A guest between two connections is no reason to give its disk away either.
                 shard.is_some_and(|it| it.engine.role == Role::Primary && !serves_here(it))
+                    && !Self::has_guest(board, id)
             })
         });
         let begun: Vec<_> = idle

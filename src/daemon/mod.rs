@@ -20,6 +20,8 @@ pub mod board;
 mod bridge;
 pub mod control;
 pub mod forward;
+mod guest_orders;
+mod guests;
 mod invalidate_orders;
 mod last_words;
 mod lifecycle;
@@ -83,7 +85,12 @@ impl Program {
 #[must_use]
 pub fn main(program: Program) -> ExitCode {
     last_words::on_panic();
-    let arguments = std::env::args_os().skip(1);
+    let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
+    if let Some((first, rest)) = arguments.split_first()
+        && first == guests::guardian::GUARDIAN
+    {
+        return guests::guardian::main(rest);
+    }
     let code = match args::parse(arguments, defaults()) {
         Ok(Command::Help) => {
             print(&args::help(program.name(), program.what()));

@@ -355,6 +355,8 @@ impl Node {
         asker: &dyn Answers,
     ) -> Outcome {
         self.check_running(resource)?;
+        // Held to the end: an order that fails gives the guest back.
+        let _stopped = self.stop_guest(resource, force)?;
         self.clients_leave(resource, Order::Secondary, force)?;
         let timeout = timeout.unwrap_or(ORDER_TIMEOUT);
         let outcome = self.order(resource, Order::Secondary, timeout, || !asker.is_gone());

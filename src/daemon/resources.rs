@@ -10,6 +10,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use replicator::types::ResourceId;
 
+use super::guests::GuardLinks;
 use crate::config::ResourceConfig;
 
 /// See the module. Its lock is held for lookups only: the beacon thread is among the readers.
@@ -23,6 +24,8 @@ struct Known {
     /// End of each resource's lease, shared with the shard. One that is configured no more keeps its
     /// own: the same if it comes back.
     leases: BTreeMap<ResourceId, Arc<AtomicU64>>,
+    /// Guardians of each resource that has or had a guest.
+    guards: BTreeMap<ResourceId, Arc<GuardLinks>>,
 }
 
 impl Resources {
@@ -41,6 +44,9 @@ impl Resources {
         let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
         for resource in &list {
             known.leases.entry(resource.id()).or_default();
+            if resource.guest.is_some() {
+                known.guards.entry(resource.id()).or_default();
+            }
         }
         known.list = list;
     }
@@ -62,6 +68,17 @@ impl Resources {
     /// End of a resource's lease on this node's clock, in nanoseconds; 0: none.
     pub(super) fn lease(&self, id: ResourceId) -> Option<Arc<AtomicU64>> {
         self.known().leases.get(&id).cloned()
+    }
+
+    /// The guardians of a resource's guest.
+    pub(super) fn guards_of(&self, id: ResourceId) -> Option<Arc<GuardLinks>> {
+        self.known().guards.get(&id).cloned()
+    }
+
+    pub(super) fn guards(&self) -> Vec<(ResourceId, Arc<GuardLinks>)> {
+        let known = self.known();
+        let guards = known.guards.iter();
+        guards.map(|(id, links)| (*id, Arc::clone(links))).collect()
     }
 
     pub(super) fn leases(&self) -> Vec<Arc<AtomicU64>> {

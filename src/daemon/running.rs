@@ -21,6 +21,7 @@ use super::api::{ShardCommand, ShardSetup, StoredMarks};
 use super::args::Flags;
 use super::beacon_io::Carrier;
 use super::control::ControlServer;
+use super::guests::{self, GuestsThread};
 use super::mailbox::Mailbox;
 use super::node::{CONTROLLER_INPUTS_MAX, ControllerRequest, Node, NodeSink};
 use super::prepare::{Sockets, directory_refusal, system};
@@ -49,6 +50,7 @@ pub(super) struct Running {
     beacon: JoinHandle<()>,
     store: JoinHandle<()>,
     shard: Option<JoinHandle<()>>,
+    guests: Option<GuestsThread>,
 }
 
 impl Running {
@@ -148,6 +150,13 @@ impl Running {
         let requests = Arc::clone(&node.store);
         let store = store_thread::start(store, requests, NodeSink(Arc::clone(&node)))
             .map_err(failed("thread for the voter store"))?;
+        // Before this node can be activated: it finds the guardians of an earlier life.
+        let guests = match program {
+            Program::Arbitrator => None,
+            Program::Daemon => Some(
+                guests::start(&node, &settings.timing).map_err(failed("thread for the guests"))?,
+            ),
+        };
         let beacon = beacon::start(Arc::clone(&node), controller, carrier)
             .map_err(failed("beacon thread"))?;
         Ok(Self {
@@ -157,6 +166,7 @@ impl Running {
             beacon,
             store,
             shard,
+            guests,
         })
     }
 
@@ -246,6 +256,10 @@ impl Running {
 
     fn stop(self) {
         tracing::info!("stopping");
+        // Guests run on; their guardians know until when.
+        if let Some(guests) = self.guests {
+            guests.stop();
+        }
         self.node.hand_over_all();
         self.node.quiesce_all();
         // Full mailboxes would mean a stuck thread; the process ends either way.

@@ -20,7 +20,7 @@ use replicator::types::{
 use super::api::ResourceSnapshot;
 use super::board::{BoardState, Presence, ResourceBoard};
 use super::words;
-use crate::config::{Config, ResourceConfig, VolumeConfig};
+use crate::config::{Config, GuestConfig, ResourceConfig, VolumeConfig};
 
 /// What the states are about.
 #[derive(Clone, Copy, Debug)]
@@ -157,12 +157,10 @@ fn resource_status(
             .map(|node| config.node_name(node).to_owned()),
         may_promote: up && known.controller.as_ref().is_some_and(|it| it.may_promote),
         suspended: suspended.map(str::to_owned),
-        guest: resource.guest.as_ref().map(|guest| GuestStatus {
-            domain: guest.domain.clone(),
-            node: None,
-            // Guests are not driven yet: whether it runs is not known.
-            state: "unknown".to_owned(),
-        }),
+        guest: resource
+            .guest
+            .as_ref()
+            .map(|guest| guest_status(place, guest, known, view)),
         volumes: resource
             .volumes
             .iter()
@@ -173,6 +171,29 @@ fn resource_status(
         status: None,
         action: None,
         problem: None,
+    }
+}
+
+/// This node knows of its own side only; the other one's is where the view says.
+fn guest_status(
+    place: Place<'_>,
+    guest: &GuestConfig,
+    known: &ResourceBoard,
+    view: Option<&View>,
+) -> GuestStatus {
+    let shown = known.guest.shown.as_ref();
+    let elsewhere = view.filter(|view| view.primary != place.node && !view.held);
+    let (node, state, why) = match (shown, elsewhere) {
+        (Some(shown), Some(_)) if shown.here => (place.node, shown.word, shown.why.clone()),
+        (_, Some(view)) => (view.primary, "unknown", None),
+        (Some(shown), None) => (place.node, shown.word, shown.why.clone()),
+        (None, None) => (place.node, "unknown", None),
+    };
+    GuestStatus {
+        domain: guest.domain.clone(),
+        node: Some(place.config.node_name(node).to_owned()),
+        state: state.to_owned(),
+        why,
     }
 }
 

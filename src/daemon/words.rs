@@ -11,6 +11,7 @@ use super::api::AttachFailure;
 use super::node::Node;
 use crate::config::ResourceConfig;
 use crate::controller::{Blocker, Names, Order, OrderRefusal};
+use crate::guests::{Blocked, Fault, KillReason, State};
 
 impl Node {
     /// The names the controller does not know.
@@ -149,6 +150,40 @@ pub(super) fn attach_report(
         ErrorId::LastGoodCopy => report.next(format!("twinadm secondary {}", resource.name)),
         ErrorId::NoMetadata => report.next(format!("twinadm create-md {}", resource.name)),
         _ => report,
+    }
+}
+
+/// Why a guest is in a state that does not explain itself.
+pub(super) fn guest_why(state: &State) -> Option<String> {
+    Some(match state {
+        State::WaitingToRetry { fault, .. } => guest_fault(fault),
+        State::Running { unguarded } => guest_fault(unguarded.as_ref()?),
+        State::Blocked(Blocked::StartFailed(fault)) => {
+            format!("it could not be started: {}", guest_fault(fault))
+        }
+        State::Blocked(Blocked::Flapping) => "it ended by itself too often".to_owned(),
+        State::OffByHand => "it was switched off from within or by hand".to_owned(),
+        State::WaitingForFence { .. } => "the other host's guest may still run".to_owned(),
+        State::Frozen => "the lease is over".to_owned(),
+        State::Killing(KillReason::Superseded) => "the volume is the other node's".to_owned(),
+        State::Killing(KillReason::LeaseOver) => "the lease is over".to_owned(),
+        State::Killing(KillReason::Forced) => "so ordered".to_owned(),
+        State::StopFailed => "it did not stop as `on-demote` asks".to_owned(),
+        _ => return None,
+    })
+}
+
+/// What went wrong with a guest.
+pub(super) fn guest_fault(fault: &Fault) -> String {
+    match fault {
+        Fault::TimedOut => "libvirt does not answer".to_owned(),
+        Fault::NoDomain => "libvirt does not know the domain on this node".to_owned(),
+        Fault::OtherDisk => {
+            "it runs, and its disk is not the NBD socket of this node (twinadm guest xml)"
+                .to_owned()
+        }
+        Fault::NoGuardian(why) => format!("it has no guardian: {why}"),
+        Fault::Said(words) => words.clone(),
     }
 }
 

@@ -56,6 +56,8 @@ struct Process {
     /// somebody started it while this node did not serve, so it is no business of ours.
     born: Option<u64>,
     run: DomainState,
+    /// We made it, paused, and it never ran: that pause is no wish of anybody.
+    fresh: bool,
     guarded: bool,
     unguarded: Option<Fault>,
     frozen: bool,
@@ -100,6 +102,20 @@ pub struct Guest {
     retry: Option<(Instant, Fault)>,
     crashes: VecDeque<Instant>,
     blocked: Option<Blocked>,
+}
+
+impl Process {
+    fn note_run(&mut self, run: DomainState) {
+        self.fresh &= run != DomainState::Running;
+        self.run = match run {
+            DomainState::Paused(PauseReason::Other) if self.fresh => {
+                DomainState::Paused(PauseReason::Starting)
+            }
+            // A word from before it was there, or after it went.
+            DomainState::Off(_) => return,
+            run => run,
+        };
+    }
 }
 
 impl Stopping {
@@ -335,22 +351,25 @@ impl Guest {
         match seen.process {
             Some(id) if known == Some(id) => {
                 if let (Some(process), Ok(run)) = (&mut self.process, seen.domain) {
-                    process.run = run;
+                    process.note_run(run);
                 }
             }
             Some(id) => {
-                let run = seen.domain.unwrap_or(DomainState::Running);
+                let fresh = after == Order::Create || self.late_create.is_some();
                 let born = self.birth(first, after);
-                self.process = Some(Process {
+                let mut process = Process {
                     id,
                     born,
-                    run,
+                    run: DomainState::Running,
+                    fresh,
                     guarded: false,
                     unguarded: None,
                     frozen: false,
                     killed: None,
                     pause_until: self.now,
-                });
+                };
+                process.note_run(seen.domain.unwrap_or(DomainState::Running));
+                self.process = Some(process);
                 self.blocked = None;
                 self.retry = None;
                 self.by_hand = false;
@@ -384,7 +403,7 @@ impl Guest {
             .as_ref()
             .is_some_and(|it| it.run != DomainState::Running);
         match self.standing {
-            _ if changing => LOOK_AGAIN,
+            _ if changing || self.autopsy => LOOK_AGAIN,
             Standing::Primary(_) => LOOK_EVERY,
             Standing::Away { .. } => LOOK_EVERY_AWAY,
         }
@@ -406,9 +425,12 @@ impl Guest {
 
     /// What the hypervisor says about a guest that is off.
     fn note_end(&mut self, domain: &Result<DomainState, Fault>) {
-        if !core::mem::take(&mut self.autopsy) {
+        // A hypervisor that has not noticed yet is asked again.
+        let noticed = matches!(domain, Ok(DomainState::Off(_)) | Err(_));
+        if !self.autopsy || !noticed {
             return;
         }
+        self.autopsy = false;
         if *domain == Ok(DomainState::Off(Ended::ByHand)) {
             self.by_hand = true;
             return;

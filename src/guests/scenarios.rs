@@ -105,7 +105,8 @@ impl Host {
                         pid: 7,
                         start: self.made,
                     });
-                    self.domain = DomainState::Paused(PauseReason::Starting);
+                    // libvirt's word for it is the same as for somebody's wish.
+                    self.domain = DomainState::Paused(PauseReason::Other);
                 }
                 Order::Resume => self.domain = DomainState::Running,
                 Order::Destroy => self.ends(Ended::ByHand),

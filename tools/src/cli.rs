@@ -166,6 +166,9 @@ pub enum Verb {
     WaitSync(OneResource),
     /// Show the states as a stream of events
     Events2(Events2),
+    /// Things about guests
+    #[command(subcommand)]
+    Guest(Guest),
     /// Print the configuration in its canonical form
     Dump(Dump),
     /// Check a configuration and report every mistake at once
@@ -277,6 +280,13 @@ pub struct Peers {
     /// A resource or one of its peers, or `all`
     #[arg(required = true, value_name = "RES[:PEER]", value_parser = with_peer)]
     pub peers: Vec<Selector>,
+}
+
+/// `guest`.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Guest {
+    /// Print the disk element that gives the resource to a libvirt domain; no daemon needed
+    Xml(OneResource),
 }
 
 /// One resource.

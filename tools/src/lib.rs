@@ -18,6 +18,7 @@ mod context;
 mod create_md;
 pub mod demo;
 mod events;
+mod guest;
 mod local;
 mod manual;
 mod metadata;

@@ -99,7 +99,7 @@ pub(crate) fn volumes<'c>(
     Ok(targets)
 }
 
-fn no_such_resource(name: &str) -> ErrorReport {
+pub(crate) fn no_such_resource(name: &str) -> ErrorReport {
     let what = format!("no resource is called {name}");
     ErrorReport::new(ErrorId::NoSuchResource, what, "it is not configured")
         .next("twinadm dump shows what is configured")

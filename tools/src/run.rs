@@ -10,13 +10,14 @@ use clap::error::ErrorKind;
 use nix::sys::signal::{SigSet, Signal};
 use replicator::admin::exit;
 
-use crate::cli::{Cli, Verb};
+use crate::cli::{self, Cli, Verb};
 use crate::context::{Context, Failure, Output};
 use crate::orders::MakeVerb;
 use crate::show::words;
 use crate::wait::Goal;
 use crate::{
-    adjust, config_verbs, create_md, demo, events, manual, metadata, orders, status, verify, wait,
+    adjust, config_verbs, create_md, demo, events, guest, manual, metadata, orders, status, verify,
+    wait,
 };
 
 /// Runs `twinadm` with these arguments, the program's name first; answers the exit code.
@@ -104,6 +105,7 @@ fn run(context: &Context, verb: &Verb) -> Result<u8, Failure> {
         Verb::WaitConnect(arguments) => wait::wait(context, arguments, Goal::Connected),
         Verb::WaitSync(arguments) => wait::wait(context, arguments, Goal::InSync),
         Verb::Events2(arguments) => events::events2(context, arguments),
+        Verb::Guest(cli::Guest::Xml(arguments)) => guest::xml(context, arguments),
         Verb::Dump(arguments) => config_verbs::dump(context, arguments),
         Verb::Check(arguments) => config_verbs::check(context, arguments),
         Verb::Version => manual::version(context),

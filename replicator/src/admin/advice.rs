@@ -56,6 +56,7 @@ fn advise(node: &str, cluster: &ClusterStatus, resource: &ResourceStatus) -> Opt
     }
     guests_wait(node, cluster, resource)
         .or_else(|| local_disk_away(node, resource))
+        .or_else(|| guest_trouble(node, resource))
         .or_else(|| local_disk_silent(node, resource))
         .or_else(|| sync_paused(resource))
         .or_else(|| resyncing(resource))
@@ -123,6 +124,29 @@ fn guests_wait(node: &str, cluster: &ClusterStatus, resource: &ResourceStatus) -
         problem: Some(ErrorId::Held),
         status,
         action,
+    })
+}
+
+/// The volume is served, and its guest is not there for people.
+fn guest_trouble(node: &str, resource: &ResourceStatus) -> Option<Advice> {
+    let guest = resource.guest.as_ref()?;
+    let domain = &guest.domain;
+    let action = match guest.state.as_str() {
+        "blocked" => format!(
+            "mend it, then `virsh start {domain}` on {node}: from then on it is looked after again"
+        ),
+        "waiting-to-retry" => "none; it is tried again by itself".to_owned(),
+        "running-unguarded" => {
+            format!("see the log of {node}; until then {domain} outlives a daemon that hangs")
+        }
+        "stop-failed" => format!("shut {domain} down from within, or give the order with --force"),
+        _ => return None,
+    };
+    let why = guest.why.as_deref().unwrap_or("the log says why");
+    Some(Advice {
+        problem: Some(ErrorId::GuestTrouble),
+        status: format!("the guest {domain} on {node} is {}: {why}", guest.state),
+        action: Some(action),
     })
 }
 

@@ -116,6 +116,8 @@ catalogue! {
     ];
     /// Degraded: a resync waits, because an operator holds it.
     SyncPaused = "W0139", exit::DEGRADED, ["twinadm resume-sync RES"];
+    /// The guest does not run, or not as it should.
+    GuestTrouble = "W0145", exit::DEGRADED, ["twinadm status RES says why; virsh domstate DOMAIN --reason"];
 
     /// Degraded: the last verify found differences that were not mended.
     VerifyFound = "W0140", exit::DEGRADED, [
@@ -171,6 +173,8 @@ catalogue! {
     NoPrimary = "E0423", exit::REFUSED, ["twinadm primary RES on the node whose data are good"];
     /// Something would be lost for good, and nobody said yes.
     NeedsYes = "E0422", exit::REFUSED, ["if that may be lost, say it again with --yes"];
+    /// The guest that uses the resource could not be stopped.
+    GuestStays = "E0430", exit::REFUSED, ["shut the guest down, or use --force to end it"];
 
     /// Too few voters answer.
     NoQuorum = "E0501", exit::QUORUM, ["bring back the arbitrator or the peer, or the link to them"];

@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::status::{PeerStatus, PeerVolumeStatus, ResourceStatus, Status, VolumeStatus};
+use super::status::{
+    GuestStatus, PeerStatus, PeerVolumeStatus, ResourceStatus, Status, VolumeStatus,
+};
 use crate::types::{ConnectionState, DiskState, Role};
 
 /// What happened to an object.
@@ -200,8 +202,9 @@ fn objects_of_resource(node: &str, resource: &ResourceStatus, objects: &mut Obje
 
 fn resource_object(node: &str, resource: &ResourceStatus) -> Object {
     let suspended = resource.suspended.as_deref().unwrap_or("no");
+    let guest = resource.guest.as_ref();
     Object {
-        states: vec![
+        states: [
             ("role", resource.role.unwrap_or(Role::Unknown).to_string()),
             ("suspended", suspended.to_owned()),
             ("may_promote", yes_no(resource.may_promote)),
@@ -209,9 +212,21 @@ fn resource_object(node: &str, resource: &ResourceStatus) -> Object {
                 "promotion_score",
                 promotion_score(node, resource).to_string(),
             ),
-        ],
+        ]
+        .into_iter()
+        .chain(guest.map(|guest| ("guest", guest_state(guest))))
+        .collect(),
         statistics: Vec::new(),
     }
+}
+
+/// As `status` has it: domain, node, state.
+fn guest_state(guest: &GuestStatus) -> String {
+    let node = guest
+        .node
+        .as_ref()
+        .map_or(String::new(), |node| format!("@{node}"));
+    format!("{}{node}({})", guest.domain, guest.state)
 }
 
 fn device_object(volume: &VolumeStatus) -> Object {

@@ -126,8 +126,11 @@ pub struct GuestStatus {
     pub domain: String,
     /// Where it runs.
     pub node: Option<String>,
-    /// `running`, `paused-io`, `off`.
+    /// `running`, `paused-io`, `off` and others; `unknown` where it cannot be seen from here.
     pub state: String,
+    /// Why, where that is not plain.
+    #[serde(default)]
+    pub why: Option<String>,
 }
 
 /// The local side of one volume.

@@ -16,6 +16,7 @@ mod file_pool;
 mod file_work;
 pub mod meta_queue;
 pub mod op;
+pub mod pidfd;
 pub mod portable;
 pub mod realtime;
 pub mod ring;

@@ -92,3 +92,28 @@ pub(super) fn schedule_fifo(priority: i32) -> Result<(), Errno> {
     let result = unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const parameters) };
     Errno::result(result).map(drop)
 }
+
+/// A descriptor of a process, which stays that process's whatever becomes of its number.
+pub(super) fn pidfd_open(pid: libc::pid_t) -> Result<OwnedFd, Errno> {
+    // SAFETY: takes two integers and no pointer.
+    let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })?;
+    let fd = i32::try_from(fd).map_err(|_| Errno::EBADF)?;
+    // SAFETY: the kernel just made this descriptor for us and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Sends a signal to the process of a pidfd.
+pub(super) fn pidfd_send_signal(process: &impl AsFd, signal: libc::c_int) -> Result<(), Errno> {
+    let info = std::ptr::null::<libc::siginfo_t>();
+    // SAFETY: the descriptor is open by its borrow; null stands for the usual signal information.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            process.as_fd().as_raw_fd(),
+            signal,
+            info,
+            0,
+        )
+    };
+    Errno::result(result).map(drop)
+}

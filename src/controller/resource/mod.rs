@@ -698,6 +698,17 @@ impl Resource {
         next
     }
 
+    /// Until when this node's activation may serve by what it knows itself: for ever alone, else
+    /// until its lease ends. As strict as it gets while an Add is undecided (R4).
+    pub(super) fn serves_until(&self, me: &Me) -> Option<Instant> {
+        let active = self.active?;
+        let alone = !active.view.in_sync.contains(me.node.peer()) && self.add_at_large.is_none();
+        if alone {
+            return Some(Instant::NEVER);
+        }
+        Some(self.lease.until().unwrap_or(active.since))
+    }
+
     // ---- what others see ----
 
     /// This node's beacon about the resource.

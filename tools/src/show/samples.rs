@@ -102,6 +102,7 @@ fn resource(name: &str, role: Role, prefer: &str) -> ResourceStatus {
             domain: name.trim_start_matches("vm-").to_owned(),
             node: Some(prefer.to_owned()),
             state: "running".to_owned(),
+            why: None,
         }),
         volumes: vec![VolumeStatus {
             volume: 0,

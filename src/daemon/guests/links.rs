@@ -1,0 +1,108 @@
+//! What the beacon thread tells the guardians: until when a guest may run if nothing more is heard.
+//!
+//! Invariant: a guardian that was told *for ever* hears of a lease that is needed before anything
+//! leaves this node by which the peer could count on it.
+
+use std::fs;
+use std::io;
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use replicator::types::Instant;
+
+use crate::guests::ProcessId;
+
+/// Guardians of one resource at most: one per process of its guest, of which there is one, and what
+/// is left of those that are ending.
+const LINKS_MAX: usize = 4;
+
+/// The guardians of one resource.
+#[derive(Debug, Default)]
+pub(in crate::daemon) struct GuardLinks {
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// `None`: this node is not active.
+    until: Option<Instant>,
+    /// What was said last, by this life of the daemon.
+    said: Option<Instant>,
+    links: Vec<(PathBuf, UnixDatagram)>,
+}
+
+impl GuardLinks {
+    /// Until when guests may run; `None` while this node is not active.
+    pub(in crate::daemon) fn until(&self) -> Option<Instant> {
+        self.lock().until
+    }
+
+    /// Tells the guardians, if it is news. A node that is not active any more says nothing: what
+    /// it said last holds. Never blocks: a guardian that does not listen kills, which is safe.
+    pub(in crate::daemon) fn set_until(&self, until: Option<Instant>) {
+        let mut state = self.lock();
+        if state.until == until {
+            return;
+        }
+        state.until = until;
+        let Some(until) = until else { return };
+        state.said = Some(until);
+        let bytes = until.0.to_le_bytes();
+        // One whose process has ended is gone.
+        state.links.retain(|(_, link)| match link.send(&bytes) {
+            Ok(_) => true,
+            Err(error) => error.kind() == io::ErrorKind::WouldBlock,
+        });
+    }
+
+    /// Looks for guardians that an earlier life of the daemon left behind.
+    pub(super) fn find(&self, dir: &Path, resource: &str) {
+        let prefix = format!("{resource}.");
+        for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let is_ours = name
+                .to_string_lossy()
+                .strip_prefix(&prefix)
+                .is_some_and(|rest| {
+                    rest.bytes()
+                        .all(|byte| byte.is_ascii_digit() || byte == b'.')
+                });
+            if is_ours && !self.add(&entry.path()) {
+                fs::remove_file(entry.path()).ok();
+            }
+        }
+    }
+
+    /// Counts on the guardian that listens there from now on; whether one does.
+    pub(super) fn add(&self, path: &Path) -> bool {
+        let mut state = self.lock();
+        if state.links.iter().any(|(known, _)| known == path) {
+            return true;
+        }
+        let connected = UnixDatagram::unbound().and_then(|socket| {
+            socket.connect(path)?;
+            socket.set_nonblocking(true)?;
+            if let Some(until) = state.said {
+                socket.send(&until.0.to_le_bytes())?;
+            }
+            Ok(socket)
+        });
+        let Ok(socket) = connected else { return false };
+        if state.links.len() == LINKS_MAX {
+            state.links.remove(0);
+        }
+        state.links.push((path.to_owned(), socket));
+        true
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Whole values, whoever panicked.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Where the guardian of this very process listens.
+pub(super) fn socket_of(dir: &Path, resource: &str, process: ProcessId) -> PathBuf {
+    dir.join(format!("{resource}.{}.{}", process.pid, process.start))
+}
