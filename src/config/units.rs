@@ -267,4 +267,24 @@ mod tests {
             assert!(name_fault(bad).is_some(), "{bad}");
         }
     }
+
+    #[test]
+    fn steps_of_on_demote_are_read_in_order_and_written_back() {
+        let minute = DemoteStep::Shutdown(Duration::from_secs(60));
+        let both = parse_demote_steps("shutdown:60s, destroy").unwrap();
+        assert_eq!(both, [minute, DemoteStep::Destroy]);
+        assert_eq!(parse_demote_steps("destroy"), Ok(vec![DemoteStep::Destroy]));
+        for wrong in [
+            "",
+            "shutdown",
+            "destroy:5s",
+            "kill",
+            "shutdown:soon",
+            "destroy,",
+        ] {
+            assert!(parse_demote_steps(wrong).is_err(), "{wrong}");
+        }
+        let text = demote_steps_text(&both);
+        assert_eq!(parse_demote_steps(&text), Ok(both));
+    }
 }

@@ -39,6 +39,12 @@ const PACKAGES: &[Package] = &[
     plain("strace", Probe::Program("strace")),
     plain("e2fsprogs", Probe::Program("mke2fs")),
     plain("busybox-static", Probe::Program("busybox")),
+    plain("libvirt-daemon", Probe::Program("libvirtd")),
+    plain(
+        "libvirt-daemon-driver-qemu",
+        Probe::File("/usr/lib/x86_64-linux-gnu/libvirt/connection-driver/libvirt_driver_qemu.so"),
+    ),
+    plain("libvirt-clients", Probe::Program("virsh")),
     plain("python3-pip", Probe::Program("pip3")),
 ];
 
