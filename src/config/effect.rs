@@ -11,7 +11,7 @@ pub(super) const VERIFY: &[&str] = &["schedule", "repair"];
 /// `[nbd]`
 pub(super) const NBD: &[&str] = &["listen", "tls-dir"];
 /// `[metrics]`
-pub(super) const METRICS: &[&str] = &["listen"];
+pub(super) const METRICS: &[&str] = &[];
 /// `[log]`
 pub(super) const LOG: &[&str] = &["target"];
 /// `[resource.NAME]`

@@ -27,6 +27,7 @@ mod last_words;
 mod lifecycle;
 mod log;
 pub mod mailbox;
+mod metrics;
 mod node;
 pub mod notify;
 mod orders;

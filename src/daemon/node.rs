@@ -40,6 +40,8 @@ pub(super) enum ControllerRequest {
 pub(super) struct Node {
     /// Name of the program, for `version`.
     pub(super) program: &'static str,
+    /// When this process started, in seconds since 1970-01-01 UTC.
+    pub(super) started: f64,
     /// As it was read at the start, without its resources.
     pub(super) config: Config,
     /// Where it was read.

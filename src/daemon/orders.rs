@@ -1,12 +1,15 @@
 //! What each verb of the control socket does. Runs on the asking client's thread and may wait.
 
+use super::metrics::{About, Source};
 use replicator::protocol::ForwardPreamble;
 use std::io;
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::Duration;
 
-use replicator::admin::{ErrorId, ErrorReport, Event, Request, Response, Verb, VersionInfo};
+use replicator::admin::{
+    ErrorId, ErrorReport, Event, Request, Response, Status, Verb, VersionInfo,
+};
 use replicator::engine::{AdminRequest, Input};
 use replicator::types::{ConnectionState, DiskState, InSync, NodeId, Role};
 
@@ -68,6 +71,19 @@ impl ControlHandler for Node {
             resource: preamble.resource,
             stream,
         });
+    }
+}
+
+impl Source for Node {
+    fn status(&self) -> Status {
+        self.status(None)
+    }
+
+    fn about(&self) -> About {
+        About {
+            program: self.program,
+            started: self.started,
+        }
     }
 }
 
@@ -198,7 +214,7 @@ impl Node {
         }
     }
 
-    fn status(&self, resource: Option<&str>) -> replicator::admin::Status {
+    fn status(&self, resource: Option<&str>) -> Status {
         let moment = Self::moment();
         let configured = self.resources.all();
         self.board

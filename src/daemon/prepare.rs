@@ -15,7 +15,7 @@ use replicator::io::clock;
 use replicator::types::{NodeId, VoterId};
 
 use super::voter_store::{OpenStoreError, StoreIdentity, VoterStore};
-use crate::config::Config;
+use crate::config::{Config, MetricsConfig};
 
 /// How long an address may still be held by a killed predecessor: its end took up to 0.4 s on a busy
 /// machine, and `control.sock` is promised within 5 s.
@@ -47,6 +47,22 @@ pub(super) fn bind_all(addresses: &[SocketAddr]) -> Result<Sockets, ErrorReport>
             .push(patiently(|| UdpSocket::bind(address)).map_err(refuse("UDP"))?);
     }
     Ok(sockets)
+}
+
+/// Binds the address of the metrics. One that nobody wrote down may be taken, by the daemon of another
+/// node on this machine, say: that is no reason not to start.
+pub(super) fn bind_metrics(metrics: &MetricsConfig) -> Result<Option<TcpListener>, ErrorReport> {
+    let Some(address) = metrics.listen else {
+        return Ok(None);
+    };
+    match patiently(|| TcpListener::bind(address)) {
+        Ok(listener) => Ok(Some(listener)),
+        Err(error) if metrics.explicit => Err(bind_refusal(address, "metrics", &error)),
+        Err(error) => {
+            tracing::warn!(%address, %error, "no metrics: [metrics] listen names another address");
+            Ok(None)
+        }
+    }
 }
 
 /// Binds, giving a predecessor that was killed the time to let go: its sockets close only once the

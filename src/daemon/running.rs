@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
@@ -23,6 +24,7 @@ use super::beacon_io::Carrier;
 use super::control::ControlServer;
 use super::guests::{self, GuestsThread};
 use super::mailbox::Mailbox;
+use super::metrics::{Server, Source};
 use super::node::{CONTROLLER_INPUTS_MAX, ControllerRequest, Node, NodeSink};
 use super::prepare::{Sockets, directory_refusal, system};
 use super::relay_door::{Door, Doorkeeper, KNOCKS_MAX};
@@ -93,6 +95,7 @@ impl Running {
         let carrier = Carrier::new(sockets.datagrams, &others).map_err(failed("UDP sockets"))?;
         let node = Arc::new(Node {
             program: program.name(),
+            started: Duration::from_millis(clock::unix_millis()).as_secs_f64(),
             node: id,
             run_dir: flags.run_dir.clone(),
             board: super::board::Board::default(),
@@ -171,7 +174,17 @@ impl Running {
     }
 
     /// Serves until a signal or a failure, then stops in order.
-    pub(super) fn serve(mut self, run_dir: &Path, signals: &SignalFd) -> Result<(), Failure> {
+    pub(super) fn serve(
+        mut self,
+        run_dir: &Path,
+        metrics: Option<TcpListener>,
+        signals: &SignalFd,
+    ) -> Result<(), Failure> {
+        let source: Arc<dyn Source> = Arc::clone(&self.node) as _;
+        let _metrics = metrics
+            .map(|listener| Server::start(listener, source))
+            .transpose()
+            .map_err(|error| system("thread for the metrics", &error))?;
         let ups = self.start_what_was_up();
         let handler = Arc::clone(&self.node);
         let listeners = std::mem::take(&mut self.listeners);

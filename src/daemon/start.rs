@@ -55,10 +55,11 @@ pub(super) fn run(program: Program, flags: &Flags) -> Result<(), Failure> {
         .map(|it| it.addresses.clone())
         .unwrap_or_default();
     let sockets = prepare::bind_all(&addresses)?;
+    let metrics = prepare::bind_metrics(&config.metrics)?;
     let _run_lock = prepare::run_dir(&flags.run_dir)?;
     let store = prepare::voter_store(&config, node, &flags.state_dir)?;
     let running = Running::start(program, config, node, flags, store, sockets)?;
-    running.serve(&flags.run_dir, &signals)
+    running.serve(&flags.run_dir, metrics, &signals)
 }
 
 fn load_config(program: Program, flags: &Flags) -> Result<Checked, Failure> {

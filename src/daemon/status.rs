@@ -457,4 +457,4 @@ fn disk_words(shard: &ResourceSnapshot) -> Option<String> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

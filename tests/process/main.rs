@@ -23,6 +23,7 @@ mod invalidating;
 mod isolation;
 mod libvirt;
 mod metadata;
+mod metrics;
 mod nbd;
 mod nbd_abuse;
 mod nbd_clients;

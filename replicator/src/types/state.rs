@@ -12,6 +12,9 @@ macro_rules! state {
         pub enum $name { $($(#[$vdoc])* $variant),+ }
 
         impl $name {
+            /// All of them.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),+];
+
             /// The word users see in every output.
             #[must_use]
             pub fn word(self) -> &'static str {

@@ -124,6 +124,7 @@ impl Lab {
         let shard = Arc::new(Told::default());
         let node = Arc::new(Node {
             program: "test",
+            started: 0.0,
             node: id,
             run_dir: self.dir.clone(),
             board: Board::default(),

@@ -167,14 +167,19 @@ fn a_resource_that_is_coming_up_serves_nothing_yet() {
     );
 }
 
-#[test]
-fn a_serving_primary_tells_its_export_its_clients_and_the_resync() {
+/// Primary, with a client and a resync.
+pub(in crate::daemon) fn of_a_serving_primary() -> Status {
     let mut board = BoardState::default();
     let known = board.resource(vm());
     known.presence = Presence::Running;
     known.controller = Some(known_to_the_controller(true));
     known.note_shard(Some(serving()));
-    let status = status_of(NodeId::A, &board);
+    status_of(NodeId::A, &board)
+}
+
+#[test]
+fn a_serving_primary_tells_its_export_its_clients_and_the_resync() {
+    let status = of_a_serving_primary();
     let vm = &status.resources[0];
     assert_eq!((vm.role, vm.view), (Some(Role::Primary), Some(7)));
     assert_eq!(vm.in_sync, ["kvm-a"]);

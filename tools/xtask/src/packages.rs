@@ -45,6 +45,10 @@ const PACKAGES: &[Package] = &[
         Probe::File("/usr/lib/x86_64-linux-gnu/libvirt/connection-driver/libvirt_driver_qemu.so"),
     ),
     plain("libvirt-clients", Probe::Program("virsh")),
+    plain(
+        "python3-prometheus-client",
+        Probe::File("/usr/lib/python3/dist-packages/prometheus_client/parser.py"),
+    ),
     plain("python3-pip", Probe::Program("pip3")),
 ];
 
