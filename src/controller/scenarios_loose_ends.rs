@@ -251,6 +251,21 @@ fn late_word_of_an_unprepared_peer_does_not_remove_it_from_a_later_view() {
 }
 
 #[test]
+fn a_peer_that_gives_its_data_up_is_left_out_and_added_again() {
+    let mut world = World::pair(86);
+    world.report(A, EngineReport::PeerGivesUpData);
+    let both = world.view(A).number;
+    world.run_until(ms(3_000), |world| {
+        world.view(A).in_sync == InSync::only(NodeId::A)
+    });
+    assert_eq!(world.view(A).number, both.next(), "{}", world.story());
+    world.run_until(ms(5_000), |world| world.view(A).in_sync == InSync::BOTH);
+    let joined = world.view(A);
+    world.run(ms(2_000));
+    assert_eq!(world.view(A), joined, "once: {}", world.story());
+}
+
+#[test]
 fn a_resource_that_is_configured_later_is_one_like_the_others() {
     let mut world = World::new(83, Timing::FAST, true);
     let configured = world.configured;

@@ -231,8 +231,10 @@ fn verify_found(resource: &ResourceStatus) -> Option<Advice> {
         let last = volume.last_verify.as_ref();
         last.is_some_and(|it| it.unrepaired_bytes() > 0)
     };
+    // Elsewhere it is what was found before somebody else became Primary.
+    let serves = resource.role == Some(Role::Primary);
     let name = &resource.name;
-    volumes(resource).any(found).then(|| Advice {
+    (serves && volumes(resource).any(found)).then(|| Advice {
         problem: Some(ErrorId::VerifyFound),
         status: "the last verify found blocks that differ between the two replicas".to_owned(),
         action: Some(format!(

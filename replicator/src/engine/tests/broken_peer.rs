@@ -66,6 +66,9 @@ fn messages() -> Vec<Message> {
         Message::LeaveReady {
             view: ViewNumber(0),
         },
+        Message::Invalidate,
+        Message::VerifyState { running: true },
+        Message::VerifyState { running: false },
         Message::Pong,
         Message::Ping,
         Message::Goodbye,
@@ -117,6 +120,26 @@ fn messages() -> Vec<Message> {
                     digests: vec![0; 16].into(),
                 },
                 Message::ResyncAck { id, range },
+                Message::VerifyRequest {
+                    id,
+                    range,
+                    in_turn: true,
+                },
+                Message::VerifyRequest {
+                    id,
+                    range,
+                    in_turn: false,
+                },
+                Message::VerifyDigests {
+                    id,
+                    range,
+                    digests: Ok(vec![0; 16].into()),
+                },
+                Message::VerifyDigests {
+                    id,
+                    range,
+                    digests: Err(DiskErrorCode(200)),
+                },
             ]);
             for reply in [
                 ResyncReply::Data(block(1).into()),
@@ -203,7 +226,7 @@ fn resyncing(steps: usize) -> Pair {
 }
 
 /// A pair in each of the phases a session can be in.
-const PHASES: [fn() -> Pair; 8] = [
+const PHASES: [fn() -> Pair; 9] = [
     || {
         let mut greeting = Pair::in_sync();
         greeting.disconnect();
@@ -218,6 +241,18 @@ const PHASES: [fn() -> Pair; 8] = [
         idle
     },
     mirroring,
+    || {
+        // Its first blocks are looked at.
+        let mut verifying = Pair::in_sync();
+        for nr in 0..20 {
+            verifying.state(B).disk.completed.insert(nr, block(9));
+        }
+        let repair = true;
+        let order = VerifyOrder::Start { repair };
+        verifying.admin(A, AdminRequest::Verify(order));
+        verifying.step(40);
+        verifying
+    },
     || resyncing(6),
     || resyncing(12),
     || resyncing(20),
@@ -278,6 +313,20 @@ fn an_acknowledgement_of_what_was_never_asked_is_not_believed() {
     );
     pair.run();
     assert_eq!((pair.answer(write), pair.answer(flush)), (None, None));
+}
+
+#[test]
+fn digests_that_were_never_asked_for_end_the_session() {
+    let mut pair = Pair::in_sync();
+    let session = pair.link.unwrap().session;
+    let message = Message::VerifyDigests {
+        id: WriteId((1 << 32) + 1),
+        range: blocks(0, 1),
+        digests: Ok(vec![0; 16].into()),
+    };
+    pair.input(A, Input::Received { session, message });
+    assert!(pair.nodes[A.index()].engine.session.is_none());
+    assert_eq!(pair.snapshot(A).verify, None);
 }
 
 #[test]
