@@ -334,7 +334,8 @@ impl Guest {
             Entry::Vacated => self.now,
             Entry::Own | Entry::Taken => self.now.plus(self.settings.timing.start_after),
         };
-        self.look_at = self.look_at.min(self.now.plus(LOOK_EVERY));
+        // A guest that was left without its disk for a moment may have been paused by that.
+        self.look_at = self.look_at.min(self.now.plus(LOOK_AGAIN));
         self.starts = 0;
         self.retry = None;
         self.blocked = None;

@@ -141,6 +141,10 @@ impl Hosts {
 
 impl Drop for Hosts {
     fn drop(&mut self) {
+        // The daemons first: they would start it again.
+        for node in [A, B] {
+            self.cluster.kill(node);
+        }
         for node in [A, B] {
             if let Some(pid) = self.process(node) {
                 kill(Pid::from_raw(pid), Signal::SIGKILL).ok();

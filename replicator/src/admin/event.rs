@@ -44,7 +44,7 @@ pub struct Event {
     pub unix_millis: u64,
     /// What happened.
     pub event: EventKind,
-    /// `resource`, `device`, `connection`, `peer-device`, or `-` at the end of the snapshot.
+    /// `resource`, `guest`, `device`, `connection`, `peer-device`, or `-` at the end of the snapshot.
     pub object: String,
     /// Name and value in the order they are printed: which object, then its states.
     pub fields: Vec<(String, String)>,
@@ -65,6 +65,7 @@ struct ObjectKey {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum ObjectKind {
     Resource,
+    Guest,
     Device,
     Connection,
     PeerDevice,
@@ -140,6 +141,7 @@ impl ObjectKind {
     fn word(self) -> &'static str {
         match self {
             Self::Resource => "resource",
+            Self::Guest => "guest",
             Self::Device => "device",
             Self::Connection => "connection",
             Self::PeerDevice => "peer-device",
@@ -179,6 +181,9 @@ fn objects_of_resource(node: &str, resource: &ResourceStatus, objects: &mut Obje
         key(ObjectKind::Resource, "", 0),
         resource_object(node, resource),
     );
+    if let Some(guest) = &resource.guest {
+        objects.insert(key(ObjectKind::Guest, "", 0), guest_object(guest));
+    }
     for volume in &resource.volumes {
         objects.insert(
             key(ObjectKind::Device, "", volume.volume),
@@ -202,9 +207,8 @@ fn objects_of_resource(node: &str, resource: &ResourceStatus, objects: &mut Obje
 
 fn resource_object(node: &str, resource: &ResourceStatus) -> Object {
     let suspended = resource.suspended.as_deref().unwrap_or("no");
-    let guest = resource.guest.as_ref();
     Object {
-        states: [
+        states: vec![
             ("role", resource.role.unwrap_or(Role::Unknown).to_string()),
             ("suspended", suspended.to_owned()),
             ("may_promote", yes_no(resource.may_promote)),
@@ -212,21 +216,21 @@ fn resource_object(node: &str, resource: &ResourceStatus) -> Object {
                 "promotion_score",
                 promotion_score(node, resource).to_string(),
             ),
-        ]
-        .into_iter()
-        .chain(guest.map(|guest| ("guest", guest_state(guest))))
-        .collect(),
+        ],
         statistics: Vec::new(),
     }
 }
 
-/// As `status` has it: domain, node, state.
-fn guest_state(guest: &GuestStatus) -> String {
-    let node = guest
-        .node
-        .as_ref()
-        .map_or(String::new(), |node| format!("@{node}"));
-    format!("{}{node}({})", guest.domain, guest.state)
+fn guest_object(guest: &GuestStatus) -> Object {
+    let node = guest.node.as_deref().unwrap_or("-");
+    Object {
+        states: vec![
+            ("domain", guest.domain.clone()),
+            ("node", node.to_owned()),
+            ("state", guest.state.clone()),
+        ],
+        statistics: Vec::new(),
+    }
 }
 
 fn device_object(volume: &VolumeStatus) -> Object {

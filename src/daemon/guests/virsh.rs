@@ -130,7 +130,8 @@ fn state_of(said: &str) -> Result<DomainState, Fault> {
         "running" | "idle" | "blocked" => DomainState::Running,
         "paused" => DomainState::Paused(match reason {
             "starting up" => PauseReason::Starting,
-            "I/O error" => PauseReason::IoError,
+            // Its own word comes too late when QEMU stops before it says why.
+            "I/O error" | "unknown" => PauseReason::IoError,
             _ => PauseReason::Other,
         }),
         "in shutdown" => DomainState::ShuttingDown,

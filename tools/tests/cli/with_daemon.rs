@@ -253,11 +253,12 @@ fn events_are_lines_and_now_ends_them() {
     let ran = scratch.twinadm(&["events2", "vm-web", "--now", "--timestamps"]);
     assert_eq!(ran.code, 0, "{ran:?}");
     let lines: Vec<_> = ran.out.lines().collect();
-    assert_eq!(lines.len(), 5);
+    assert_eq!(lines.len(), 6);
     assert!(
         lines[0].starts_with("2026-11-21T20:04:11.402Z exists resource name:vm-web role:Primary")
     );
-    assert_eq!(lines[4], "2026-11-21T20:04:11.402Z exists -");
+    assert!(lines[1].contains("exists guest name:vm-web domain:web node:kvm-a state:running"));
+    assert_eq!(lines[5], "2026-11-21T20:04:11.402Z exists -");
     let json = scratch.twinadm(&["events2", "--now", "--json", "--statistics"]);
     let first: serde_json::Value = serde_json::from_str(json.out.lines().next().unwrap()).unwrap();
     assert_eq!(first["object"], "resource");

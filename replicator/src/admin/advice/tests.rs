@@ -1,6 +1,6 @@
 use super::super::samples::healthy;
 use super::*;
-use crate::admin::{LastVerify, PAUSED_BY_USER, ResyncStatus};
+use crate::admin::{GuestStatus, LastVerify, PAUSED_BY_USER, ResyncStatus};
 
 fn conclude(change: impl FnOnce(&mut Status)) -> (Option<String>, Option<String>, u32) {
     let mut status = healthy();
@@ -230,4 +230,36 @@ fn a_survivor_under_manual_failover_says_whose_turn_it_is() {
         !outdated.contains("manual"),
         "`primary` would be refused here"
     );
+}
+
+/// Story: the volume is served, and nobody is there for whom it is.
+#[test]
+fn a_guest_that_does_not_run_is_a_problem_and_one_that_is_off_by_hand_is_none() {
+    let said = |state: &str| {
+        conclude(|status| {
+            status.resources[0].guest = Some(GuestStatus {
+                domain: "web".to_owned(),
+                node: Some("kvm-a".to_owned()),
+                state: state.to_owned(),
+                why: Some("no such machine type".to_owned()),
+            });
+        })
+    };
+    for state in [
+        "blocked",
+        "waiting-to-retry",
+        "running-unguarded",
+        "stop-failed",
+    ] {
+        let (problem, status, problems) = said(state);
+        assert_eq!(
+            (problem.as_deref(), problems),
+            (Some("W0145"), 1),
+            "{state}"
+        );
+        assert!(status.is_some_and(|words| words.contains("no such machine type")));
+    }
+    for state in ["running", "off", "starting", "waiting-for-fence", "unknown"] {
+        assert_eq!(said(state), (None, None, 0), "{state}");
+    }
 }

@@ -69,3 +69,23 @@ fn a_resource_that_goes_down_loses_its_parts_first() {
     assert!(back.iter().all(|event| event.event == EventKind::Create));
     assert_eq!(back[0].object, "resource");
 }
+
+#[test]
+fn a_guest_is_an_object_of_its_own() {
+    let old = healthy();
+    let mut new = healthy();
+    new.resources[0].guest = Some(GuestStatus {
+        domain: "web".to_owned(),
+        node: Some("kvm-a".to_owned()),
+        state: "starting".to_owned(),
+        why: None,
+    });
+    let came = Event::changes(&old, &new, 0);
+    let expected = "create guest name:vm-web domain:web node:kvm-a state:starting";
+    assert_eq!(lines(&came), [expected]);
+    let mut running = new.clone();
+    running.resources[0].guest.as_mut().unwrap().state = "running".to_owned();
+    let changed = Event::changes(&new, &running, 0);
+    let expected = "change guest name:vm-web domain:web node:kvm-a state:running";
+    assert_eq!(lines(&changed), [expected]);
+}
