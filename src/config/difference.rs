@@ -1,6 +1,9 @@
 //! What two configurations say differently, key by key.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use replicator::types::NodeId;
 
 use super::canonical::{Table, toml_text};
 use super::types::{Config, ResourceConfig};
@@ -148,6 +151,42 @@ impl ResourceConfig {
     }
 }
 
+/// A device that two resources would have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UsedTwice {
+    /// The device or file.
+    pub path: PathBuf,
+    /// A resource that has it.
+    pub first: String,
+    /// Another one, or the same.
+    pub second: String,
+}
+
+/// The first device that is used twice on `node`. Files are checked for that when they are read;
+/// resources of different readings beside each other are not.
+#[must_use]
+pub fn device_used_twice(resources: &[ResourceConfig], node: NodeId) -> Option<UsedTwice> {
+    let mut seen = BTreeMap::new();
+    if !node.is_data() {
+        return None;
+    }
+    for resource in resources {
+        for volume in &resource.volumes {
+            let paths = volume.replica(node);
+            for path in [&paths.disk, &paths.meta] {
+                if let Some(first) = seen.insert(path, &resource.name) {
+                    return Some(UsedTwice {
+                        path: path.clone(),
+                        first: first.clone(),
+                        second: resource.name.clone(),
+                    });
+                }
+            }
+        }
+    }
+    None
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -242,5 +281,26 @@ meta = "/dev/two.md"
             };
             assert_eq!(one.is_live(&key), key.ends_with(".failover"), "{key}");
         }
+    }
+
+    #[test]
+    fn a_device_in_two_readings_is_found() {
+        let old = config(BASE);
+        let both = |one: &Config, two: &Config| {
+            let resources = [one.resources[0].clone(), two.resources[1].clone()];
+            device_used_twice(&resources, NodeId::B)
+        };
+        assert_eq!(both(&old, &old), None);
+        let new = config(
+            &BASE
+                .replace("/dev/one", "/dev/1")
+                .replace("/dev/two.md", "/dev/one"),
+        );
+        let twice = both(&old, &new).unwrap();
+        assert_eq!(
+            (twice.first.as_str(), twice.second.as_str()),
+            ("one", "two")
+        );
+        assert_eq!(both(&new, &new), None);
     }
 }

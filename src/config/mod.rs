@@ -27,7 +27,7 @@ use toml::de::DeTable;
 
 pub use diagnostic::Diagnostic;
 use diagnostic::Findings;
-pub use difference::Difference;
+pub use difference::{Difference, UsedTwice, device_used_twice};
 pub use load::{Scope, load, load_file};
 use source::Span;
 pub use source::{FileKind, Place, SourceFile};

@@ -179,7 +179,6 @@ impl Controller {
             timing: settings.timing,
             rules,
             has_arbitrator: settings.has_arbitrator,
-            started: now,
         };
         let mut random = Random::new(settings.seed);
         let mut records: BTreeMap<_, _> = settings.stored.into_iter().collect();
@@ -592,14 +591,14 @@ impl Controller {
 
     fn configure(&mut self, configured: &[Configured], outlet: &mut Outlet) {
         for one in configured {
-            self.with_any(one.resource, outlet, |resource, _| {
-                resource.configure(Some(*one));
+            self.with_any(one.resource, outlet, |resource, cx| {
+                resource.configure(cx.now, Some(*one));
             });
         }
         let listed = |id: &ResourceId| configured.iter().any(|one| one.resource == *id);
         for (id, resource) in &mut self.resources {
             if !listed(id) {
-                resource.configure(None);
+                resource.configure(self.now, None);
             }
         }
     }

@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use replicator::admin::{ChangeEffect, ConfigChange, ErrorId, ErrorReport, Response};
 
+use replicator::types::NodeId;
+
 use super::board::Presence;
 use super::lifecycle::Claim;
 use super::node::Node;
@@ -40,24 +42,32 @@ impl Node {
         names.dedup();
         for name in names {
             let (old, new) = (in_force.resource(name), new.resource(name));
-            if !asked(name) || old == new {
+            let Some(one) = old.or(new).filter(|_| asked(name) && old != new) else {
                 list.extend(old.cloned());
-                continue;
-            }
-            let Some(old) = old else {
-                list.extend(new.cloned());
                 continue;
             };
             // Nobody brings it up or down while it is replaced.
-            let claim = Claim::take(self, old, Duration::ZERO);
-            if claim.is_ok() && self.presence(old) == Presence::Away {
-                list.extend(new.cloned());
-            } else {
-                busy.push(name);
-                let mixed = new.map(|new| old.with_live_values_of(new).unwrap_or(new.clone()));
-                list.push(mixed.unwrap_or(old.clone()));
-            }
+            let claim = Claim::take_unknown(self, one, Duration::ZERO);
+            let free = claim.is_ok() && self.is_away(one, new.is_none());
             claims.extend(claim);
+            match (old, new) {
+                _ if free => list.extend(new.cloned()),
+                (Some(old), Some(new)) => {
+                    busy.push(name);
+                    let mixed = old.with_live_values_of(new);
+                    list.push(mixed.unwrap_or_else(|| new.clone()));
+                }
+                _ => {
+                    busy.push(name);
+                    list.extend(old.cloned());
+                }
+            }
+        }
+        if let Some(twice) = config::device_used_twice(&list, self.node) {
+            let what = format!("{} would be used twice", twice.path.display());
+            let why = format!("{} has it, and {} is to get it", twice.first, twice.second);
+            let next = format!("twinadm adjust, once {} is down", twice.first);
+            return Err(ErrorReport::new(ErrorId::DeviceTwice, what, why).next(next));
         }
         let differences = in_force.differences(&new);
         let of_asked = |it: &&Difference| match it.resource() {
@@ -94,7 +104,31 @@ impl Node {
             );
             ErrorReport::new(id, what, why).next(next)
         })?;
-        Ok(checked.config)
+        for warning in &checked.warnings {
+            tracing::warn!("[{}] {}", warning.id.code(), warning.message);
+        }
+        let new = checked.config;
+        if let Some(report) = new.start_refusal() {
+            return Err(report);
+        }
+        // Paths and preferences are told by the nodes' places, and these are this process's.
+        let same = |id: NodeId| new.node_name(id) == self.config.node_name(id);
+        if ![NodeId::A, NodeId::B, self.node].into_iter().all(same) {
+            let what = "the files have other nodes than this daemon was started with";
+            let why = "which node is which cannot change while it runs";
+            let next = "restart the daemons, one after the other";
+            return Err(ErrorReport::new(ErrorId::ClusterShape, what, why).next(next));
+        }
+        Ok(new)
+    }
+
+    /// Nothing of it runs here; nor is it to come up again by itself, which counts when it is `removed`.
+    fn is_away(&self, resource: &ResourceConfig, removed: bool) -> bool {
+        let up = self.board.read(|board| {
+            let known = board.resources.get(&resource.id());
+            known.is_some_and(|it| it.controller.as_ref().is_some_and(|it| it.up))
+        });
+        self.presence(resource) == Presence::Away && !(removed && up)
     }
 
     /// The configuration of the start with the resources of now.
@@ -130,7 +164,10 @@ fn change(difference: &Difference, in_force: &Config, busy: &[&str]) -> ConfigCh
             key: format!("resource {name}"),
             from: None,
             to: None,
-            effect: ChangeEffect::Added,
+            effect: match is_busy(name) {
+                true => ChangeEffect::WaitsForDown,
+                false => ChangeEffect::Added,
+            },
         },
         Difference::Removed(name) => ConfigChange {
             key: format!("resource {name}"),

@@ -12,10 +12,10 @@ use super::api::{AttachFailure, AttachSetup, ResourceSetup, ResourceSnapshot, Sh
 use super::board::{BoardState, Presence};
 use super::control::Answers;
 use super::node::Node;
-use super::orders::{Outcome, done};
+use super::orders::{Outcome, done, no_such_resource};
 use super::{status, words};
 use crate::config::ResourceConfig;
-use crate::controller::Order;
+use crate::controller::{Order, OrderRefusal};
 
 /// How long bringing up may take: metadata of a large volume is read meanwhile.
 const UP_TIMEOUT: Duration = Duration::from_secs(60);
@@ -56,8 +56,27 @@ pub(super) struct Claim<'a> {
 }
 
 impl<'a> Claim<'a> {
-    /// Waits for whoever has it, at most `patience`.
+    /// Waits for whoever has it, at most `patience`. Refused if `adjust` gave the resource another
+    /// meaning since it was looked up, or took it away.
     pub(super) fn take(
+        node: &'a Node,
+        resource: &ResourceConfig,
+        patience: Duration,
+    ) -> Result<Self, ErrorReport> {
+        let claim = Self::take_unknown(node, resource, patience)?;
+        match node.resources.with_id(resource.id()) {
+            Some(known) if resource.with_live_values_of(&known).is_none() => Ok(claim),
+            Some(_) => {
+                let what = format!("the configuration of {} has just changed", resource.name);
+                let why = "it was adjusted to its files meanwhile";
+                Err(ErrorReport::new(ErrorId::OrderUnderWay, what, why))
+            }
+            None => Err(no_such_resource(&resource.name)),
+        }
+    }
+
+    /// The same of one that need not be configured.
+    pub(super) fn take_unknown(
         node: &'a Node,
         resource: &ResourceConfig,
         patience: Duration,
@@ -116,6 +135,10 @@ impl Node {
         }
         drop(claim);
         let outcome = self.order(resource, Order::Up, timeout, || !asker.is_gone());
+        if matches!(outcome, Some(Err(OrderRefusal::UnknownResource))) {
+            // The voter has no room for it: nothing of it is to stay.
+            self.remove(resource, DOWN_TIMEOUT)?;
+        }
         let ended = self.ended(resource, Order::Up, timeout, outcome)?;
         match changed || !ended.already {
             true => done(true, format!("{} is up", resource.name)),

@@ -3,7 +3,7 @@
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
@@ -50,6 +50,8 @@ pub(super) struct Node {
     pub(super) resources: Resources,
     /// Held by who changes them.
     pub(super) adjusting: Mutex<()>,
+    /// A SIGHUP waits for that.
+    pub(super) hangups: AtomicBool,
     pub(super) node: NodeId,
     pub(super) run_dir: PathBuf,
     pub(super) board: Board,

@@ -6,7 +6,7 @@ use std::io;
 use std::net::TcpListener;
 use std::os::fd::AsFd;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -106,6 +106,7 @@ impl Running {
             config_dir: flags.config.clone(),
             resources: Resources::new(std::mem::take(&mut config.resources)),
             adjusting: Mutex::new(()),
+            hangups: AtomicBool::new(false),
             orders: AtomicU64::new(1),
             relays: Arc::new(AtomicUsize::new(0)),
             knocks: Arc::new(Mailbox::new(KNOCKS_MAX).map_err(failed("eventfd"))?),
@@ -248,7 +249,7 @@ impl Running {
             }
             while let Ok(Some(signal)) = signals.read_signal() {
                 if i32::try_from(signal.ssi_signo) == Ok(Signal::SIGHUP as i32) {
-                    self.adjust();
+                    self.begin_adjusting();
                 } else {
                     return None;
                 }
@@ -256,14 +257,29 @@ impl Running {
         }
     }
 
-    /// SIGHUP.
-    fn adjust(&self) {
-        match self.node.adjust(None, false) {
-            Ok(Response::Adjusted { changes, .. }) => {
-                tracing::info!("SIGHUP: {} differences to the files", changes.len());
+    /// SIGHUP. On a thread of its own: files may lie on a disk that hangs, and this one has to see the
+    /// end. One that is under way reads what is there.
+    fn begin_adjusting(&self) {
+        let node = Arc::clone(&self.node);
+        if node.hangups.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let adjust = move || {
+            node.hangups.store(false, Ordering::Release);
+            match node.adjust(None, false) {
+                Ok(Response::Adjusted { changes, .. }) => {
+                    tracing::info!("SIGHUP: {} differences to the files", changes.len());
+                }
+                Ok(_) => {}
+                Err(report) => tracing::error!(id = report.id, "{} ({})", report.what, report.why),
             }
-            Ok(_) => {}
-            Err(report) => tracing::error!(id = report.id, "{} ({})", report.what, report.why),
+        };
+        if let Err(error) = thread::Builder::new()
+            .name("adjust".to_owned())
+            .spawn(adjust)
+        {
+            self.node.hangups.store(false, Ordering::Release);
+            tracing::error!(%error, "no thread to read the files");
         }
     }
 

@@ -214,8 +214,14 @@ impl std::fmt::Display for ConfigChange {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let (sign, words) = match self.effect {
             ChangeEffect::Live => ('~', "live, no interruption"),
-            ChangeEffect::Added => ('+', "then: twinadm create-md, twinadm up"),
-            ChangeEffect::Removed => ('-', "forgotten; its disks stay as they are"),
+            ChangeEffect::Added => (
+                '+',
+                "known now; if it is new: twinadm create-md, then twinadm up",
+            ),
+            ChangeEffect::Removed => (
+                '-',
+                "no longer known here; its disks and its name's history stay",
+            ),
             ChangeEffect::WaitsForDown => ('!', "kept while it is up: twinadm down, adjust, up"),
             ChangeEffect::WaitsForRestart => ('!', "with the next start of the daemon"),
         };

@@ -22,7 +22,9 @@ impl Resource {
     /// after this node's start, and after the peer was last heard to have kept them. It may only be
     /// restarting.
     pub(super) fn kept_wait_end(&self, me: &Me) -> Instant {
-        let since = self.peer_kept_at.unwrap_or(me.started).max(me.started);
+        let since = self
+            .peer_kept_at
+            .map_or(self.takes_part_since, |at| at.max(self.takes_part_since));
         since.plus(me.timing.grant).plus(KEPT_GRACE)
     }
 }
@@ -195,7 +197,7 @@ impl Resource {
     /// Whether the peer may be about to tell what replica it has.
     fn awaits_peer_replica(&self, cx: &Context<'_>) -> bool {
         match self.fresh_claim(cx) {
-            None => cx.now < cx.me.started.plus(cx.me.timing.suspicion),
+            None => cx.now < self.takes_part_since.plus(cx.me.timing.suspicion),
             Some(claim) => {
                 let patience = self
                     .order_since()

@@ -44,7 +44,6 @@ pub(super) struct Me {
     pub(super) timing: Timing,
     pub(super) rules: Rules,
     pub(super) has_arbitrator: bool,
-    pub(super) started: Instant,
 }
 
 /// What a step may look at and where its effects go.
@@ -176,6 +175,8 @@ impl AddStage {
 pub(super) struct Resource {
     id: ResourceId,
     configured: Option<Configured>,
+    /// Since when this node takes part: waits for what others have not said yet begin here.
+    takes_part_since: Instant,
     store: Store,
     grant: Grant,
 
@@ -246,6 +247,7 @@ impl Resource {
         Self {
             id,
             configured,
+            takes_part_since: now,
             grant: Grant::at_start(now, record.seal, &me.timing, &me.rules),
             highest_round: record.acceptor.promised.round,
             store: Store::new(record),
@@ -281,7 +283,10 @@ impl Resource {
         }
     }
 
-    pub(super) fn configure(&mut self, configured: Option<Configured>) {
+    pub(super) fn configure(&mut self, now: Instant, configured: Option<Configured>) {
+        if self.configured.is_none() {
+            self.takes_part_since = now;
+        }
         self.configured = configured;
     }
 
@@ -692,7 +697,7 @@ impl Resource {
             None => {
                 at(self.grant.until());
                 at(self.kept_wait_end(me));
-                at(me.started.plus(me.timing.suspicion));
+                at(self.takes_part_since.plus(me.timing.suspicion));
             }
         }
         next

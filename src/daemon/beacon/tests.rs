@@ -135,6 +135,7 @@ impl Lab {
             config_dir: PathBuf::new(),
             resources: Resources::new(std::mem::take(&mut config.resources)),
             adjusting: Mutex::new(()),
+            hangups: AtomicBool::new(false),
             orders: AtomicU64::new(1),
             relays: Arc::default(),
             knocks: Arc::new(Mailbox::new(1).unwrap()),
