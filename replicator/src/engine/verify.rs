@@ -159,6 +159,10 @@ impl Engine {
 
     /// Keeps both windows full, as long as a guest would be served, too.
     pub(super) fn pump_verify(&mut self, out: &mut Outbox) {
+        // While it is held, its moment may come and go: whatever lets it go on is an input itself.
+        if let Some(run) = &mut self.verify.run {
+            run.paced = false;
+        }
         while self.verify.run.is_some() && self.may_admit().is_ok() && self.advance_verify(out) {}
         self.end_verify_when_done(out);
     }
@@ -175,7 +179,6 @@ impl Engine {
         let Some(run) = &mut self.verify.run else {
             return false;
         };
-        run.paced = false;
         if run.looks + run.mending < Self::VERIFY_LOOKS
             && let Some(block) = run.suspects.pop_front()
         {

@@ -308,6 +308,32 @@ fn it_keeps_to_the_limit_of_resyncs() {
 }
 
 #[test]
+fn one_that_is_held_asks_for_no_moment_that_is_over() {
+    // The pace held it up, then guests were held: its moment came and nothing could begin.
+    let mut pair = Pair::in_sync();
+    let rate = core::num::NonZeroU64::new(1 << 20).unwrap();
+    let rate = ResyncOrder::Rate(ResyncRate::BytesPerSecond(rate));
+    pair.admin(A, AdminRequest::Resync(rate));
+    order(&mut pair, LOOK);
+    pair.run();
+    pair.admin(A, AdminRequest::Quiesce);
+    pair.run();
+    pair.pass(Duration::from_secs(2));
+    pair.run();
+    assert_eq!(ended(&pair), None);
+    let next = pair.nodes[A.index()].engine.next_deadline();
+    assert!(
+        next.is_none_or(|at| at > pair.now),
+        "{next:?} at {:?}",
+        pair.now
+    );
+    pair.admin(A, AdminRequest::Unquiesce);
+    let checked = report(&pair).checked_blocks;
+    pair.run();
+    assert!(report(&pair).checked_blocks > checked, "it goes on");
+}
+
+#[test]
 fn it_begins_only_on_a_primary_whose_peer_is_equal() {
     let mut pair = Pair::in_sync();
     pair.admin(B, AdminRequest::Verify(LOOK));
