@@ -184,6 +184,14 @@ impl Beacon {
     fn step(&mut self, input: Input) {
         let mut actions = core::mem::take(&mut self.actions);
         self.controller.handle(clock::now(), input, &mut actions);
+        // A guest must know what an activation follows before it hears of it.
+        for action in &actions {
+            if let Action::Engine { resource, command } = action
+                && let EngineCommand::Activate(activation) = command
+            {
+                self.begin_tenure(*resource, activation.view().cause);
+            }
+        }
         // Before anything leaves by which the peer could count on a lease that guardians do not
         // know of.
         for (resource, guards) in self.node.resources.guards() {
@@ -235,7 +243,6 @@ impl Beacon {
             EngineCommand::Activate(activation) => {
                 // A lease of an earlier activation says nothing about this one.
                 self.set_lease(resource, Instant::ZERO);
-                self.begin_tenure(resource, activation.view().cause);
                 EngineInput::Activate(activation)
             }
             EngineCommand::StepDown => {

@@ -60,7 +60,8 @@ struct Process {
     fresh: bool,
     guarded: bool,
     unguarded: Option<Fault>,
-    frozen: bool,
+    /// `None`: an earlier life of the daemon may have frozen it.
+    frozen: Option<bool>,
     killed: Option<(KillReason, Instant)>,
     /// Nothing is asked of the hypervisor about it before this: back-off.
     pause_until: Instant,
@@ -305,7 +306,7 @@ impl Guest {
     fn state_alive(&self, process: &Process) -> State {
         match (process.killed, self.stop, process.run) {
             (Some((why, _)), _, _) => State::Killing(why),
-            _ if process.frozen => State::Frozen,
+            _ if process.frozen == Some(true) => State::Frozen,
             (_, Stop::Asked | Stop::Forced, _) if !self.is_foreign(process) => {
                 match self.stopping.failed {
                     true => State::StopFailed,
@@ -365,7 +366,7 @@ impl Guest {
                     fresh,
                     guarded: false,
                     unguarded: None,
-                    frozen: false,
+                    frozen: (born != Some(0)).then_some(false),
                     killed: None,
                     pause_until: self.now,
                 };
@@ -515,8 +516,8 @@ impl Guest {
         let (Some(frozen), Some(process)) = (wanted, &mut self.process) else {
             return;
         };
-        if process.frozen != frozen && process.killed.is_none() {
-            process.frozen = frozen;
+        if process.frozen != Some(frozen) && process.killed.is_none() {
+            process.frozen = Some(frozen);
             let id = process.id;
             let order = if frozen {
                 Order::Freeze(id)
@@ -605,7 +606,7 @@ impl Guest {
                     process.run,
                     DomainState::Paused(PauseReason::Starting | PauseReason::IoError)
                 );
-                if paused && may_run && self.settings.starts && !process.frozen {
+                if paused && may_run && self.settings.starts && process.frozen == Some(false) {
                     self.ask(Order::Resume, out);
                 }
             }

@@ -175,6 +175,15 @@ impl Families {
             &labels,
             truth(resource.lossy),
         );
+        if let Some(guest) = &resource.guest {
+            let here = guest.node.as_deref() == Some(node) && guest.state.starts_with("running");
+            self.gauge(
+                "twinblk_guest_up",
+                "Its guest runs on this node.",
+                &[("resource", name), ("domain", &guest.domain)],
+                truth(here),
+            );
+        }
         if let Some(view) = resource.view {
             self.gauge(
                 "twinblk_view_number",
