@@ -4,9 +4,23 @@
 use replicator::types::{InSync, Instant, NodeId};
 
 use super::super::*;
-use super::{A, B, Happening, World, ms};
+use super::{A, B, Happening, RESOURCE, World, ms};
 
 impl World {
+    /// When the Accept of an Add leaves, the peer may soon count on a lease: guests of this node
+    /// must not be allowed to run for ever any more.
+    pub(super) fn check_guests(&self, index: usize, datagram: &Datagram) {
+        let adds = datagram.parts.iter().any(|part| {
+            matches!(part, Part::Accept { view, .. } if view.in_sync == InSync::BOTH
+                && view.cause == replicator::types::ViewCause::Added)
+        });
+        let Some(controller) = self.nodes[index].controller.as_ref().filter(|_| adds) else {
+            return;
+        };
+        let until = controller.serves_until(RESOURCE);
+        assert!(until < Some(Instant::NEVER), "{until:?} while adding");
+    }
+
     pub(super) fn command(&mut self, index: usize, command: EngineCommand) {
         let incarnation = self.nodes[index].incarnation;
         let later = |report| Happening::Report {

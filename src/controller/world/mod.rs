@@ -687,7 +687,10 @@ impl World {
 
     fn act(&mut self, index: usize, action: Action) {
         match action {
-            Action::Send { to, datagram } => self.send(index, to.index(), &datagram),
+            Action::Send { to, datagram } => {
+                self.check_guests(index, &datagram);
+                self.send(index, to.index(), &datagram);
+            }
             Action::Persist {
                 op,
                 resource,

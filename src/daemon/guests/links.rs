@@ -106,3 +106,71 @@ impl GuardLinks {
 pub(super) fn socket_of(dir: &Path, resource: &str, process: ProcessId) -> PathBuf {
     dir.join(format!("{resource}.{}.{}", process.pid, process.start))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    struct Listening {
+        dir: PathBuf,
+        socket: UnixDatagram,
+    }
+
+    impl Listening {
+        fn new(name: &str) -> Self {
+            let dir = std::env::temp_dir().join(format!("twinblk-{name}-{}", std::process::id()));
+            fs::create_dir(&dir).unwrap();
+            let socket = UnixDatagram::bind(dir.join("vm-web.7.8")).unwrap();
+            let limit = Duration::from_secs(10);
+            socket.set_read_timeout(Some(limit)).unwrap();
+            Self { dir, socket }
+        }
+
+        fn hears(&self) -> Instant {
+            let mut bytes = [0; 8];
+            assert_eq!(self.socket.recv(&mut bytes).unwrap(), 8);
+            Instant(u64::from_le_bytes(bytes))
+        }
+    }
+
+    impl Drop for Listening {
+        fn drop(&mut self) {
+            fs::remove_dir_all(&self.dir).ok();
+        }
+    }
+
+    /// The daemon is started again and finds the guardian that was told *for ever*: before it knows
+    /// anything it says nothing, and its first lease is heard.
+    #[test]
+    fn a_guardian_of_an_earlier_life_hears_of_the_first_lease() {
+        let guardian = Listening::new("links-found");
+        fs::write(guardian.dir.join("vm-web.9.9"), "nobody").unwrap();
+        fs::write(guardian.dir.join("vm-web.notes"), "not ours").unwrap();
+        let links = GuardLinks::default();
+        links.find(&guardian.dir, "vm-web");
+        assert!(!guardian.dir.join("vm-web.9.9").exists(), "left over");
+        assert!(guardian.dir.join("vm-web.notes").exists());
+        links.set_until(None);
+        links.set_until(Some(Instant(5)));
+        assert_eq!(guardian.hears(), Instant(5));
+        links.set_until(Some(Instant(5)));
+        links.set_until(Some(Instant(6)));
+        assert_eq!(guardian.hears(), Instant(6), "only news");
+    }
+
+    /// It was started with what was true before: it is told again what changed meanwhile, even if
+    /// this node does not serve any more.
+    #[test]
+    fn a_guardian_that_comes_late_hears_the_newest() {
+        let guardian = Listening::new("links-late");
+        let links = GuardLinks::default();
+        links.set_until(Some(Instant::NEVER));
+        links.set_until(Some(Instant(7)));
+        links.set_until(None);
+        assert!(links.add(&guardian.dir.join("vm-web.7.8")));
+        assert_eq!(guardian.hears(), Instant(7));
+        assert!(!links.add(&guardian.dir.join("vm-web.1.1")), "nobody there");
+    }
+}
