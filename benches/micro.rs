@@ -86,10 +86,11 @@ fn nbd(c: &mut Criterion) {
         description: String::new(),
         size: VOLUME.bytes().0,
         access: Access::ReadWrite,
+        refusal: None,
     }])
     .expect("one valid export");
     let mut out = nbd_frontend::Outbox::<Vec<u8>, Vec<u8>>::default();
-    let mut session = Session::new(exports, None, &mut out);
+    let mut session = Session::new(exports, &mut out);
     let mut client = Client::new("vol", ReplyStyle::Simple);
     let mut pool = Vectors(Vec::new());
     while client.export().is_none() {

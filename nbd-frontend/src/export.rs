@@ -17,7 +17,25 @@ pub enum Access {
     ReadOnly,
 }
 
-/// One volume as clients see it.
+/// Why a client does not get an export, in words for it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refusal {
+    /// Nobody gets it now. LIST shows it all the same.
+    NotNow(String),
+    /// Not this client. LIST does not show it.
+    NotAllowed(String),
+}
+
+impl Refusal {
+    /// The words.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        let (Self::NotNow(text) | Self::NotAllowed(text)) = self;
+        text
+    }
+}
+
+/// One volume as one client sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Export {
     /// Name in LIST and INFO; not empty, UTF-8 without NUL, at most 4096 bytes.
@@ -30,6 +48,8 @@ pub struct Export {
     pub size: u64,
     /// Whether writes are served.
     pub access: Access,
+    /// Why this client does not get it, if it does not.
+    pub refusal: Option<Refusal>,
 }
 
 impl Export {
@@ -42,7 +62,13 @@ impl Export {
             description: String::new(),
             size,
             access: Access::ReadWrite,
+            refusal: None,
         }
+    }
+
+    /// Whether this client may never have it.
+    pub(crate) fn is_forbidden(&self) -> bool {
+        matches!(self.refusal, Some(Refusal::NotAllowed(_)))
     }
 
     /// Transmission flags as sent in the handshake.
@@ -95,9 +121,12 @@ pub struct ExportIndex(pub usize);
 
 /// The exports behind one socket, immutable and cheap to share between its connections.
 ///
-/// The first one is the default export: the empty name finds it.
+/// The first one is the default export, which the empty name finds, unless there is none.
 #[derive(Debug, Clone)]
-pub struct ExportList(Arc<[Export]>);
+pub struct ExportList {
+    exports: Arc<[Export]>,
+    has_default: bool,
+}
 
 /// Why a list of exports cannot be offered.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -147,16 +176,37 @@ impl ExportList {
                 name: pair[0].to_owned(),
             });
         }
-        Ok(Self(exports.into()))
+        Ok(Self {
+            exports: exports.into(),
+            has_default: true,
+        })
+    }
+
+    /// The list of a client that may not ask for anything yet.
+    #[must_use]
+    pub fn empty() -> Self {
+        Self {
+            exports: Arc::default(),
+            has_default: false,
+        }
+    }
+
+    /// The same list, of which every export must be asked for by its name.
+    #[must_use]
+    pub fn without_default(self) -> Self {
+        Self {
+            has_default: false,
+            ..self
+        }
     }
 
     /// Finds an export by name, alias, or the empty name.
     #[must_use]
     pub fn find(&self, name: &str) -> Option<ExportIndex> {
         if name.is_empty() {
-            return (!self.0.is_empty()).then_some(ExportIndex(0));
+            return (self.has_default && !self.exports.is_empty()).then_some(ExportIndex(0));
         }
-        self.0
+        self.exports
             .iter()
             .position(|export| export.is_called(name))
             .map(ExportIndex)
@@ -165,12 +215,12 @@ impl ExportList {
     /// The export at `index`, if there is one.
     #[must_use]
     pub fn get(&self, index: ExportIndex) -> Option<&Export> {
-        self.0.get(index.0)
+        self.exports.get(index.0)
     }
 
     /// All exports in order.
     pub fn iter(&self) -> std::slice::Iter<'_, Export> {
-        self.0.iter()
+        self.exports.iter()
     }
 }
 
@@ -198,6 +248,9 @@ mod tests {
         assert_eq!(list.find("r0/1"), Some(ExportIndex(1)));
         assert_eq!(list.find("r"), None);
         assert_eq!(ExportList::new(vec![]).unwrap().find(""), None);
+        let list = list.without_default();
+        assert_eq!(list.find(""), None);
+        assert_eq!(list.find("r0"), Some(ExportIndex(0)));
     }
 
     #[test]

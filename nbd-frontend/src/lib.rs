@@ -9,6 +9,7 @@
 //! ```text
 //! Session::new ──greeting──▶ handle_bytes ─┬─▶ Output::Send, SendPayload   to the socket, in order
 //!                              ▲           ├─▶ Output::Submit              to the engine
+//!                              │           ├─▶ Output::StartTls ──note_secured──▶ inside TLS
 //!      socket ──bytes──────────┘           └─▶ Output::Close               flush, then close
 //!      engine ──complete(handle, result)──▶ Output::Send, SendPayload
 //!      socket ──note_sent(bytes)──▶ room for more requests
@@ -27,7 +28,7 @@ pub mod proto;
 pub mod session;
 
 pub use client::{Client, ClientCommand, ClientError, ClientReply, ExportInfo};
-pub use export::{Access, Export, ExportError, ExportIndex, ExportList};
+pub use export::{Access, Export, ExportError, ExportIndex, ExportList, Refusal};
 pub use proto::error::NbdError;
 pub use proto::reply::StatusExtent;
 pub use proto::wire::WireBytes;

@@ -23,7 +23,7 @@ use crate::proto::handshake;
 use crate::proto::reply::ReplyStyle;
 pub use block_status::{BlockStatus, Contexts};
 pub use in_flight::RequestHandle;
-use negotiation::{Negotiation, Offer};
+use negotiation::{Negotiation, Security};
 use output::Wire;
 pub use output::{Outbox, Output, Request, RequestKind};
 use transmission::Transmission;
@@ -97,6 +97,14 @@ pub enum CloseReason {
     /// An option without its magic.
     #[error("option without magic")]
     BadOptionMagic,
+    /// EXPORT_NAME, which can tell no error, before the TLS that this connection must have.
+    #[error("client used EXPORT_NAME before TLS")]
+    TlsRequired,
+    /// Bytes in clear text behind STARTTLS: somebody's on the way, or a client that does not wait.
+    /// Taking them for the client's own would let whoever put them there speak in its name
+    /// (CVE-2021-3716).
+    #[error("clear text behind STARTTLS")]
+    ClearTextBehindStartTls,
     /// An option longer than [`limits::OPTION_LEN_MAX`].
     #[error("option of {len} bytes, limit {}", limits::OPTION_LEN_MAX)]
     OptionTooLong {
@@ -207,10 +215,12 @@ struct Attachment {
 /// - While [`Self::pause`] is `Some`, call [`Self::handle_bytes`] with the kept bytes (none, if
 ///   there are none) after each [`Self::complete`], [`Self::note_sent`] or returned buffer.
 /// - Report every byte that left with [`Self::note_sent`], or the session stalls.
+/// - From [`Output::StartTls`] on everything but what was emitted before goes through TLS, both
+///   ways; the session is given and gives what is inside it.
 /// - Answer each [`Output::Submit`] once. To cut a client off, drop session and socket.
 #[derive(Debug)]
 pub struct Session<B> {
-    offer: Offer,
+    exports: ExportList,
     state: State<B>,
     unsent: usize,
     pause: Option<Pause>,
@@ -227,18 +237,30 @@ enum State<B> {
 enum Step {
     Stay(Option<Pause>),
     Attach(Attachment),
+    StartTls,
     Close(CloseReason),
 }
 
 impl<B: AsRef<[u8]> + AsMut<[u8]>> Session<B> {
-    /// Begins a connection: emits the greeting.
+    /// Begins a connection in clear text: emits the greeting.
     ///
-    /// `refusal`, if any, says why this node may not serve now, in words for the client. LIST is
-    /// answered all the same, INFO and GO with ERR_POLICY and the text, EXPORT_NAME by closing.
-    pub fn new<R>(exports: ExportList, refusal: Option<String>, out: &mut Outbox<B, R>) -> Self {
+    /// An export with a [`Refusal`](crate::Refusal) is answered ERR_POLICY and its text to INFO and
+    /// GO, and EXPORT_NAME by closing.
+    pub fn new<R>(exports: ExportList, out: &mut Outbox<B, R>) -> Self {
+        Self::begin(exports, Security::Clear, out)
+    }
+
+    /// Begins a connection that must have TLS: emits the greeting. Until [`Output::StartTls`] every
+    /// option but STARTTLS and ABORT is refused, and there is nothing to offer; see
+    /// [`Self::note_secured`].
+    pub fn new_awaiting_tls<R>(out: &mut Outbox<B, R>) -> Self {
+        Self::begin(ExportList::empty(), Security::TlsWanted, out)
+    }
+
+    fn begin<R>(exports: ExportList, security: Security, out: &mut Outbox<B, R>) -> Self {
         let mut session = Self {
-            offer: Offer { exports, refusal },
-            state: State::Negotiating(Negotiation::new()),
+            exports,
+            state: State::Negotiating(Negotiation::new(security)),
             unsent: 0,
             pause: None,
         };
@@ -246,10 +268,20 @@ impl<B: AsRef<[u8]> + AsMut<[u8]>> Session<B> {
         session
     }
 
-    /// Replaces the refusal for a handshake still going on. An attached client is not affected: the
-    /// caller closes it.
-    pub fn set_refusal(&mut self, refusal: Option<String>) {
-        self.offer.refusal = refusal;
+    /// The TLS that [`Output::StartTls`] asked for stands, and the client is known: what it may ask
+    /// for. Whatever was negotiated before is forgotten. Bytes that are given before this close the
+    /// connection.
+    pub fn note_secured<R>(&mut self, exports: ExportList, out: &mut Outbox<B, R>) {
+        match &mut self.state {
+            State::Negotiating(negotiation) if negotiation.is_starting_tls() => {
+                negotiation.restart_secured();
+                self.exports = exports;
+            }
+            State::Closed => {}
+            State::Negotiating(_) | State::Transmitting(_) => {
+                self.apply(Step::Close(CloseReason::Bug("TLS without STARTTLS")), out);
+            }
+        }
     }
 
     /// Takes bytes from the client; how many it took. Less than all only while [`Self::pause`] is
@@ -268,7 +300,7 @@ impl<B: AsRef<[u8]> + AsMut<[u8]>> Session<B> {
             };
             let step = match &mut self.state {
                 State::Negotiating(negotiation) => negotiation
-                    .advance(&self.offer, &mut input, &mut wire)
+                    .advance(&self.exports, &mut input, &mut wire)
                     .into(),
                 State::Transmitting(transmission) => {
                     transmission.advance(&mut input, pool, &mut wire).into()
@@ -428,6 +460,11 @@ impl<B: AsRef<[u8]> + AsMut<[u8]>> Session<B> {
                 self.state = State::Transmitting(Transmission::new(attachment));
                 true
             }
+            Step::StartTls => {
+                self.pause = None;
+                out.push(Output::StartTls);
+                true
+            }
             Step::Close(reason) => {
                 self.state = State::Closed;
                 self.pause = None;
@@ -444,6 +481,7 @@ impl From<negotiation::Progress> for Step {
             negotiation::Progress::NeedsInput => Self::Stay(None),
             negotiation::Progress::Paused(pause) => Self::Stay(Some(pause)),
             negotiation::Progress::Attached(attachment) => Self::Attach(attachment),
+            negotiation::Progress::StartTls => Self::StartTls,
             negotiation::Progress::Close(reason) => Self::Close(reason),
         }
     }

@@ -10,7 +10,7 @@ use super::block_status::Contexts;
 use super::limits::{OPTION_COUNT_MAX, OPTION_LEN_MAX};
 use super::output::Wire;
 use super::{Attachment, CloseReason, Pause};
-use crate::export::{Export, ExportIndex, ExportList};
+use crate::export::{Export, ExportIndex, ExportList, Refusal};
 use crate::proto::constants::{CLIENT_FLAGS_LEN, OPTION_HEADER_LEN, info, option, option_reply};
 use crate::proto::handshake::{
     self, ClientFlags, InfoRequest, MetaContextRequest, OptionHeader, quoted,
@@ -18,12 +18,15 @@ use crate::proto::handshake::{
 use crate::proto::reply::ReplyStyle;
 use crate::proto::wire::{ByteReader, Gather};
 
-/// What the server offers: the same for the whole handshake, save the refusal.
-#[derive(Debug)]
-pub(super) struct Offer {
-    pub(super) exports: ExportList,
-    /// Why no export may be served now, in words for the client.
-    pub(super) refusal: Option<String>,
+/// What protects the connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Security {
+    /// Nothing, and nothing will: a socket of this machine.
+    Clear,
+    /// Nothing yet: only STARTTLS gets any further (the specification's FORCEDTLS mode).
+    TlsWanted,
+    /// TLS.
+    Secured,
 }
 
 /// Where a handshake stands after the bytes given so far.
@@ -32,12 +35,15 @@ pub(super) enum Progress {
     NeedsInput,
     Paused(Pause),
     Attached(Attachment),
+    /// The client was told to begin.
+    StartTls,
     Close(CloseReason),
 }
 
 #[derive(Debug)]
 pub(super) struct Negotiation {
     stage: Stage,
+    security: Security,
     part: Gather,
     option_count: u32,
     client: ClientFlags,
@@ -51,18 +57,22 @@ enum Stage {
     ClientFlags,
     OptionHeader,
     OptionData(OptionHeader),
+    /// TLS is being set up; the session gets no bytes meanwhile.
+    StartingTls,
 }
 
 /// An end of the handshake; options that leave it going give none.
 enum Verdict {
     Attach(Attachment),
+    StartTls,
     Close(CloseReason),
 }
 
 impl Negotiation {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(security: Security) -> Self {
         Self {
             stage: Stage::ClientFlags,
+            security,
             part: Gather::default(),
             option_count: 0,
             client: ClientFlags::default(),
@@ -71,10 +81,25 @@ impl Negotiation {
         }
     }
 
+    pub(super) fn is_starting_tls(&self) -> bool {
+        matches!(self.stage, Stage::StartingTls)
+    }
+
+    /// Forgets whatever was said in clear text, but the client flags, which are sent once, and how
+    /// many options there were.
+    pub(super) fn restart_secured(&mut self) {
+        *self = Self {
+            stage: Stage::OptionHeader,
+            option_count: self.option_count,
+            client: self.client,
+            ..Self::new(Security::Secured)
+        };
+    }
+
     /// Takes bytes off the front of `input` until they run out or the handshake ends.
     pub(super) fn advance<B, R>(
         &mut self,
-        offer: &Offer,
+        offer: &ExportList,
         input: &mut &[u8],
         wire: &mut Wire<'_, B, R>,
     ) -> Progress {
@@ -88,6 +113,10 @@ impl Negotiation {
                 Stage::OptionData(header) => {
                     usize::try_from(header.payload_len).unwrap_or(usize::MAX)
                 }
+                Stage::StartingTls if input.is_empty() => return Progress::NeedsInput,
+                Stage::StartingTls => {
+                    return Progress::Close(CloseReason::ClearTextBehindStartTls);
+                }
             };
             if !self.part.fill(input, want) {
                 return Progress::NeedsInput;
@@ -99,6 +128,10 @@ impl Negotiation {
             match verdict {
                 None => {}
                 Some(Verdict::Attach(attachment)) => return Progress::Attached(attachment),
+                Some(Verdict::StartTls) => {
+                    self.stage = Stage::StartingTls;
+                    return Progress::StartTls;
+                }
                 Some(Verdict::Close(reason)) => return Progress::Close(reason),
             }
         }
@@ -107,7 +140,7 @@ impl Negotiation {
     fn handle_part<B, R>(
         &mut self,
         part: &[u8],
-        offer: &Offer,
+        offer: &ExportList,
         wire: &mut Wire<'_, B, R>,
     ) -> Option<Verdict> {
         let next = match self.stage {
@@ -117,6 +150,8 @@ impl Negotiation {
                 let verdict = self.on_option(header.option, part, offer, wire);
                 verdict.map_or(Ok(Stage::OptionHeader), Err)
             }
+            // Takes no bytes.
+            Stage::StartingTls => Ok(Stage::StartingTls),
         };
         match next {
             Ok(stage) => {
@@ -156,13 +191,16 @@ impl Negotiation {
         &mut self,
         number: u32,
         data: &[u8],
-        offer: &Offer,
+        offer: &ExportList,
         wire: &mut Wire<'_, B, R>,
     ) -> Option<Verdict> {
         let mut answer = Answer {
             option: number,
             wire,
         };
+        if self.security == Security::TlsWanted {
+            return before_tls(number, data, &mut answer);
+        }
         match number {
             option::EXPORT_NAME => Some(self.on_export_name(data, offer, wire)),
             option::ABORT => {
@@ -194,6 +232,10 @@ impl Negotiation {
                 self.on_set_meta_context(data, offer, &mut answer);
                 None
             }
+            option::STARTTLS if self.security == Security::Secured => {
+                answer.error(option_reply::ERR_INVALID, "TLS is in use already");
+                None
+            }
             _ => {
                 answer.error(option_reply::ERR_UNSUP, "option is not supported");
                 None
@@ -205,7 +247,7 @@ impl Negotiation {
     fn on_export_name<B, R>(
         &self,
         data: &[u8],
-        offer: &Offer,
+        offer: &ExportList,
         wire: &mut Wire<'_, B, R>,
     ) -> Verdict {
         if self.style == ReplyStyle::Extended {
@@ -213,11 +255,11 @@ impl Negotiation {
         }
         let found = handshake::parse_string(data)
             .ok()
-            .and_then(|name| offer.find(name));
+            .and_then(|name| find(offer, name));
         let Some((index, export)) = found else {
             return Verdict::Close(CloseReason::UnknownExport);
         };
-        if offer.refusal.is_some() {
+        if export.refusal.is_some() {
             return Verdict::Close(CloseReason::Refused);
         }
         let flags = export.transmission_flags(self.style);
@@ -233,7 +275,7 @@ impl Negotiation {
     fn on_info<B, R>(
         &self,
         data: &[u8],
-        offer: &Offer,
+        offer: &ExportList,
         answer: &mut Answer<'_, '_, B, R>,
     ) -> Option<Attachment> {
         let request = match InfoRequest::parse(data) {
@@ -243,14 +285,14 @@ impl Negotiation {
                 return None;
             }
         };
-        let Some((index, export)) = offer.find(request.name) else {
+        let Some((index, export)) = find(offer, request.name) else {
             answer.unknown_export(request.name);
             return None;
         };
         // Not a hard disconnect: proto.md wants options refused until the client gets the hint,
         // and the caller's handshake timeout ends the ones that do not.
-        if let Some(refusal) = &offer.refusal {
-            answer.error(option_reply::ERR_POLICY, refusal);
+        if let Some(refusal) = &export.refusal {
+            answer.error(option_reply::ERR_POLICY, refusal.text());
             return None;
         }
         self.describe(export, request, answer);
@@ -323,7 +365,7 @@ impl Negotiation {
     fn on_list_meta_context<B, R>(
         &self,
         data: &[u8],
-        offer: &Offer,
+        offer: &ExportList,
         answer: &mut Answer<'_, '_, B, R>,
     ) {
         let Some((_, queries)) = self.meta_context_request(data, offer, answer) else {
@@ -340,7 +382,7 @@ impl Negotiation {
     fn on_set_meta_context<B, R>(
         &mut self,
         data: &[u8],
-        offer: &Offer,
+        offer: &ExportList,
         answer: &mut Answer<'_, '_, B, R>,
     ) {
         self.contexts = None;
@@ -360,7 +402,7 @@ impl Negotiation {
     fn meta_context_request<'a, B, R>(
         &self,
         data: &'a [u8],
-        offer: &Offer,
+        offer: &ExportList,
         answer: &mut Answer<'_, '_, B, R>,
     ) -> Option<(ExportIndex, Vec<&'a str>)> {
         if self.style == ReplyStyle::Simple {
@@ -375,9 +417,14 @@ impl Negotiation {
                 answer.error(malformed.reply_type(), &malformed.to_string());
                 None
             }
-            Ok(request) => match offer.find(request.name) {
+            Ok(request) => match find(offer, request.name) {
                 None => {
                     answer.unknown_export(request.name);
+                    None
+                }
+                Some((_, export)) if export.is_forbidden() => {
+                    let text = export.refusal.as_ref().map_or("", Refusal::text);
+                    answer.error(option_reply::ERR_POLICY, text);
                     None
                 }
                 Some((index, _)) => Some((index, request.queries)),
@@ -399,19 +446,44 @@ impl Negotiation {
     }
 }
 
-impl Offer {
-    fn find(&self, name: &str) -> Option<(ExportIndex, &Export)> {
-        let index = self.exports.find(name)?;
-        self.exports.get(index).map(|export| (index, export))
+fn find<'a>(offer: &'a ExportList, name: &str) -> Option<(ExportIndex, &'a Export)> {
+    let index = offer.find(name)?;
+    offer.get(index).map(|export| (index, export))
+}
+
+/// What is answered where nothing goes without TLS.
+fn before_tls<B, R>(
+    number: u32,
+    data: &[u8],
+    answer: &mut Answer<'_, '_, B, R>,
+) -> Option<Verdict> {
+    match number {
+        option::STARTTLS if data.is_empty() => {
+            answer.ack();
+            Some(Verdict::StartTls)
+        }
+        option::STARTTLS => {
+            answer.error(option_reply::ERR_INVALID, "STARTTLS takes no data");
+            None
+        }
+        option::ABORT => {
+            answer.ack();
+            Some(Verdict::Close(CloseReason::Aborted))
+        }
+        option::EXPORT_NAME => Some(Verdict::Close(CloseReason::TlsRequired)),
+        _ => {
+            answer.error(option_reply::ERR_TLS_REQD, "this server wants TLS first");
+            None
+        }
     }
 }
 
-fn on_list<B, R>(data: &[u8], offer: &Offer, answer: &mut Answer<'_, '_, B, R>) {
+fn on_list<B, R>(data: &[u8], offer: &ExportList, answer: &mut Answer<'_, '_, B, R>) {
     if !data.is_empty() {
         answer.error(option_reply::ERR_INVALID, "LIST takes no data");
         return;
     }
-    for export in &offer.exports {
+    for export in offer.iter().filter(|export| !export.is_forbidden()) {
         let entry = handshake::server_entry(&export.name, &export.description);
         answer.reply(option_reply::SERVER, &entry);
     }
@@ -440,7 +512,11 @@ impl<B, R> Answer<'_, '_, B, R> {
     }
 
     fn unknown_export(&mut self, name: &str) {
-        let text = format!("no export is called {}", quoted(name));
+        let text = if name.is_empty() {
+            "which export? There is no default here".to_owned()
+        } else {
+            format!("no export is called {}", quoted(name))
+        };
         self.error(option_reply::ERR_UNKNOWN, &text);
     }
 }

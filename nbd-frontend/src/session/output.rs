@@ -87,6 +87,9 @@ pub enum Output<B, R> {
     SendPayload(R),
     /// Execute this.
     Submit(Request<B>),
+    /// Send what was asked before as it is, then begin TLS as its server; see
+    /// [`Session::note_secured`](super::Session::note_secured).
+    StartTls,
     /// Send what was asked before, then close the connection. Nothing follows.
     Close(CloseReason),
 }

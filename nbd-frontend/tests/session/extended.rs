@@ -64,7 +64,7 @@ fn attached(name: &str) -> Server {
 fn big(size: u64) -> Server {
     let exports = ExportList::new(vec![Export::new("big", size)]).unwrap();
     let mut server = Server::new(None);
-    server.session = Session::new(exports, None, &mut server.out);
+    server.session = Session::new(exports, &mut server.out);
     server.feed(&3u32.to_be_bytes());
     server.feed(&option(11, &[]));
     server.feed(&option(7, &info_request("", &[])));

@@ -281,15 +281,6 @@ fn a_refusal_answers_info_and_go_with_its_reason_and_list_as_ever() {
 }
 
 #[test]
-fn a_refusal_can_be_lifted_while_a_client_haggles() {
-    let mut server = Server::new(Some("this node is Secondary"));
-    server.feed(&3u32.to_be_bytes());
-    server.session.set_refusal(None);
-    server.feed(&option(7, &info_request("r0", &[])));
-    assert_eq!(server.session.phase(), Phase::Transmission(ExportIndex(0)));
-}
-
-#[test]
 fn metadata_contexts_need_structured_replies() {
     for number in [9, 10] {
         let mut server = Server::haggling();

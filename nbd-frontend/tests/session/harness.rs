@@ -6,7 +6,7 @@
 
 use nbd_frontend::{
     Access, BufferPool, CloseReason, Completion, Export, ExportList, NbdError, Outbox, Output,
-    Request, RequestHandle, RequestKind, Session,
+    Refusal, Request, RequestHandle, RequestKind, Session,
 };
 
 pub(crate) const SIZE: u64 = 1 << 20;
@@ -44,6 +44,8 @@ pub(crate) struct Server {
     pub(crate) sent: Vec<u8>,
     pub(crate) submitted: Vec<Request<Vec<u8>>>,
     pub(crate) closed: Option<CloseReason>,
+    /// How often it asked for TLS.
+    pub(crate) tls_starts: usize,
     /// Bytes the session did not take yet.
     pub(crate) kept: Vec<u8>,
     /// Whether the client reads its replies.
@@ -59,11 +61,34 @@ pub(crate) fn exports() -> ExportList {
     ExportList::new(vec![first, backup]).unwrap()
 }
 
+fn refused(exports: &ExportList, reason: &str) -> ExportList {
+    let refuse = |export: &Export| Export {
+        refusal: Some(Refusal::NotNow(reason.to_owned())),
+        ..export.clone()
+    };
+    ExportList::new(exports.iter().map(refuse).collect()).unwrap()
+}
+
 impl Server {
     /// A connection that has just been greeted; the greeting is in `sent`.
     pub(crate) fn new(refusal: Option<&str>) -> Self {
         let mut out = Outbox::new();
-        let session = Session::new(exports(), refusal.map(str::to_owned), &mut out);
+        let offered = match refusal {
+            Some(reason) => refused(&exports(), reason),
+            None => exports(),
+        };
+        let session = Session::new(offered, &mut out);
+        Self::of(session, out)
+    }
+
+    /// A connection that must have TLS; the greeting is in `sent`.
+    pub(crate) fn awaiting_tls() -> Self {
+        let mut out = Outbox::new();
+        let session = Session::new_awaiting_tls(&mut out);
+        Self::of(session, out)
+    }
+
+    fn of(session: Session<Vec<u8>>, out: Outbox<Vec<u8>, Vec<u8>>) -> Self {
         let mut server = Self {
             session,
             pool: Pool {
@@ -74,6 +99,7 @@ impl Server {
             sent: Vec::new(),
             submitted: Vec::new(),
             closed: None,
+            tls_starts: 0,
             kept: Vec::new(),
             reads: true,
         };
@@ -153,6 +179,7 @@ impl Server {
                 Output::Send(bytes) => self.sent.extend_from_slice(bytes.as_ref()),
                 Output::SendPayload(data) => self.sent.extend_from_slice(&data),
                 Output::Submit(request) => self.submitted.push(request),
+                Output::StartTls => self.tls_starts += 1,
                 Output::Close(reason) => self.closed = Some(reason),
             }
         }
@@ -333,7 +360,7 @@ impl Server {
     fn sized(size: u64, structured: bool) -> Self {
         let exports = ExportList::new(vec![Export::new("big", size)]).unwrap();
         let mut server = Self::new(None);
-        server.session = Session::new(exports, None, &mut server.out);
+        server.session = Session::new(exports, &mut server.out);
         server.feed(&3u32.to_be_bytes());
         if structured {
             server.feed(&option(8, &[]));

@@ -10,4 +10,5 @@ mod harness;
 mod limits;
 mod model;
 mod robustness;
+mod tls;
 mod transmission;

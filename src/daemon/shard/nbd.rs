@@ -8,8 +8,8 @@ use std::path::Path;
 use core::time::Duration;
 
 use nbd_frontend::{
-    DirectReceive, Export, ExportList, HANDSHAKE_TIMEOUT, NbdError, Output, Pause, Phase, Request,
-    RequestKind, Session,
+    DirectReceive, Export, ExportList, HANDSHAKE_TIMEOUT, NbdError, Output, Pause, Phase,
+    Refusal, Request, RequestKind, Session,
 };
 use nix::errno::Errno;
 use nix::sys::socket::{getsockopt, sockopt};
@@ -115,14 +115,14 @@ impl Shard {
             self.setup.nbd_connections_max,
         );
         let refusal = refused.or(refusal);
-        let exports = match exports(resource, &snapshot) {
+        let exports = match exports(resource, &snapshot, refusal) {
             Ok(exports) => exports,
             Err(error) => {
                 tracing::error!(name = resource.setup.name, %error, "no export to offer");
                 return;
             }
         };
-        let session = Session::new(exports, refusal, &mut self.nbd_out);
+        let session = Session::new(exports, &mut self.nbd_out);
         let born = self.next_born();
         let buffers = &self.guest_buffers;
         let client = Client::new(resource_key, socket, session, identity, born, buffers);
@@ -282,6 +282,8 @@ impl Shard {
                 let resource = client.resource;
                 return self.submit_request(key, resource, request);
             }
+            // No session here awaits it.
+            Output::StartTls => return self.drop_client(key),
             Output::Close(reason) => {
                 tracing::debug!(%reason, "NBD session ended");
                 client.closing = true;
@@ -481,6 +483,7 @@ fn refusal(
 fn exports(
     resource: &Resource,
     snapshot: &Snapshot,
+    refusal: Option<String>,
 ) -> Result<ExportList, nbd_frontend::ExportError> {
     let size = snapshot.size_blocks.unwrap_or(0).saturating_mul(BLOCK_LEN);
     let mut export = Export::new(resource.setup.name.clone(), size);
@@ -488,6 +491,7 @@ fn exports(
         "{}/{}",
         resource.setup.name, resource.setup.volume.0
     ));
+    export.refusal = refusal.map(Refusal::NotNow);
     ExportList::new(vec![export])
 }
 

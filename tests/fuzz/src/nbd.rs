@@ -8,7 +8,7 @@
 use nbd_frontend::proto::reply::ReplyStyle;
 use nbd_frontend::{
     Access, BlockStatus, BufferPool, Client, ClientCommand, CloseReason, Completion, Export,
-    ExportList, Outbox, Output, Request, RequestKind, Session, StatusExtent,
+    ExportList, Outbox, Output, Refusal, Request, RequestKind, Session, StatusExtent,
 };
 
 const SIZE: u64 = 1 << 20;
@@ -21,8 +21,12 @@ pub fn handshake(data: &[u8]) {
     let Some((choice, stream)) = data.split_first() else {
         return;
     };
-    let refusal = (choice & 1 != 0).then(|| "not now".to_owned());
-    compare(refusal.as_deref(), stream, usize::from(choice >> 1));
+    let mode = match choice & 3 {
+        0 | 2 => Mode::Open,
+        1 => Mode::Refused,
+        _ => Mode::AwaitingTls,
+    };
+    compare(mode, stream, usize::from(choice >> 2));
 }
 
 /// Fuzzes the transmission phase: one byte of choices, then the stream after GO.
@@ -46,7 +50,7 @@ pub fn transmission(data: &[u8]) {
     };
     script.extend(option(7, go));
     script.extend_from_slice(stream);
-    compare(None, &script, usize::from(choice >> 3));
+    compare(Mode::Open, &script, usize::from(choice >> 3));
 }
 
 /// Fuzzes the client: one byte of choices, then the server's stream after the greeting.
@@ -118,22 +122,32 @@ fn option_reply(number: u32, reply_type: u32, payload: &[u8]) -> Vec<u8> {
         .to_vec()
 }
 
+/// What a session is begun with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mode {
+    Open,
+    Refused,
+    /// TLS never comes: what is given after STARTTLS is clear text.
+    AwaitingTls,
+}
+
 /// All that a client and an engine can see of a session.
 #[derive(Debug, PartialEq, Eq)]
 struct Seen {
     sent: Vec<u8>,
     submitted: Vec<RequestKind<Vec<u8>>>,
+    tls_starts: usize,
     closed: Option<CloseReason>,
 }
 
-fn compare(refusal: Option<&str>, stream: &[u8], cut: usize) {
-    let whole = run(refusal, stream, usize::MAX, false);
-    let cut_up = run(refusal, stream, cut.max(1), true);
+fn compare(mode: Mode, stream: &[u8], cut: usize) {
+    let whole = run(mode, stream, usize::MAX, false);
+    let cut_up = run(mode, stream, cut.max(1), true);
     assert!(whole == cut_up, "cut into {cut} bytes");
 }
 
-fn run(refusal: Option<&str>, stream: &[u8], cut: usize, direct: bool) -> Seen {
-    let mut server = Server::new(refusal);
+fn run(mode: Mode, stream: &[u8], cut: usize, direct: bool) -> Seen {
+    let mut server = Server::new(mode);
     for piece in stream.chunks(cut) {
         server.receive(piece, direct);
     }
@@ -163,16 +177,24 @@ struct Server {
 }
 
 impl Server {
-    fn new(refusal: Option<&str>) -> Self {
+    fn new(mode: Mode) -> Self {
+        let refusal = (mode == Mode::Refused).then(|| Refusal::NotNow("not now".to_owned()));
         let mut read_only = Export::new("ro", SIZE);
         read_only.access = Access::ReadOnly;
-        let exports =
-            ExportList::new(vec![Export::new("rw", SIZE), read_only]).expect("two proper exports");
+        let mut writable = Export::new("rw", SIZE);
+        for export in [&mut read_only, &mut writable] {
+            export.refusal.clone_from(&refusal);
+        }
+        let exports = ExportList::new(vec![writable, read_only]).expect("two proper exports");
         let mut out = Outbox::new();
-        let session = Session::new(exports, refusal.map(str::to_owned), &mut out);
+        let session = match mode {
+            Mode::AwaitingTls => Session::new_awaiting_tls(&mut out),
+            Mode::Open | Mode::Refused => Session::new(exports, &mut out),
+        };
         let seen = Seen {
             sent: Vec::new(),
             submitted: Vec::new(),
+            tls_starts: 0,
             closed: None,
         };
         let pool = Pool { left: POOL_BYTES };
@@ -263,6 +285,7 @@ impl Server {
                     check_range(&request.kind);
                     self.pending.push(request);
                 }
+                Output::StartTls => self.seen.tls_starts += 1,
                 Output::Close(reason) => self.seen.closed = Some(reason),
             }
         }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use nbd_frontend::proto::error::NbdError;
 use nbd_frontend::session::{BufferPool, Completion, Outbox, Output, RequestKind, Session};
-use nbd_frontend::{Export, ExportList};
+use nbd_frontend::{Export, ExportList, Refusal};
 
 use super::*;
 use crate::demo::verdict;
@@ -104,10 +104,12 @@ fn serve(mut stream: UnixStream, disk: &Mutex<Vec<u8>>, mode: &AtomicU8) -> Opti
         // As of a stopped process: the connection stands, and not even a greeting comes.
         fall_silent();
     }
-    let exports = ExportList::new(vec![Export::new("vm", BLOCKS * 4096)]).ok()?;
+    let mut export = Export::new("vm", BLOCKS * 4096);
+    export.refusal =
+        (mode.load(Ordering::SeqCst) == REFUSE).then(|| Refusal::NotNow("not Primary".to_owned()));
+    let exports = ExportList::new(vec![export]).ok()?;
     let mut out: Outbox<Vec<u8>, Vec<u8>> = Outbox::new();
-    let refusal = (mode.load(Ordering::SeqCst) == REFUSE).then(|| "not Primary".to_owned());
-    let mut session = Session::new(exports, refusal, &mut out);
+    let mut session = Session::new(exports, &mut out);
     let mut buffer = [0; 8192];
     loop {
         let mut done = Vec::new();
@@ -121,7 +123,7 @@ fn serve(mut stream: UnixStream, disk: &Mutex<Vec<u8>>, mode: &AtomicU8) -> Opti
                     }
                     done.push((request.handle, execute(request.kind, disk, mode)));
                 }
-                Output::Close(_) => return None,
+                Output::StartTls | Output::Close(_) => return None,
             }
         }
         for (handle, completion) in done {
