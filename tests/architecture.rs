@@ -120,6 +120,8 @@ const DEPENDENCIES: &[(&str, &[&str], &[&str])] = &[
             "bytes",
             "crc32c",
             "nix",
+            "rustls",
+            "rustls-webpki",
             "serde",
             "serde_json",
             "thiserror",
@@ -127,7 +129,7 @@ const DEPENDENCIES: &[(&str, &[&str], &[&str])] = &[
             "tracing",
             "tracing-subscriber",
         ],
-        &["proptest", "serde_json"],
+        &["proptest", "rcgen", "serde_json"],
     ),
     (
         "replicator/Cargo.toml",

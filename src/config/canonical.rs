@@ -12,6 +12,7 @@ use std::time::Duration;
 use replicator::meta::activity_log::SLOTS_DEFAULT;
 use replicator::types::{Failover, NodeId};
 
+use super::nbd::tls_dir_default;
 use super::shape::{
     DISK_TIMEOUT_DEFAULT, FAILOVERS, LIBVIRT, ON_DEMOTE, default_log, default_metrics, default_nbd,
     default_net, default_resync,
@@ -218,14 +219,33 @@ impl Config {
 
     fn nbd_table(&self) -> Table {
         let values = |nbd: &super::NbdConfig| {
+            let dir = nbd
+                .tls_dir
+                .as_deref()
+                .map_or("".into(), Path::to_string_lossy);
             [
                 Value::Number(nbd.max_connections.into()),
-                listen_text(nbd.listen),
-                text(&nbd.tls_dir.to_string_lossy()),
+                self.listen_value(nbd.listen),
+                text(&dir),
             ]
         };
         let keys = ["max-connections", "listen", "tls-dir"];
-        pairs("nbd", keys, values(&self.nbd), values(&default_nbd()))
+        let default = super::NbdConfig {
+            tls_dir: tls_dir_default(&self.nbd.listen),
+            ..default_nbd()
+        };
+        pairs("nbd", keys, values(&self.nbd), values(&default))
+    }
+
+    fn listen_value(&self, [a, b]: [Option<SocketAddr>; 2]) -> Value {
+        if a == b {
+            return listen_text(a);
+        }
+        let each = [(NodeId::A, a), (NodeId::B, b)].into_iter();
+        let each = each.filter_map(|(node, address)| {
+            Some((self.node_name(node).to_owned(), address?.to_string()))
+        });
+        Value::PerNode(each.collect())
     }
 
     fn metrics_table(&self) -> Table {
@@ -284,6 +304,10 @@ impl Config {
             Value::Truth(resource.forward),
             &Value::Truth(false),
         ));
+        if let Some(allowed) = &resource.nbd_allow {
+            let allowed = allowed.iter().map(ToString::to_string).collect();
+            entries.push(required("nbd-allow", Value::List(allowed)));
+        }
         tables.push(table(&path, entries));
         for volume in &resource.volumes {
             tables.push(Table {

@@ -9,7 +9,7 @@ pub(super) const RESYNC: &[&str] = &["guest-latency-target", "parallel", "checks
 /// `[verify]`
 pub(super) const VERIFY: &[&str] = &["schedule", "repair"];
 /// `[nbd]`
-pub(super) const NBD: &[&str] = &["listen", "tls-dir"];
+pub(super) const NBD: &[&str] = &[];
 /// `[metrics]`
 pub(super) const METRICS: &[&str] = &[];
 /// `[log]`

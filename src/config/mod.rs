@@ -15,10 +15,12 @@ mod diagnostic;
 mod difference;
 mod effect;
 mod load;
+mod nbd;
 mod reader;
 mod rules;
 mod shape;
 mod source;
+mod subject;
 mod types;
 mod units;
 
@@ -31,6 +33,7 @@ pub use difference::{Difference, UsedTwice, device_used_twice};
 pub use load::{Scope, load, load_file};
 use source::Span;
 pub use source::{FileKind, Place, SourceFile};
+pub use subject::{AttributeKind, CertificateSubject};
 pub use types::{
     Config, DemoteStep, GuestConfig, LogConfig, LogTarget, MetricsConfig, NbdConfig, NetConfig,
     NodeConfig, NodeRole, OnNoQuorum, QuorumConfig, Rate, ReplicaPaths, ResourceConfig,

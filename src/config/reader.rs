@@ -402,11 +402,12 @@ impl<'a> Section<'a> {
     pub(super) fn string_per_node(
         &mut self,
         key: &'static str,
+        what: &str,
         found: &mut Findings,
     ) -> Option<Located<PerNode<'a>>> {
         let value = self.value(key)?;
         let span = self.span_of(value);
-        let wanted = "a path, or { NODE = \"path\", NODE = \"path\" }";
+        let wanted = &format!("a {what}, or {{ NODE = \"{what}\", NODE = \"{what}\" }}");
         let Some(table) = value.get_ref().as_table() else {
             let text = self.as_string(key, value, wanted, found)?;
             return Some(Located {

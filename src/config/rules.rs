@@ -10,10 +10,11 @@ use replicator::types::{
 };
 
 use super::diagnostic::Findings;
+use super::nbd;
 use super::reader::{PerNode, bad_value, shown};
 use super::shape::{
-    Draft, DraftNode, DraftResource, DraftVolume, default_log, default_metrics, default_nbd,
-    default_net, default_resync,
+    Draft, DraftNode, DraftResource, DraftVolume, default_log, default_metrics, default_net,
+    default_resync,
 };
 use super::source::{Located, Span};
 use super::types::{
@@ -44,6 +45,7 @@ pub(super) fn check(draft: Draft<'_>, found: &mut Findings) -> Option<Config> {
         .collect();
     resources.sort_by(|a, b| a.name.cmp(&b.name));
     devices.check(&nodes, found);
+    let nbd = nbd::resolve(draft.nbd, &nodes, found);
     Some(Config {
         cluster: draft.cluster?,
         nodes,
@@ -51,7 +53,7 @@ pub(super) fn check(draft: Draft<'_>, found: &mut Findings) -> Option<Config> {
         net,
         resync: draft.resync.unwrap_or_else(default_resync),
         verify: draft.verify,
-        nbd: draft.nbd.unwrap_or_else(default_nbd),
+        nbd,
         metrics: draft.metrics.unwrap_or_else(default_metrics),
         log: draft.log.unwrap_or_else(default_log),
         resources,
@@ -238,13 +240,14 @@ fn resolve(
         protocol: draft.protocol.map(|word| word.value),
         failover: draft.failover,
         forward: draft.forward,
+        nbd_allow: draft.nbd_allow,
         volumes: volumes?,
         guest: draft.guest,
     })
 }
 
 /// The data node called `name`, or a note that there is none.
-fn data_node(
+pub(super) fn data_node(
     name: &Located<&str>,
     nodes: &[NodeConfig],
     key: &str,
@@ -371,7 +374,11 @@ fn paths(
 }
 
 /// An absolute path, without `.` and doubled slashes, so that equal devices compare equal.
-fn path(text: &Located<&str>, key: &str, found: &mut Findings) -> Option<Located<PathBuf>> {
+pub(super) fn path(
+    text: &Located<&str>,
+    key: &str,
+    found: &mut Findings,
+) -> Option<Located<PathBuf>> {
     let hint = if text.value == "internal" {
         let message = "internal metadata is not in this version";
         let label = "write the path of a device or file of its own";

@@ -1,7 +1,6 @@
 //! First pass: files into drafts. Checks keys, types, units and words; knows nothing of how the
 //! parts must fit together. Every default is here.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use replicator::admin::ErrorId;
@@ -11,8 +10,10 @@ use toml::de::DeTable;
 
 use super::diagnostic::Findings;
 use super::effect;
-use super::reader::{PerNode, Section, shown};
+use super::nbd::tls_dir_default;
+use super::reader::{PerNode, Section, bad_value, shown};
 use super::source::{FileKind, Located, Span};
+use super::subject::CertificateSubject;
 use super::types::{
     DemoteStep, GuestConfig, LogConfig, LogTarget, MetricsConfig, NbdConfig, NetConfig, NodeRole,
     OnNoQuorum, QuorumConfig, ResyncConfig, TimingProfile, Tls, VerifyConfig, Watchdog,
@@ -36,7 +37,7 @@ pub(super) struct Draft<'a> {
     pub(super) net: Option<DraftNet>,
     pub(super) resync: Option<ResyncConfig>,
     pub(super) verify: VerifyConfig,
-    pub(super) nbd: Option<NbdConfig>,
+    pub(super) nbd: DraftNbd<'a>,
     pub(super) metrics: Option<MetricsConfig>,
     pub(super) log: Option<LogConfig>,
     pub(super) resources: Vec<DraftResource<'a>>,
@@ -55,6 +56,13 @@ pub(super) struct DraftNet {
     pub(super) tls: Option<Span>,
 }
 
+#[derive(Default)]
+pub(super) struct DraftNbd<'a> {
+    pub(super) max_connections: Option<u32>,
+    pub(super) listen: Option<Located<PerNode<'a>>>,
+    pub(super) tls_dir: Option<Located<&'a str>>,
+}
+
 pub(super) struct DraftResource<'a> {
     pub(super) name: Located<String>,
     pub(super) prefer: Option<Located<&'a str>>,
@@ -63,6 +71,7 @@ pub(super) struct DraftResource<'a> {
     pub(super) protocol: Option<Located<ReplicationProtocol>>,
     pub(super) failover: Failover,
     pub(super) forward: bool,
+    pub(super) nbd_allow: Option<Vec<CertificateSubject>>,
     pub(super) volumes: Vec<DraftVolume<'a>>,
     pub(super) guest: Option<GuestConfig>,
 }
@@ -127,7 +136,7 @@ fn refuse_cluster_keys(mut root: Section<'_>, found: &mut Findings) {
     root.finish(&[], found);
 }
 
-fn read_cluster(root: &mut Section<'_>, draft: &mut Draft<'_>, found: &mut Findings) {
+fn read_cluster<'a>(root: &mut Section<'a>, draft: &mut Draft<'a>, found: &mut Findings) {
     read_version(root, found);
     root.require("cluster", "a table: [cluster] with name = \"lab\"", found);
     if let Some(section) = root.section("cluster", "`[cluster]`".into(), found) {
@@ -148,9 +157,9 @@ fn read_cluster(root: &mut Section<'_>, draft: &mut Draft<'_>, found: &mut Findi
     if let Some(section) = root.section("verify", "`[verify]`".into(), found) {
         draft.verify = read_verify(section, found);
     }
-    draft.nbd = root
-        .section("nbd", "`[nbd]`".into(), found)
-        .map(|s| read_nbd(s, found));
+    if let Some(section) = root.section("nbd", "`[nbd]`".into(), found) {
+        draft.nbd = read_nbd(section, found);
+    }
     draft.metrics = root
         .section("metrics", "`[metrics]`".into(), found)
         .map(|s| read_metrics(s, found));
@@ -361,20 +370,17 @@ fn read_verify(mut section: Section<'_>, found: &mut Findings) -> VerifyConfig {
 pub(super) fn default_nbd() -> NbdConfig {
     NbdConfig {
         max_connections: NBD_CONNECTIONS,
-        listen: None,
-        tls_dir: PathBuf::from("/etc/twinblk/nbd-tls"),
+        listen: [None; 2],
+        tls_dir: tls_dir_default(&[None; 2]),
     }
 }
 
-fn read_nbd(mut section: Section<'_>, found: &mut Findings) -> NbdConfig {
-    let default = default_nbd();
+fn read_nbd<'a>(mut section: Section<'a>, found: &mut Findings) -> DraftNbd<'a> {
     let connections = section.integer("max-connections", 1..=65_536, found);
-    let nbd = NbdConfig {
-        max_connections: connections.map_or(default.max_connections, |n| n.value),
-        listen: section.listen("listen", found).unwrap_or(default.listen),
-        tls_dir: section
-            .string("tls-dir", found)
-            .map_or(default.tls_dir, |text| PathBuf::from(text.value)),
+    let nbd = DraftNbd {
+        max_connections: connections.map(|n| n.value),
+        listen: section.string_per_node("listen", "IP:PORT", found),
+        tls_dir: section.string("tls-dir", found),
     };
     section.finish(effect::NBD, found);
     nbd
@@ -437,6 +443,7 @@ fn read_resource<'a>(
     let protocol = section.word("protocol", &PROTOCOLS, found);
     let failover = section.word("failover", &FAILOVERS, found);
     let forward = section.boolean("forward", found).unwrap_or(false);
+    let nbd_allow = read_nbd_allow(&mut section, found);
     let volumes = section.repeated_sections("volume", found);
     let example = format!(
         "a table: [[resource.{}.volume]] with id, disk and meta",
@@ -460,9 +467,25 @@ fn read_resource<'a>(
         protocol,
         failover: failover.map_or(Failover::Auto, |word| word.value),
         forward,
+        nbd_allow,
         volumes,
         guest,
     }
+}
+
+/// A subject that cannot be read stays out: its own error says enough, and no client is let in for
+/// it.
+fn read_nbd_allow(
+    section: &mut Section<'_>,
+    found: &mut Findings,
+) -> Option<Vec<CertificateSubject>> {
+    let written = section.strings("nbd-allow", found)?;
+    let subjects = written.into_iter().filter_map(|text| {
+        CertificateSubject::parse(text.value)
+            .map_err(|hint| bad_value(found, "nbd-allow", text.value, text.span, hint))
+            .ok()
+    });
+    Some(subjects.collect())
 }
 
 fn read_failback(section: &mut Section<'_>, found: &mut Findings) -> String {
@@ -500,8 +523,8 @@ fn read_volume<'a>(mut section: Section<'a>, found: &mut Findings) -> Option<Dra
         .unwrap_or(DISK_TIMEOUT_DEFAULT);
     let al_range = u32::from(SLOTS_MIN)..=u32::from(SLOTS_MAX);
     let al_extents = section.integer("al-extents", al_range, found);
-    let disk = section.string_per_node("disk", found);
-    let meta = section.string_per_node("meta", found);
+    let disk = section.string_per_node("disk", "path", found);
+    let meta = section.string_per_node("meta", "path", found);
     section.require("id", "id = 0", found);
     section.require("disk", "disk = \"/dev/VG/LV\"", found);
     section.require("meta", "meta = \"/dev/VG/LV.md\"", found);

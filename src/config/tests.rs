@@ -75,7 +75,7 @@ fn each_key_of_the_example_without_effect_is_warned_of() {
         .filter(|warning| warning.id == ErrorId::NoEffectYet)
         .map(|warning| warning.message)
         .collect();
-    for key in ["watchdog", "max-rate", "schedule", "tls-dir", "failback"] {
+    for key in ["watchdog", "max-rate", "schedule", "failback"] {
         assert!(
             warned.iter().any(|message| message.contains(key)),
             "{key}: {warned:#?}"
@@ -115,11 +115,7 @@ fn the_order_of_resource_files_does_not_matter() {
 
 #[test]
 fn commented_keys_of_the_example_are_unknown_until_they_can_do_something() {
-    for key in [
-        "hold-down = \"10m\"",
-        "nbd-allow = []",
-        "read-only-export = true",
-    ] {
+    for key in ["hold-down = \"10m\"", "read-only-export = true"] {
         let text = WEB.replace(
             "[resource.vm-web]\n",
             &format!("[resource.vm-web]\n{key}\n"),

@@ -9,6 +9,8 @@ use replicator::types::{
     ByteLen, Failover, NodeId, ReplicationProtocol, ResourceId, ResyncRate, VolumeId,
 };
 
+use super::subject::CertificateSubject;
+
 /// The whole configuration, the same on every node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -177,10 +179,10 @@ pub struct VerifyConfig {
 pub struct NbdConfig {
     /// Connections per resource; never 0.
     pub max_connections: u32,
-    /// TCP address, if any.
-    pub listen: Option<SocketAddr>,
-    /// Certificates for it.
-    pub tls_dir: PathBuf,
+    /// TCP address by data node, if any.
+    pub listen: [Option<SocketAddr>; 2],
+    /// Certificates for it; `None`: clear text, on loopback addresses only.
+    pub tls_dir: Option<PathBuf>,
 }
 
 /// `[metrics]`
@@ -230,6 +232,8 @@ pub struct ResourceConfig {
     pub failover: Failover,
     /// A Secondary passes NBD clients on to the Primary.
     pub forward: bool,
+    /// Whose certificates open it over TCP; `None`: any of the authority's, and clear text.
+    pub nbd_allow: Option<Vec<CertificateSubject>>,
     /// In the order of their numbers; never empty.
     pub volumes: Vec<VolumeConfig>,
     /// The guest that uses it.

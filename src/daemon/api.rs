@@ -22,8 +22,10 @@ use replicator::types::{
     ViewNumber, VolumeId,
 };
 
+use super::certificates::Certificates;
 use super::forward::Caller;
 use super::relay_door::Knock;
+use crate::config::CertificateSubject;
 use crate::controller::VoterRecord;
 
 /// Commands a shard may have waiting. The controller sends a few per view change and none while
@@ -51,6 +53,19 @@ pub struct ShardSetup {
     pub nbd_connections_max: usize,
     /// How the Primary is called for clients of a Secondary.
     pub caller: Arc<Caller>,
+    /// The TCP listener of NBD, if there is one.
+    pub nbd_tcp: Option<NbdTcp>,
+}
+
+/// Where NBD clients of other machines come in.
+#[derive(Debug)]
+pub struct NbdTcp {
+    /// Bound and listening. Nonblocking.
+    pub listener: TcpListener,
+    /// What TLS is set up with; `None`: clear text, on a loopback address.
+    pub certificates: Option<Arc<Certificates>>,
+    /// Whether the empty name means the one resource that is configured.
+    pub has_default: bool,
 }
 
 /// One resource as the shard runs it, from `up` to `down`.
@@ -64,6 +79,8 @@ pub struct ResourceSetup {
     pub volume: VolumeId,
     /// Where its NBD socket is to be.
     pub nbd_socket: PathBuf,
+    /// Whose certificate opens it over TCP; `None`: any of the authority's, and clear text.
+    pub nbd_allow: Option<Vec<CertificateSubject>>,
     /// End of the lease on this node's clock, in nanoseconds ([`Instant`]); 0 before the first
     /// grant. Written by the controller thread, read by the shard each turn.
     pub lease: Arc<AtomicU64>,
@@ -239,7 +256,7 @@ pub enum ShardEvent {
 }
 
 /// One NBD client, for the refusals that name them.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NbdClient {
     /// Process id, where the socket tells it.
     pub pid: Option<i32>,
@@ -247,6 +264,8 @@ pub struct NbdClient {
     pub uid: Option<u32>,
     /// The peer passes it on.
     pub forwarded: bool,
+    /// Address, over TCP.
+    pub address: Option<SocketAddr>,
 }
 
 impl NbdClient {
@@ -255,6 +274,7 @@ impl NbdClient {
         pid: None,
         uid: None,
         forwarded: true,
+        address: None,
     };
 }
 

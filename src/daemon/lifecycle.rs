@@ -273,6 +273,7 @@ impl Node {
                 .first()
                 .map_or(VolumeId(0), |volume| volume.id),
             nbd_socket: status::nbd_socket(&self.run_dir, &resource.name),
+            nbd_allow: resource.nbd_allow.clone(),
             lease,
             peer_timeout: self.config.net.timeout,
             disk_timeout: resource

@@ -18,6 +18,7 @@ mod beacon;
 pub mod beacon_io;
 pub mod board;
 mod bridge;
+mod certificates;
 pub mod control;
 pub mod forward;
 mod guest_orders;

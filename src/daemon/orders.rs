@@ -647,10 +647,13 @@ pub(super) fn no_such_resource(name: &str) -> ErrorReport {
 }
 
 fn client_names(clients: &[NbdClient]) -> String {
-    let names = clients.iter().map(|client| match client.pid {
-        Some(pid) => format!("process {pid}"),
-        None if client.forwarded => "a client passed on by the peer".to_owned(),
-        None => "a TCP client".to_owned(),
-    });
+    let names = clients
+        .iter()
+        .map(|client| match (client.pid, client.address) {
+            (Some(pid), _) => format!("process {pid}"),
+            (None, Some(address)) => format!("a client at {address}"),
+            (None, None) if client.forwarded => "a client passed on by the peer".to_owned(),
+            (None, None) => "a client that is not known".to_owned(),
+        });
     names.collect::<Vec<_>>().join(", ")
 }

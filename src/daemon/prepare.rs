@@ -6,6 +6,7 @@ use std::io;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
@@ -14,6 +15,8 @@ use replicator::admin::{ErrorId, ErrorReport};
 use replicator::io::clock;
 use replicator::types::{NodeId, VoterId};
 
+use super::api::NbdTcp;
+use super::certificates::Certificates;
 use super::voter_store::{OpenStoreError, StoreIdentity, VoterStore};
 use crate::config::{Config, MetricsConfig};
 
@@ -63,6 +66,43 @@ pub(super) fn bind_metrics(metrics: &MetricsConfig) -> Result<Option<TcpListener
             Ok(None)
         }
     }
+}
+
+/// Binds the TCP listener of NBD and reads its certificates, if there is one.
+pub(super) fn nbd_tcp(config: &Config, node: NodeId) -> Result<Option<NbdTcp>, ErrorReport> {
+    let Some(address) = config.nbd.listen_of(node) else {
+        return Ok(None);
+    };
+    let certificates = config
+        .nbd
+        .tls_dir
+        .as_deref()
+        .map(certificates)
+        .transpose()?;
+    let refuse = |error: io::Error| bind_refusal(address, "TCP, for NBD", &error);
+    let listener = patiently(|| TcpListener::bind(address)).map_err(refuse)?;
+    listener.set_nonblocking(true).map_err(refuse)?;
+    let (scheme, how) = match certificates {
+        Some(_) => ("nbds", "TLS"),
+        None => ("nbd", "clear text"),
+    };
+    tracing::info!("NBD is served on {scheme}://{address} ({how})");
+    Ok(Some(NbdTcp {
+        listener,
+        certificates,
+        has_default: config.resources.len() == 1,
+    }))
+}
+
+fn certificates(dir: &Path) -> Result<Arc<Certificates>, ErrorReport> {
+    let (certificates, doubt) = Certificates::open(dir).map_err(|error| {
+        let what = "no certificates for NBD over TCP";
+        ErrorReport::new(ErrorId::NbdCertificates, what, error.to_string())
+    })?;
+    if let Some(doubt) = doubt {
+        tracing::error!("{doubt}; mend the files and send SIGHUP");
+    }
+    Ok(Arc::new(certificates))
 }
 
 /// Binds, giving a predecessor that was killed the time to let go: its sockets close only once the

@@ -18,9 +18,10 @@ use replicator::admin::{ErrorId, ErrorReport, Response};
 use replicator::io::{clock, realtime};
 use replicator::types::NodeId;
 
-use super::api::{ShardCommand, ShardSetup, StoredMarks};
+use super::api::{NbdTcp, ShardCommand, ShardSetup, StoredMarks};
 use super::args::Flags;
 use super::beacon_io::Carrier;
+use super::certificates::Certificates;
 use super::control::ControlServer;
 use super::guests::{self, GuestsThread};
 use super::mailbox::Mailbox;
@@ -53,6 +54,8 @@ pub(super) struct Running {
     store: JoinHandle<()>,
     shard: Option<JoinHandle<()>>,
     guests: Option<GuestsThread>,
+    /// Those of NBD over TCP.
+    certificates: Option<Arc<Certificates>>,
 }
 
 impl Running {
@@ -63,7 +66,9 @@ impl Running {
         flags: &Flags,
         store: VoterStore,
         sockets: Sockets,
+        nbd_tcp: Option<NbdTcp>,
     ) -> Result<Self, ErrorReport> {
+        let certificates = nbd_tcp.as_ref().and_then(|it| it.certificates.clone());
         let failed = |what: &'static str| move |error: io::Error| system(what, &error);
         let settings = ControllerSettings {
             node: id,
@@ -144,6 +149,7 @@ impl Running {
                     incarnation: clock::random_id().map_err(failed("randomness"))?,
                     nbd_connections_max: usize::try_from(node.config.nbd.max_connections)
                         .unwrap_or(usize::MAX),
+                    nbd_tcp,
                 };
                 (
                     Some(start_shard(&node, setup).map_err(failed("event loop"))?),
@@ -171,6 +177,7 @@ impl Running {
             store,
             shard,
             guests,
+            certificates,
         })
     }
 
@@ -249,6 +256,7 @@ impl Running {
             }
             while let Ok(Some(signal)) = signals.read_signal() {
                 if i32::try_from(signal.ssi_signo) == Ok(Signal::SIGHUP as i32) {
+                    self.read_certificates_again();
                     self.begin_adjusting();
                 } else {
                     return None;
@@ -280,6 +288,19 @@ impl Running {
         {
             self.node.hangups.store(false, Ordering::Release);
             tracing::error!(%error, "no thread to read the files");
+        }
+    }
+
+    /// SIGHUP.
+    fn read_certificates_again(&self) {
+        let Some(certificates) = &self.certificates else {
+            return;
+        };
+        match certificates.reload() {
+            Ok(()) => tracing::info!("SIGHUP: new NBD clients get the certificates read now"),
+            Err(error) => {
+                tracing::error!("SIGHUP: {error}; the certificates read before stay in use");
+            }
         }
     }
 

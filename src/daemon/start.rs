@@ -56,9 +56,10 @@ pub(super) fn run(program: Program, flags: &Flags) -> Result<(), Failure> {
         .unwrap_or_default();
     let sockets = prepare::bind_all(&addresses)?;
     let metrics = prepare::bind_metrics(&config.metrics)?;
+    let nbd_tcp = prepare::nbd_tcp(&config, node)?;
     let _run_lock = prepare::run_dir(&flags.run_dir)?;
     let store = prepare::voter_store(&config, node, &flags.state_dir)?;
-    let running = Running::start(program, config, node, flags, store, sockets)?;
+    let running = Running::start(program, config, node, flags, store, sockets, nbd_tcp)?;
     running.serve(&flags.run_dir, metrics, &signals)
 }
 

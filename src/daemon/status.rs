@@ -245,6 +245,7 @@ fn volume_status(
         size_bytes: size_blocks.map(|blocks| blocks.saturating_mul(BLOCK_LEN)),
         disk_path: Some(volume.replica(place.node).disk.display().to_string()),
         export: up.then(|| format!("nbd+unix:///{}?socket={}", resource.name, socket.display())),
+        export_tcp: nbd_tcp_uri(place, &resource.name).filter(|_| up),
         nbd_clients: shard.map_or(0, |it| {
             u32::try_from(it.nbd_clients.len()).unwrap_or(u32::MAX)
         }),
@@ -256,6 +257,18 @@ fn volume_status(
             .filter(|it| it.engine.disk != DiskState::Diskless)
             .map(|it| statistics(it.engine.counters)),
     }
+}
+
+/// How clients of other machines reach a resource, if they can.
+fn nbd_tcp_uri(place: Place<'_>, resource: &str) -> Option<String> {
+    let nbd = &place.config.nbd;
+    let address = nbd.listen_of(place.node)?;
+    let scheme = if nbd.tls_dir.is_some() { "nbds" } else { "nbd" };
+    if address.ip().is_unspecified() {
+        let name = place.config.node_name(place.node);
+        return Some(format!("{scheme}://{name}:{}/{resource}", address.port()));
+    }
+    Some(format!("{scheme}://{address}/{resource}"))
 }
 
 /// Where the NBD socket of a resource is.

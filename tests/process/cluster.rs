@@ -1,7 +1,7 @@
 //! A pair and an arbitrator on loopback, in a directory that goes when the test ends.
 
 use std::fs::{self, File};
-use std::net::{Ipv4Addr, TcpListener, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -40,6 +40,17 @@ pub(crate) struct Setup {
     pub(crate) resource: &'static str,
     /// Lines of `[nbd]`.
     pub(crate) nbd: &'static str,
+    /// NBD by TCP.
+    pub(crate) tcp: Tcp,
+}
+
+/// How NBD is served by TCP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Tcp {
+    Off,
+    Clear,
+    /// With the certificates of [`Cluster::tls_dir`], which the test makes.
+    Tls,
 }
 
 impl Default for Setup {
@@ -50,6 +61,7 @@ impl Default for Setup {
             namespace: false,
             resource: "",
             nbd: "",
+            tcp: Tcp::Off,
         }
     }
 }
@@ -58,6 +70,7 @@ impl Default for Setup {
 pub(crate) struct Cluster {
     pub(crate) dir: PathBuf,
     pub(crate) ports: [u16; 3],
+    nbd_ports: [u16; 2],
     children: [Option<Child>; 3],
     namespace: Option<String>,
     _turn: MutexGuard<'static, ()>,
@@ -82,9 +95,11 @@ impl Cluster {
             program("ip", &["-n", &name, "link", "set", "lo", "up"]).ok();
             name
         });
+        let [a, b, arbitrator, nbd_a, nbd_b] = free_ports();
         let cluster = Self {
             dir,
-            ports: free_ports(),
+            ports: [a, b, arbitrator],
+            nbd_ports: [nbd_a, nbd_b],
             children: Default::default(),
             namespace,
             _turn: turn,
@@ -124,7 +139,8 @@ impl Cluster {
     fn configure(&self, setup: &Setup) {
         let [a, b, arbitrator] = self.ports;
         let dir = self.dir.display();
-        let (timing, resource, nbd) = (setup.timing, setup.resource, setup.nbd);
+        let (timing, resource) = (setup.timing, setup.resource);
+        let nbd = self.nbd_table(setup.tcp) + setup.nbd;
         fs::write(
             self.dir.join("etc/twinblk.toml"),
             format!(
@@ -146,6 +162,27 @@ impl Cluster {
             ),
         )
         .unwrap();
+    }
+
+    fn nbd_table(&self, tcp: Tcp) -> String {
+        let [a, b] = self.nbd_ports;
+        let listen =
+            format!("listen = {{ kvm-a = \"127.0.0.1:{a}\", kvm-b = \"127.0.0.1:{b}\" }}\n");
+        match tcp {
+            Tcp::Off => String::new(),
+            Tcp::Clear => listen,
+            Tcp::Tls => format!("{listen}tls-dir = \"{}\"\n", self.tls_dir().display()),
+        }
+    }
+
+    /// Both nodes' certificates for NBD by TCP.
+    pub(crate) fn tls_dir(&self) -> PathBuf {
+        self.dir.join("nbd-tls")
+    }
+
+    /// Where `node` serves NBD by TCP.
+    pub(crate) fn nbd_address(&self, node: usize) -> SocketAddr {
+        (Ipv4Addr::LOCALHOST, self.nbd_ports[node]).into()
     }
 
     pub(crate) fn disk(&self, node: usize) -> PathBuf {
@@ -379,9 +416,9 @@ impl Drop for Cluster {
     }
 }
 
-/// Three ports that are free for TCP and UDP, below those that Linux hands to outgoing
+/// Ports that are free for TCP and UDP, below those that Linux hands to outgoing
 /// connections, so that they still are when the daemons bind them.
-fn free_ports() -> [u16; 3] {
+fn free_ports() -> [u16; 5] {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let first = 10_240 + std::process::id() % 1_000 * 20;
     let next = || {
@@ -394,5 +431,5 @@ fn free_ports() -> [u16; 3] {
             }
         }
     };
-    [next(), next(), next()]
+    [next(), next(), next(), next(), next()]
 }

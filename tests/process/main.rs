@@ -10,6 +10,8 @@
 )]
 
 mod adjust;
+#[path = "../common/authority.rs"]
+mod authority;
 mod bad_input;
 mod cluster;
 mod demo;
@@ -29,6 +31,7 @@ mod nbd_abuse;
 mod nbd_clients;
 mod nbd_conformance;
 mod nbd_model;
+mod nbd_tcp;
 mod passing_on;
 mod protocols;
 mod resync_orders;

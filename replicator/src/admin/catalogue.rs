@@ -78,6 +78,10 @@ catalogue! {
     TlsKeysMissing = "E0114", exit::CONFIG, [
         "this version makes no keys yet: write tls = \"off\" under [net] with loopback addresses, or with insecure = true",
     ];
+    /// NBD over TCP has no certificates.
+    NbdCertificates = "E0120", exit::CONFIG, [
+        "put ca-cert.pem, server-cert.pem and server-key.pem where [nbd] tls-dir says (docs/nbd.md has the commands), or listen on a loopback address, or write listen = \"\"",
+    ];
     /// A node name nobody configured.
     UnknownNode = "E0115", exit::CONFIG, ["name one of the configured data nodes"];
     /// Two volumes, or data and metadata, on one device.

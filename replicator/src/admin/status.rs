@@ -149,6 +149,9 @@ pub struct VolumeStatus {
     pub disk_path: Option<String>,
     /// URI for clients; `None` unless up.
     pub export: Option<String>,
+    /// URI for clients of other machines; `None` unless up and served by TCP.
+    #[serde(default)]
+    pub export_tcp: Option<String>,
     /// Attached NBD clients.
     pub nbd_clients: u32,
     /// Counters since the daemon started; `None` unless attached.

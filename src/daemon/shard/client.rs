@@ -2,10 +2,12 @@
 
 use std::collections::VecDeque;
 
+use bytes::Bytes;
 use nbd_frontend::{Phase, RequestHandle, Session};
 use replicator::io::{AlignedBuf, BUFFER_ALIGN, BufferPool, SendQueue, Socket};
 
 use super::slots::Key;
+use super::tls::Tls;
 use crate::daemon::api::NbdClient;
 
 /// Bytes received at once: the requests of a deep queue of small writes come in one go.
@@ -39,7 +41,11 @@ pub(super) struct GuestRef {
 
 /// See the module.
 pub(super) struct Client {
-    pub(super) resource: Key,
+    /// `None`: came by TCP, and has not chosen.
+    pub(super) resource: Option<Key>,
+    /// What it may choose from: resources in the order of its session's exports.
+    pub(super) choice: Vec<Key>,
+    pub(super) tls: Option<Box<Tls>>,
     pub(super) socket: Socket,
     pub(super) session: Session<AlignedBuf>,
     pub(super) queue: SendQueue,
@@ -71,7 +77,7 @@ pub(super) enum Incoming {
 
 impl Client {
     pub(super) fn new(
-        resource: Key,
+        resource: Option<Key>,
         socket: Socket,
         session: Session<AlignedBuf>,
         identity: NbdClient,
@@ -81,6 +87,8 @@ impl Client {
         let buffer = buffers.pool.take(RECEIVE_LEN_HANDSHAKE);
         Self {
             resource,
+            choice: Vec::new(),
+            tls: None,
             socket,
             session,
             queue: SendQueue::default(),
@@ -106,6 +114,30 @@ impl Client {
     /// a resource from being demoted.
     pub(super) fn is_attached(&self) -> bool {
         matches!(self.session.phase(), Phase::Transmission(_))
+    }
+
+    /// Queues bytes for it.
+    pub(super) fn push(&mut self, bytes: &[u8]) {
+        match &mut self.tls {
+            None => self.queue.push(bytes),
+            Some(tls) => tls.push(bytes),
+        }
+    }
+
+    /// The same by handle.
+    pub(super) fn push_shared(&mut self, bytes: Bytes) {
+        match &mut self.tls {
+            None => self.queue.push_shared(bytes),
+            Some(tls) => tls.push_shared(bytes),
+        }
+    }
+
+    /// The session is over: what is queued still goes out.
+    pub(super) fn close(&mut self) {
+        self.closing = true;
+        if let Some(tls) = &mut self.tls {
+            tls.say_farewell();
+        }
     }
 
     /// The buffer for the next receive of the stream.

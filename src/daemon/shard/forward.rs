@@ -321,7 +321,8 @@ impl Shard {
     /// Those of a resource, and on the Primary those that the peer passes on: when the data link ends
     /// nothing tells whether the other node is still there.
     pub(super) fn drop_forwards(&mut self, resource: Key) {
-        let passed_on = |client: &Client| client.resource == resource && client.identity.forwarded;
+        let passed_on =
+            |client: &Client| client.resource == Some(resource) && client.identity.forwarded;
         for key in self.clients.keys_where(passed_on) {
             self.drop_client(key);
         }

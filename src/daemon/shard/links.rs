@@ -533,7 +533,7 @@ fn fresh_socket(address: SocketAddr) -> Result<OwnedFd, Errno> {
 }
 
 /// Frames are queued for a whole turn already; the kernel need not wait for more.
-fn send_at_once(socket: &Socket) {
+pub(super) fn send_at_once(socket: &Socket) {
     if let Err(errno) = setsockopt(socket, sockopt::TcpNoDelay, &true) {
         tracing::debug!(%errno, "TCP_NODELAY");
     }

@@ -30,8 +30,10 @@ mod nbd;
 mod queue;
 mod resource;
 mod slots;
+mod tcp;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod token;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -160,6 +162,10 @@ enum Timer {
     Link(Key),
     /// A look for holes takes too long.
     Look(Key),
+    /// A client's TLS handshake goes on.
+    Handshake(Key),
+    /// TCP clients are accepted again.
+    Accept,
 }
 
 struct Shard {
@@ -199,6 +205,7 @@ struct Shard {
     looks: usize,
     timers: BTreeSet<(Instant, Timer)>,
     link_listeners: Vec<links::Listener>,
+    tcp: Option<tcp::Door>,
     /// Sessions dialled so far; part of the next one's id.
     sessions_dialled: u32,
     /// Connections of either kind so far.
@@ -231,6 +238,7 @@ impl Shard {
         opener: Opener,
     ) -> io::Result<Self> {
         let listeners = std::mem::take(&mut setup.listeners);
+        let nbd_tcp = setup.nbd_tcp.take();
         let mut shard = Self {
             queue: Arc::new(ShardQueue::new(backend.waker())),
             guest_buffers: GuestBuffers::default(),
@@ -258,6 +266,7 @@ impl Shard {
             looks: 0,
             timers: BTreeSet::new(),
             link_listeners: Vec::new(),
+            tcp: None,
             sessions_dialled: 0,
             connections: 0,
             inputs: VecDeque::new(),
@@ -270,6 +279,7 @@ impl Shard {
             nbd_out: nbd_frontend::Outbox::new(),
         };
         shard.listen_for_links(listeners)?;
+        shard.listen_for_clients(nbd_tcp)?;
         Ok(shard)
     }
 
@@ -319,6 +329,7 @@ impl Shard {
             Some(Owner::Disk(place)) => self.on_disk(place, completion),
             Some(Owner::Meta(place)) => self.on_meta(place, completion),
             Some(Owner::NbdAccept(key)) => self.on_client_accepted(key, completion),
+            Some(Owner::NbdTcpAccept) => self.on_tcp_accepted(completion),
             Some(Owner::ClientRecv(key)) => self.on_client_received(key, completion),
             Some(Owner::ClientSend(key)) => self.on_client_sent(key, completion),
             Some(Owner::LinkAccept { listener }) => self.on_link_accepted(listener, completion),
@@ -426,6 +437,8 @@ impl Shard {
                 Timer::Client(key) => self.on_client_timer(key),
                 Timer::Link(key) => self.on_link_timer(key),
                 Timer::Look(key) => self.end_look(key, Vec::new()),
+                Timer::Handshake(key) => self.pump_client(key),
+                Timer::Accept => self.arm_tcp_accept(),
             }
         }
     }

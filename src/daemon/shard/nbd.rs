@@ -8,12 +8,12 @@ use std::path::Path;
 use core::time::Duration;
 
 use nbd_frontend::{
-    DirectReceive, Export, ExportList, HANDSHAKE_TIMEOUT, NbdError, Output, Pause, Phase,
-    Refusal, Request, RequestKind, Session,
+    DirectReceive, Export, ExportList, HANDSHAKE_TIMEOUT, NbdError, Output, Pause, Phase, Refusal,
+    Request, RequestKind, Session,
 };
 use nix::errno::Errno;
 use nix::sys::socket::{getsockopt, sockopt};
-use replicator::engine::{GuestError, GuestReply, GuestRequest, Input, Snapshot};
+use replicator::engine::{GuestError, GuestReply, GuestRequest, Input};
 use replicator::io::{AlignedBuf, Backend, Completion, Done, Op, Socket};
 use replicator::types::{BLOCK_LEN, Payload, RequestId, Role};
 
@@ -26,11 +26,11 @@ use super::{Shard, Timer};
 use crate::daemon::api::{NbdClient, ShardHandle};
 use crate::daemon::bridge::{self, Order};
 
-/// Unfinished handshakes per resource; the oldest gives way to a new one, so that idle connections
-/// cannot lock a guest out.
+/// Unfinished handshakes per resource, and as many over TCP; the oldest gives way to a new one, so
+/// that idle connections cannot lock a guest out.
 const HANDSHAKES_MAX: usize = 64;
 /// Pause of accepting when the process is out of descriptors.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 /// Time a client has to take what is queued for it when its session is over.
 const FAREWELL_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -93,29 +93,14 @@ impl Shard {
         identity: NbdClient,
         refused: Option<String>,
     ) {
-        let of_resource = |client: &Client| client.resource == resource_key;
-        let handshakes = self
-            .clients
-            .keys_where(|client| of_resource(client) && client.is_shaking_hands());
-        let born = |key: &Key| self.clients.get(*key).map(|client| client.born);
-        if handshakes.len() >= HANDSHAKES_MAX
-            && let Some(oldest) = handshakes.into_iter().min_by_key(born)
-        {
-            self.drop_client(oldest);
-        }
-        let attached = self.attached_clients(resource_key).len();
+        self.make_room_for_handshake(Some(resource_key));
         let Some(resource) = self.resources.get(resource_key) else {
             return;
         };
-        let snapshot = resource.snapshot();
-        let refusal = refusal(
-            resource,
-            &snapshot,
-            attached,
-            self.setup.nbd_connections_max,
-        );
-        let refusal = refused.or(refusal);
-        let exports = match exports(resource, &snapshot, refusal) {
+        let mut export = export(resource);
+        let refusal = refused.or_else(|| self.refusal(resource_key));
+        export.refusal = refusal.map(Refusal::NotNow);
+        let exports = match ExportList::new(vec![export]) {
             Ok(exports) => exports,
             Err(error) => {
                 tracing::error!(name = resource.setup.name, %error, "no export to offer");
@@ -125,7 +110,25 @@ impl Shard {
         let session = Session::new(exports, &mut self.nbd_out);
         let born = self.next_born();
         let buffers = &self.guest_buffers;
-        let client = Client::new(resource_key, socket, session, identity, born, buffers);
+        let client = Client::new(Some(resource_key), socket, session, identity, born, buffers);
+        self.admit(client);
+    }
+
+    /// Of the handshakes on one resource's socket, or of those over TCP, at most so many.
+    pub(super) fn make_room_for_handshake(&mut self, resource: Option<Key>) {
+        let handshakes = self
+            .clients
+            .keys_where(|client| client.resource == resource && client.is_shaking_hands());
+        let born = |key: &Key| self.clients.get(*key).map(|client| client.born);
+        if handshakes.len() >= HANDSHAKES_MAX
+            && let Some(oldest) = handshakes.into_iter().min_by_key(born)
+        {
+            self.drop_client(oldest);
+        }
+    }
+
+    /// Greets a client and begins to listen to it.
+    pub(super) fn admit(&mut self, client: Client) {
         let key = self.clients.insert(client);
         self.timers
             .insert((self.now.plus(HANDSHAKE_TIMEOUT), Timer::Client(key)));
@@ -137,10 +140,27 @@ impl Shard {
     pub(super) fn attached_clients(&self, resource: Key) -> Vec<NbdClient> {
         let clients = self.clients.iter().map(|(_, client)| client);
         clients
-            .filter(|client| client.resource == resource && client.is_attached())
+            .filter(|client| client.resource == Some(resource) && client.is_attached())
             .map(|client| client.identity.clone())
             .chain(self.forwarded_clients(resource))
             .collect()
+    }
+
+    /// Why this node may not serve a new client of a resource now, in words for it.
+    pub(super) fn refusal(&self, key: Key) -> Option<String> {
+        let resource = self.resources.get(key)?;
+        let (name, snapshot) = (&resource.setup.name, resource.snapshot());
+        if snapshot.role != Role::Primary {
+            return Some(format!("{name} is not Primary on this node"));
+        }
+        if snapshot.size_blocks.is_none() {
+            return Some(format!("the size of {name} is not known yet"));
+        }
+        let (attached, most) = (
+            self.attached_clients(key).len(),
+            self.setup.nbd_connections_max,
+        );
+        (attached >= most).then(|| format!("{name} has {most} clients already"))
     }
 
     pub(super) fn on_client_received(&mut self, key: Key, completion: Completion) {
@@ -189,22 +209,35 @@ impl Shard {
         let Some(client) = self.clients.get_mut(key) else {
             return;
         };
-        let was_attached = client.is_attached();
+        if client.tls.is_some() {
+            return self.pump_secured(key);
+        }
+        let before = client.session.phase();
         self.guest_buffers.begin_serving(client, clients);
         let Incoming::Here { buffer, start, end } = &mut client.incoming else {
             return;
         };
         let bytes = &buffer.as_ref()[*start..*end];
         let pool = &mut self.guest_buffers;
-        let was_shaking = client.session.phase() == Phase::Handshake;
         *start += client.session.handle_bytes(bytes, pool, &mut self.nbd_out);
         client.reads.room += pool.end_serving();
-        let attaches = was_shaking && client.session.phase() != Phase::Handshake;
         let all_taken = start == end;
-        let attached = !was_attached && client.is_attached();
+        self.end_pump(key, before, all_taken);
+    }
+
+    /// What follows when the session has taken what it takes now.
+    pub(super) fn end_pump(&mut self, key: Key, before: Phase, all_taken: bool) {
+        let Some(client) = self.clients.get(key) else {
+            return;
+        };
+        let phase = client.session.phase();
         let starved = client.session.pause() == Some(Pause::Pool);
         let receive = all_taken && client.session.can_receive();
-        if attached {
+        let chooses = client.resource.is_none();
+        if before == Phase::Handshake && phase != Phase::Handshake {
+            if chooses && !self.attach_chosen(key, phase) {
+                self.drop_client(key);
+            }
             // `secondary` and `down` wait for those who are attached: they must know at once.
             self.note_clients_changed(key);
         }
@@ -213,10 +246,6 @@ impl Shard {
         }
         if receive {
             self.receive_from_client(key);
-        }
-        if attaches {
-            // `down` must see it at once: it waits for clients only if there are some.
-            self.note_clients_changed(key);
         }
         self.take_outputs(key);
     }
@@ -231,7 +260,12 @@ impl Shard {
             return;
         };
         let socket = client.socket.clone();
-        let receive = match client.session.begin_direct_receive() {
+        // What TLS carries has to be opened first.
+        let direct = match client.tls {
+            None => client.session.begin_direct_receive(),
+            Some(_) => None,
+        };
+        let receive = match direct {
             Some(direct) => {
                 client.incoming = Incoming::Direct { buffer };
                 let (buf, start) = direct.into_parts();
@@ -260,7 +294,7 @@ impl Shard {
     }
 
     /// Carries out what the session asked for.
-    fn take_outputs(&mut self, key: Key) {
+    pub(super) fn take_outputs(&mut self, key: Key) {
         if self.nbd_out.is_empty() {
             return;
         }
@@ -276,26 +310,32 @@ impl Shard {
             return;
         };
         match output {
-            Output::Send(bytes) => client.queue.push(bytes.as_ref()),
-            Output::SendPayload(payload) => client.queue.push_shared(payload.bytes().clone()),
+            Output::Send(bytes) => client.push(bytes.as_ref()),
+            Output::SendPayload(payload) => client.push_shared(payload.bytes().clone()),
             Output::Submit(request) => {
-                let resource = client.resource;
-                return self.submit_request(key, resource, request);
+                // None: it chose, asked and broke the protocol in one breath, and is being closed.
+                if let Some(resource) = client.resource {
+                    self.submit_request(key, resource, request);
+                }
+                return;
             }
-            // No session here awaits it.
-            Output::StartTls => return self.drop_client(key),
+            Output::StartTls => return self.begin_tls(key),
             Output::Close(reason) => {
                 tracing::debug!(%reason, "NBD session ended");
-                client.closing = true;
+                client.close();
                 self.timers
                     .insert((self.now.plus(FAREWELL_TIMEOUT), Timer::Client(key)));
                 self.note_clients_changed(key);
             }
         }
-        let Some(client) = self.clients.get_mut(key) else {
-            return;
-        };
-        if !client.dirty {
+        self.mark_dirty(key);
+    }
+
+    /// Something may have to be sent to it at the end of this turn.
+    pub(super) fn mark_dirty(&mut self, key: Key) {
+        if let Some(client) = self.clients.get_mut(key)
+            && !client.dirty
+        {
             client.dirty = true;
             self.dirty_clients.push(key);
         }
@@ -330,7 +370,8 @@ impl Shard {
     }
 
     fn note_clients_changed(&mut self, key: Key) {
-        if let Some(resource) = self.clients.get(key).map(|client| client.resource) {
+        let resource = self.clients.get(key).and_then(|client| client.resource);
+        if let Some(resource) = resource {
             self.note_clients_of(resource);
         }
     }
@@ -384,6 +425,11 @@ impl Shard {
             return;
         };
         client.dirty = false;
+        if let Some(tls) = &mut client.tls
+            && client.queue.is_idle()
+        {
+            tls.seal(|bytes| client.queue.push(bytes));
+        }
         if let Some(batch) = client.queue.begin_send() {
             let send = Op::Send {
                 socket: client.socket.clone(),
@@ -409,13 +455,15 @@ impl Shard {
             self.drop_client(key);
             return;
         }
+        let len = match &mut client.tls {
+            None => len,
+            Some(tls) if client.queue.is_idle() => tls.take_sent(),
+            Some(_) => 0,
+        };
         let freed = client.note_sent(len);
         self.guest_buffers.free_read_room(freed);
         let paused = client.session.pause().is_some();
-        if !client.dirty {
-            client.dirty = true;
-            self.dirty_clients.push(key);
-        }
+        self.mark_dirty(key);
         if paused {
             self.pump_client(key);
         }
@@ -449,7 +497,7 @@ impl Shard {
         self.drop_forwards(resource);
         let clients = self
             .clients
-            .keys_where(|client| client.resource == resource);
+            .keys_where(|client| client.resource == Some(resource));
         for request in self
             .requests
             .keys_where(|request| clients.contains(&request.client))
@@ -463,36 +511,14 @@ impl Shard {
     }
 }
 
-/// Why this node may not serve a new client now, in words for it.
-fn refusal(
-    resource: &Resource,
-    snapshot: &Snapshot,
-    attached: usize,
-    attached_max: usize,
-) -> Option<String> {
+pub(super) fn export(resource: &Resource) -> Export {
+    let blocks = resource.snapshot().size_blocks.unwrap_or(0);
     let name = &resource.setup.name;
-    if snapshot.role != Role::Primary {
-        return Some(format!("{name} is not Primary on this node"));
-    }
-    if snapshot.size_blocks.is_none() {
-        return Some(format!("the size of {name} is not known yet"));
-    }
-    (attached >= attached_max).then(|| format!("{name} has {attached_max} clients already"))
-}
-
-fn exports(
-    resource: &Resource,
-    snapshot: &Snapshot,
-    refusal: Option<String>,
-) -> Result<ExportList, nbd_frontend::ExportError> {
-    let size = snapshot.size_blocks.unwrap_or(0).saturating_mul(BLOCK_LEN);
-    let mut export = Export::new(resource.setup.name.clone(), size);
-    export.aliases.push(format!(
-        "{}/{}",
-        resource.setup.name, resource.setup.volume.0
-    ));
-    export.refusal = refusal.map(Refusal::NotNow);
-    ExportList::new(vec![export])
+    let mut export = Export::new(name.clone(), blocks.saturating_mul(BLOCK_LEN));
+    export
+        .aliases
+        .push(format!("{name}/{}", resource.setup.volume.0));
+    export
 }
 
 fn identity(socket: &Socket) -> NbdClient {
@@ -501,5 +527,6 @@ fn identity(socket: &Socket) -> NbdClient {
         pid: credentials.map(|credentials| credentials.pid()),
         uid: credentials.map(|credentials| credentials.uid()),
         forwarded: false,
+        address: None,
     }
 }

@@ -52,6 +52,7 @@ pub(super) enum Owner {
     ForwardRecv(Key, Side),
     /// The same on its way to the other side.
     ForwardSend(Key, Side),
+    NbdTcpAccept,
 }
 
 impl Owner {
@@ -71,6 +72,7 @@ impl Owner {
             Self::ForwardRecv(key, Side::Primary) => (11, key.index, key.generation),
             Self::ForwardSend(key, Side::Client) => (12, key.index, key.generation),
             Self::ForwardSend(key, Side::Primary) => (13, key.index, key.generation),
+            Self::NbdTcpAccept => (14, 0, 0),
         };
         assert!(
             index < 1 << INDEX_BITS,
@@ -106,6 +108,7 @@ impl Owner {
             11 => Self::ForwardRecv(key, Side::Primary),
             12 => Self::ForwardSend(key, Side::Client),
             13 => Self::ForwardSend(key, Side::Primary),
+            14 => Self::NbdTcpAccept,
             _ => return None,
         })
     }
@@ -132,6 +135,7 @@ mod tests {
             Owner::LinkRecv(key),
             Owner::LinkSend(key),
             Owner::Extents(key),
+            Owner::NbdTcpAccept,
         ] {
             assert_eq!(Owner::of(owner.token()), Some(owner));
         }

@@ -134,6 +134,7 @@ fn serving() -> ResourceSnapshot {
             forwarded: false,
             pid: Some(5),
             uid: Some(0),
+            address: None,
         }],
         io_backend: Some("io_uring"),
         attach_error: None,

@@ -146,6 +146,7 @@ impl Node {
             boot_id: clock::boot_id().unwrap(),
             incarnation: clock::random_id().unwrap(),
             nbd_connections_max: NBD_CONNECTIONS_MAX,
+            nbd_tcp: None,
         };
         let sink = Sink {
             events: event_sender,
@@ -233,6 +234,7 @@ impl Node {
             name: "r0".to_owned(),
             volume: VolumeId(0),
             nbd_socket: self.socket(),
+            nbd_allow: None,
             lease: Arc::clone(&self.lease),
             peer_timeout: Duration::from_secs(3),
             disk_timeout: Some(Duration::from_secs(5)),
