@@ -183,7 +183,7 @@ const DEPENDENCIES: &[(&str, &[&str], &[&str])] = &[
         &["twinblk", "replicator", "bytes", "thiserror"],
         &["proptest"],
     ),
-    ("tests/nbd_conformance/Cargo.toml", &[], &[]),
+    ("tests/nbd_conformance/Cargo.toml", &["rustls"], &[]),
 ];
 
 const LINES_MAX: usize = 800;

@@ -22,14 +22,14 @@ const INVALID: u32 = 0x8000_0003;
 const ACK: u32 = 1;
 
 /// A pair that serves by TLS, and the authority of its clients.
-struct Site {
-    cluster: Cluster,
+pub(crate) struct Site {
+    pub(crate) cluster: Cluster,
     authority: Authority,
 }
 
 impl Site {
     /// `resource`: lines of its table.
-    fn serving(resource: &'static str) -> Self {
+    pub(crate) fn serving(resource: &'static str) -> Self {
         let mut cluster = Cluster::new(&Setup {
             tcp: Tcp::Tls,
             resource,
@@ -42,14 +42,14 @@ impl Site {
     }
 
     /// A directory with what the client `name` connects with.
-    fn client(&self, name: &str) -> PathBuf {
+    pub(crate) fn client(&self, name: &str) -> PathBuf {
         let dir = self.cluster.dir.join(format!("client-{name}"));
         write_client(&self.authority, &dir, name);
         dir
     }
 
     /// The URI of libnbd's programs.
-    fn uri(&self, node: usize, export: &str, client: &Path) -> String {
+    pub(crate) fn uri(&self, node: usize, export: &str, client: &Path) -> String {
         let address = self.cluster.nbd_address(node);
         format!(
             "nbds://{address}/{export}?tls-certificates={}",

@@ -7,9 +7,12 @@ use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
+use rustls::{ClientConnection, StreamOwned};
+
 use crate::case::{Stop, Verdict, ensure, fail, same};
+use crate::tls::Credentials;
 use crate::uri::Endpoint;
-use crate::wire::{Reader, option, rep};
+use crate::wire::{Reader, opt, option, rep};
 
 /// A server that says nothing for this long has hung. Longer than any healthy disk needs for what is
 /// asked here.
@@ -26,6 +29,7 @@ pub(crate) struct Conn {
 enum Stream {
     Tcp(TcpStream),
     Unix(UnixStream),
+    Tls(Box<StreamOwned<ClientConnection, TcpStream>>),
 }
 
 /// One reply to an option.
@@ -61,6 +65,7 @@ impl Conn {
         let sent = match &mut self.stream {
             Stream::Tcp(stream) => stream.write_all(bytes),
             Stream::Unix(stream) => stream.write_all(bytes),
+            Stream::Tls(stream) => stream.write_all(bytes).and_then(|()| stream.flush()),
         };
         sent.map_err(|error| Stop::Failed(format!("while sending: {error}")))
     }
@@ -76,7 +81,43 @@ impl Conn {
         match &mut self.stream {
             Stream::Tcp(stream) => stream.read(buffer),
             Stream::Unix(stream) => stream.read(buffer),
+            // Whether TLS was ended in order makes no difference to a protocol that knows its own
+            // lengths.
+            Stream::Tls(stream) => match stream.read(buffer) {
+                Err(error) if error.kind() == ErrorKind::UnexpectedEof => Ok(0),
+                result => result,
+            },
         }
+    }
+
+    /// Asks for TLS and goes on within it.
+    pub(crate) fn start_tls(mut self, credentials: &Credentials) -> Verdict<Self> {
+        let kind = self.option_kind(opt::STARTTLS, &[])?;
+        same("reply to STARTTLS", kind, rep::ACK)?;
+        let Stream::Tcp(stream) = self.stream else {
+            return fail("TLS twice, or not by TCP");
+        };
+        match credentials.start(stream) {
+            Ok(stream) => Ok(Self {
+                stream: Stream::Tls(Box::new(stream)),
+            }),
+            Err(error) => fail(format!("no TLS: {error}")),
+        }
+    }
+
+    /// What comes until the server closes, or hangs, holds no option reply.
+    pub(crate) fn expect_no_option_reply(&mut self) -> Verdict {
+        let mut buffer = vec![0; 4096];
+        let mut all = Vec::new();
+        while let Ok(count) = self.read(&mut buffer) {
+            if count == 0 {
+                break;
+            }
+            all.extend_from_slice(&buffer[..count]);
+        }
+        let magic = 0x0003_e889_0455_65a9_u64.to_be_bytes();
+        let answered = all.windows(magic.len()).any(|window| window == magic);
+        ensure(!answered, || "clear text was answered".to_owned())
     }
 
     pub(crate) fn take(&mut self, len: usize) -> Verdict<Vec<u8>> {

@@ -2,7 +2,8 @@
 //! per sentence with MUST or SHOULD, cited by the heading it stands under.
 //!
 //! Speaks the protocol with bytes built here and with nothing of this project's, so that a mistake
-//! there cannot hide one. Writes to the export: point it at one that may be lost. Std only.
+//! there cannot hide one. Writes to the export: point it at one that may be lost. Std, and rustls for
+//! servers that demand TLS.
 //!
 //! ```text
 //! main ─▶ Target::probe (what the server offers) ─▶ cases::all(), each in its reply styles ─▶ report
@@ -17,6 +18,7 @@ mod cases;
 mod conn;
 mod report;
 mod target;
+mod tls;
 mod uri;
 mod wire;
 
@@ -29,8 +31,9 @@ use uri::Uri;
 const USAGE: &str = "\
 usage: nbd-conformance --uri URI [--strict] [--only WORD] [--skip WORD] [--quiet]
 
-Judges the NBD server at URI (nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH) by its
-specification. WRITES TO THE EXPORT. Exits 1 if a MUST is breached.
+Judges the NBD server at URI (nbd://HOST[:PORT]/EXPORT, nbd+unix:///EXPORT?socket=PATH, or
+nbds://HOST[:PORT]/EXPORT?tls-certificates=DIR with ca-cert.pem, client-cert.pem and client-key.pem
+in DIR) by its specification. WRITES TO THE EXPORT. Exits 1 if a MUST is breached.
 
   --strict     exit 1 for a breached SHOULD too
   --only WORD  only cases with WORD in their name

@@ -5,12 +5,14 @@
 use crate::attached::Attached;
 use crate::case::{Verdict, ensure, fail, skip};
 use crate::conn::{Conn, OptionReply};
-use crate::uri::Uri;
+use crate::tls::Credentials;
+use crate::uri::{Endpoint, Uri};
 use crate::wire::{Reader, Style, has, info, info_request, meta_request, opt, rep};
 
 /// See the module.
 pub(crate) struct Target {
     uri: Uri,
+    credentials: Option<Credentials>,
 }
 
 /// What INFO or GO said.
@@ -66,7 +68,14 @@ pub(crate) struct Context<'a> {
 impl Target {
     /// Attaches once, to see whether there is anything to judge.
     pub(crate) fn probe(uri: Uri) -> Verdict<Self> {
-        let target = Self { uri };
+        let credentials = match (&uri.tls, &uri.endpoint) {
+            (Some(dir), Endpoint::Tcp(_)) => match Credentials::read(dir, &uri.host) {
+                Ok(credentials) => Some(credentials),
+                Err(why) => return fail(why),
+            },
+            _ => None,
+        };
+        let target = Self { uri, credentials };
         target.context(Style::Simple).attach()?.expect_alive()?;
         Ok(target)
     }
@@ -89,12 +98,32 @@ impl Context<'_> {
         Conn::open(&self.target.uri.endpoint)
     }
 
-    /// Greeted, with client flags sent.
-    pub(crate) fn greeted(&self, client_flags: u32) -> Verdict<Conn> {
+    /// Greeted, with client flags sent and nothing else, whether or not there is TLS.
+    pub(crate) fn flagged(&self, client_flags: u32) -> Verdict<Conn> {
         let mut conn = self.connect()?;
         conn.greeting()?;
         conn.send(&client_flags.to_be_bytes())?;
         Ok(conn)
+    }
+
+    pub(crate) fn has_tls(&self) -> bool {
+        self.target.credentials.is_some()
+    }
+
+    /// The same connection, within TLS if the server has it.
+    pub(crate) fn secured(&self, conn: Conn) -> Verdict<Conn> {
+        match &self.target.credentials {
+            None => Ok(conn),
+            Some(credentials) => conn.start_tls(credentials),
+        }
+    }
+
+    /// Greeted, with client flags sent, and within TLS if the server has it.
+    pub(crate) fn greeted(&self, client_flags: u32) -> Verdict<Conn> {
+        if self.has_tls() && client_flags & 1 == 0 {
+            return skip("TLS needs fixed newstyle negotiation");
+        }
+        self.secured(self.flagged(client_flags)?)
     }
 
     /// In option haggling, with NO_ZEROES.

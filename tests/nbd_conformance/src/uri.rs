@@ -1,4 +1,4 @@
-//! `nbd://` and `nbd+unix://` (doc/uri.md of NetworkBlockDevice/nbd), without TLS.
+//! `nbd://`, `nbds://` and `nbd+unix://` (doc/uri.md of NetworkBlockDevice/nbd).
 
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
@@ -9,6 +9,10 @@ use std::path::PathBuf;
 pub(crate) struct Uri {
     pub(crate) endpoint: Endpoint,
     pub(crate) export: String,
+    /// The host without its port, for its certificate.
+    pub(crate) host: String,
+    /// Where the certificates for TLS are, if there is to be TLS.
+    pub(crate) tls: Option<PathBuf>,
 }
 
 /// Where a server is.
@@ -33,12 +37,27 @@ impl Uri {
                     decoded(socket.ok_or("a socket=PATH is missing")?)?.into(),
                 ),
                 export: export(path)?,
+                host: String::new(),
+                tls: None,
             });
         }
-        let rest = text
-            .strip_prefix("nbd://")
-            .ok_or("only nbd:// and nbd+unix:// are understood")?;
+        let (rest, is_secure) = match (text.strip_prefix("nbd://"), text.strip_prefix("nbds://")) {
+            (Some(rest), _) => (rest, false),
+            (None, Some(rest)) => (rest, true),
+            (None, None) => {
+                return Err("only nbd://, nbds:// and nbd+unix:// are understood".into());
+            }
+        };
+        let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
         let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
+        let dir = query
+            .split('&')
+            .find_map(|pair| pair.strip_prefix("tls-certificates="));
+        let tls = match (is_secure, dir) {
+            (false, _) => None,
+            (true, Some(dir)) => Some(decoded(dir)?.into()),
+            (true, None) => return Err("a tls-certificates=DIR is missing".to_owned()),
+        };
         let has_port = host
             .rsplit_once(':')
             .is_some_and(|(_, port)| !port.contains(']'));
@@ -48,10 +67,18 @@ impl Uri {
             format!("{host}:{PORT}")
         };
         Ok(Self {
+            host: bare(&address),
             endpoint: Endpoint::Tcp(address),
             export: export(path)?,
+            tls,
         })
     }
+}
+
+/// The host of an address with a port.
+fn bare(address: &str) -> String {
+    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
+    host.trim_matches(['[', ']']).to_owned()
 }
 
 fn export(path: &str) -> Result<String, String> {
@@ -100,6 +127,11 @@ mod tests {
         );
         assert_eq!(parsed("nbd://[::1]"), (tcp("[::1]:10809"), String::new()));
         assert_eq!(parsed("nbd://[::1]:7"), (tcp("[::1]:7"), String::new()));
+        let secure = Uri::parse("nbds://[::1]:7/a?tls-certificates=%2fd&x=y").unwrap();
+        assert_eq!(secure.tls, Some("/d".into()));
+        assert_eq!((&*secure.host, &*secure.export), ("::1", "a"));
+        assert_eq!(Uri::parse("nbd://host/a").unwrap().tls, None);
+        assert!(Uri::parse("nbds://host/a").is_err());
         assert!(Uri::parse("http://host").is_err());
         assert!(Uri::parse("nbd+unix:///a").is_err());
     }

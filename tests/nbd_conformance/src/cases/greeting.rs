@@ -64,7 +64,7 @@ pub(super) const CASES: &[Case] = &[
             let mut conn = c.connect()?;
             conn.greeting()?;
             conn.send_slowly(&3u32.to_be_bytes())?;
-            conn.expect_in_step()
+            c.secured(conn)?.expect_in_step()
         },
     ),
     must(
@@ -150,7 +150,7 @@ pub(super) const CASES: &[Case] = &[
 ];
 
 fn unknown_client_flag(c: &Context<'_>, flag: u32) -> Verdict {
-    c.greeted(3 | flag)?.expect_closed()?;
+    c.flagged(3 | flag)?.expect_closed()?;
     c.expect_serving()
 }
 

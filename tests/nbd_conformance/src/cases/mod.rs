@@ -11,6 +11,7 @@ mod options;
 mod read;
 mod replies;
 mod status;
+mod tls;
 mod write;
 mod zeroes;
 
@@ -20,6 +21,7 @@ use crate::case::Case;
 pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
     [
         greeting::CASES,
+        tls::CASES,
         options::CASES,
         info::CASES,
         meta::CASES,
