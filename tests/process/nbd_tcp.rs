@@ -2,8 +2,9 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -387,4 +388,63 @@ fn certificates_are_read_again_on_sighup() {
         site.serves(&new).then_some(())
     });
     assert!(!site.serves(&good));
+}
+
+/// What docs/nbd.md tells a stranger to type makes certificates that are served.
+#[test]
+fn the_documented_commands_make_certificates_that_work() {
+    if !have(&["bash", "openssl", "nbdinfo", "qemu-io"]) {
+        return;
+    }
+    let text = include_str!("../../docs/nbd.md");
+    let (_, from) = text.split_once("```sh\n").expect("a block of commands");
+    let (commands, _) = from.split_once("```").expect("its end");
+    let mut cluster = Cluster::new(&Setup {
+        tcp: Tcp::Tls,
+        resource: "nbd-allow = [\"CN=backup\"]\n",
+        ..Setup::default()
+    });
+    let commands = commands.replace("10.0.0.1", "127.0.0.1");
+    let script = format!("set -e; cd {}\n{commands}", cluster.dir.display());
+    program("bash", &["-c", &script]).ok();
+    fs::rename(cluster.dir.join("kvm-a"), cluster.tls_dir()).unwrap();
+    cluster.bring_up();
+    let site = Site {
+        cluster,
+        authority: Authority::new(),
+    };
+    let client = site.cluster.dir.join("backup");
+    assert!(site.serves(&client));
+    site.qemu_io(&client, RES, &["write -P 9 0 64k"]).ok();
+}
+
+/// A mistake ends the start with the exit code of its kind, and says what to do.
+#[test]
+fn a_listener_that_cannot_be_is_refused_at_start() {
+    let start = |cluster: &Cluster| {
+        let mut child = cluster.daemon(A).stderr(Stdio::piped()).spawn().unwrap();
+        wait_for("the daemon gives up", PATIENCE, || {
+            child.try_wait().unwrap()
+        });
+        let output = child.wait_with_output().unwrap();
+        let words = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.status.code(), words)
+    };
+    let cluster = Cluster::new(&Setup {
+        tcp: Tcp::Tls,
+        ..Setup::default()
+    });
+    let (code, words) = start(&cluster);
+    assert_eq!(code, Some(3), "{words}");
+    for part in ["E0120", "ca-cert.pem", "next"] {
+        assert!(words.contains(part), "{part} is not in: {words}");
+    }
+    Authority::new().write_server(&cluster.tls_dir());
+    let _taken = TcpListener::bind(cluster.nbd_address(A)).unwrap();
+    let (code, words) = start(&cluster);
+    assert_eq!(code, Some(1), "{words}");
+    assert!(
+        words.contains(&cluster.nbd_address(A).to_string()),
+        "{words}"
+    );
 }

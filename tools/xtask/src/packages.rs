@@ -32,6 +32,7 @@ const PACKAGES: &[Package] = &[
         "python3-libnbd",
         Probe::File("/usr/lib/python3/dist-packages/nbd.py"),
     ),
+    plain("openssl", Probe::Program("openssl")),
     plain("nbdkit", Probe::Program("nbdkit")),
     plain("fio", Probe::Program("fio")),
     plain("iproute2", Probe::Program("ip")),
