@@ -125,7 +125,7 @@ fn place_of(table: &Table, volume: &mut usize) -> (Option<String>, String) {
 }
 
 /// Keys of a resource's own table that may change while it is up.
-const LIVE: [&str; 4] = ["prefer", "failback", "priority", "failover"];
+const LIVE: [&str; 5] = ["prefer", "failback", "priority", "failover", "nbd-allow"];
 
 impl ResourceConfig {
     /// This one with the values of `new` that may change while it is up; `None` if all of them may.
@@ -138,6 +138,7 @@ impl ResourceConfig {
         mixed.failback.clone_from(&new.failback);
         mixed.priority = new.priority;
         mixed.failover = new.failover;
+        mixed.nbd_allow.clone_from(&new.nbd_allow);
         (mixed != *new).then_some(mixed)
     }
 

@@ -11,6 +11,7 @@ use replicator::admin::{ChangeEffect, ConfigChange, ErrorId, ErrorReport, Respon
 
 use replicator::types::NodeId;
 
+use super::api::{NbdAccess, ShardCommand};
 use super::board::Presence;
 use super::lifecycle::Claim;
 use super::node::Node;
@@ -141,9 +142,17 @@ impl Node {
 
     fn put_in_force(&self, list: Vec<ResourceConfig>) {
         let configured = list.iter().map(|it| self.configured(it)).collect();
+        let access = NbdAccess {
+            has_default: list.len() == 1,
+            allowed: list
+                .iter()
+                .map(|it| (it.id(), it.nbd_allow.clone()))
+                .collect(),
+        };
         // First, so that the controller's first word about a new one finds its lease.
         self.resources.put(list.into_iter().map(Arc::new).collect());
         self.tell_controller(Input::Configured(configured));
+        self.command(ShardCommand::NbdAccess(Box::new(access)));
         self.board.update(|_| ());
     }
 

@@ -9,6 +9,7 @@
 //!                   ── lease: AtomicU64 ─▶       ── ResourceSnapshot ─▶ control socket
 //! ```
 
+use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -204,8 +205,19 @@ pub enum ShardCommand {
         /// The connection.
         stream: TcpStream,
     },
+    /// Who may open what over TCP, from now on: clients that have attached stay.
+    NbdAccess(Box<NbdAccess>),
     /// End the thread. Everything was removed before in an orderly stop.
     Stop,
+}
+
+/// What is configured of NBD over TCP, by resource.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NbdAccess {
+    /// See [`NbdTcp::has_default`].
+    pub has_default: bool,
+    /// See [`ResourceSetup::nbd_allow`].
+    pub allowed: BTreeMap<ResourceId, Option<Vec<CertificateSubject>>>,
 }
 
 /// What the shard tells.

@@ -338,6 +338,17 @@ fn nbd_allow_opens_a_resource_to_whom_it_names() {
     assert!(listed(&named).contains("vm-web"));
     assert!(!listed(&other).contains("vm-web"));
     Nbd::attach(&site.cluster.nbd_socket(A), RES, LIMIT).unwrap();
+
+    // The list may change while guests are served.
+    let file = site.cluster.dir.join("etc/resources.d/vm-web.toml");
+    let text = fs::read_to_string(&file).unwrap();
+    fs::write(&file, text.replace("CN=kvm-a", "CN=kvm-b")).unwrap();
+    let told = site.cluster.adm(A, &["adjust"]).ok();
+    assert!(
+        told.contains("nbd-allow") && told.contains("live"),
+        "{told}"
+    );
+    assert!(site.serves(&other) && !site.serves(&named));
 }
 
 /// SIGHUP: a new set is in force for new clients, a bad one is refused and the old one stays, and

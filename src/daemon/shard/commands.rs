@@ -31,6 +31,7 @@ impl Shard {
                 self.on_called(Key::from_u64(forward), answer);
             }
             ShardCommand::Forwarded { resource, stream } => self.on_forwarded(resource, stream),
+            ShardCommand::NbdAccess(access) => self.set_access(*access),
             ShardCommand::Stop => self.stopping = true,
         }
     }

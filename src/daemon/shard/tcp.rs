@@ -4,6 +4,7 @@
 //! once, when it is known who it is; what it chose is looked at again when it attaches, since roles
 //! may have changed meanwhile.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -15,7 +16,7 @@ use nbd_frontend::{Export, ExportList, Phase, Refusal, Session};
 use nix::errno::Errno;
 use nix::sys::socket::{SockaddrStorage, getpeername, setsockopt, sockopt};
 use replicator::io::{Completion, Done, Op, Socket, clock};
-use replicator::types::Instant;
+use replicator::types::{Instant, ResourceId};
 
 use super::client::{Client, Incoming};
 use super::links::send_at_once;
@@ -25,7 +26,7 @@ use super::tls::Tls;
 use super::token::Owner;
 use super::{Shard, Timer};
 use crate::config::CertificateSubject;
-use crate::daemon::api::{NbdClient, NbdTcp};
+use crate::daemon::api::{NbdAccess, NbdClient, NbdTcp};
 use crate::daemon::certificates::{Certificates, subject_of};
 
 /// After a step of a TLS handshake the next one, of any client, waits this many times as long as it
@@ -44,6 +45,8 @@ pub(super) struct Door {
     listener: Socket,
     certificates: Option<Arc<Certificates>>,
     has_default: bool,
+    /// As the files were taken over last; what was configured at the start is not in it.
+    allowed: BTreeMap<ResourceId, Option<Vec<CertificateSubject>>>,
     /// No step of a TLS handshake before.
     rest_until: Instant,
     /// Failed handshakes are not told before.
@@ -69,6 +72,7 @@ impl Shard {
                 listener: self.backend.adopt(OwnedFd::from(setup.listener))?,
                 certificates: setup.certificates,
                 has_default: setup.has_default,
+                allowed: BTreeMap::new(),
                 rest_until: self.now,
                 tell_next: self.now,
                 untold: 0,
@@ -128,6 +132,19 @@ impl Shard {
         self.admit(client);
     }
 
+    /// The files say something else now. Clients that have not chosen yet come again.
+    pub(super) fn set_access(&mut self, access: NbdAccess) {
+        let Some(door) = &mut self.tcp else {
+            return;
+        };
+        door.has_default = access.has_default;
+        door.allowed = access.allowed;
+        // Offers that were made no longer hold.
+        for key in self.clients.keys_where(|client| client.resource.is_none()) {
+            self.drop_client(key);
+        }
+    }
+
     /// What a client may choose from, and the resources behind it.
     fn choice_of(&self, who: &Who) -> (ExportList, Vec<Key>) {
         let mut offered: Vec<(Export, Key)> = self
@@ -151,11 +168,11 @@ impl Shard {
     fn export_for(&self, key: Key, who: &Who) -> Option<Export> {
         let resource = self.resources.get(key).filter(|it| !it.removing)?;
         let mut export = export(resource);
-        let forbidden = resource
-            .setup
-            .nbd_allow
-            .as_ref()
-            .and_then(|allowed| forbidden(&export.name, allowed, who));
+        // An `up` under way when the files were taken over began with those before.
+        let newest = self.tcp.as_ref()?.allowed.get(&resource.setup.resource);
+        let allowed = newest.unwrap_or(&resource.setup.nbd_allow);
+        let allowed = allowed.as_ref();
+        let forbidden = allowed.and_then(|allowed| forbidden(&export.name, allowed, who));
         export.refusal = match forbidden {
             Some(text) => Some(Refusal::NotAllowed(text)),
             None => self.refusal(key).map(Refusal::NotNow),
