@@ -8,6 +8,7 @@ mod subject;
 
 use std::fmt;
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -133,6 +134,7 @@ fn read(dir: &Path) -> Result<Set, CertificateError> {
     }
     let chain = certificates(&dir.join(SERVER_CERTIFICATE))?;
     let key = server_key(&dir.join(SERVER_KEY))?;
+    warn_of_readers(&dir.join(SERVER_KEY));
     let revoked = revocations(&dir.join(CA_REVOCATIONS))?;
     let doubt = doubt_of(&chain, &roots).map(unusable);
 
@@ -222,6 +224,15 @@ fn server_key(path: &Path) -> Result<PrivateKeyDer<'static>, CertificateError> {
             Err(malformed(path, why.to_owned()))
         }
         Err(error) => Err(malformed(path, error.to_string())),
+    }
+}
+
+/// Everybody on this machine could be this node.
+fn warn_of_readers(key: &Path) {
+    let mode = std::fs::metadata(key).map_or(0, |it| it.permissions().mode());
+    if mode & 0o007 != 0 {
+        let mode = mode & 0o777;
+        tracing::warn!("{} can be read by everybody (mode {mode:o})", key.display());
     }
 }
 

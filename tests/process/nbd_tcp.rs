@@ -3,11 +3,13 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, socket};
 use rcgen::{DnType, SerialNumber};
 
 use crate::authority::{Authority, Use};
@@ -131,7 +133,7 @@ fn rest(mut stream: TcpStream) -> Vec<u8> {
 }
 
 /// On a loopback address without certificates everybody of this machine is served, under every name
-/// of the export, and a node that is not Primary refuses.
+/// of the export; it is named where it is waited for, and a node that is not Primary refuses.
 #[test]
 fn a_loopback_listener_serves_in_clear_text() {
     if !have(&["nbdinfo", "qemu-img"]) {
@@ -160,6 +162,15 @@ fn a_loopback_listener_serves_in_clear_text() {
     .ok();
     let mut local = Nbd::attach(&cluster.nbd_socket(A), RES, LIMIT).unwrap();
     assert_eq!(local.read((8 << 20) - 4096, 4096).unwrap(), [0x5a; 4096]);
+    // Attached by EXPORT_NAME, and nothing else: that is whom `secondary` waits for.
+    let mut attached = TcpStream::connect(address).unwrap();
+    attached.write_all(&3u32.to_be_bytes()).unwrap();
+    attached.write_all(&option(1, RES.as_bytes())).unwrap();
+    attached.read_exact(&mut [0; 18 + 10]).unwrap();
+    let words = cluster.adm(A, &["secondary", RES]).exits(4);
+    let own = attached.local_addr().unwrap().to_string();
+    assert!(words.contains(&own), "{own} is not in: {words}");
+    drop(attached);
     let uri = format!("nbd://{}/{RES}", cluster.nbd_address(B));
     let refused = program("qemu-img", &["info", "-f", "raw", &uri]).exits(1);
     assert!(refused.contains("Primary"), "{refused}");
@@ -170,7 +181,7 @@ fn a_loopback_listener_serves_in_clear_text() {
     );
 }
 
-/// QEMU and libnbd write and read through TLS, and `secondary` names the client it waits for.
+/// QEMU and libnbd write and read through TLS.
 #[test]
 fn qemu_and_libnbd_are_served_within_tls() {
     if !have(&["nbdinfo", "nbdcopy", "qemu-img", "qemu-io"]) {
@@ -458,4 +469,29 @@ fn a_listener_that_cannot_be_is_refused_at_start() {
         words.contains(&cluster.nbd_address(A).to_string()),
         "{words}"
     );
+}
+
+/// A flood of idle connections from one address keeps out that address, and nobody else who is in the
+/// middle of a handshake.
+#[test]
+fn a_flood_from_one_address_keeps_nobody_else_out() {
+    let site = Site::serving("");
+    let other = socket(
+        AddressFamily::Inet,
+        SockType::Stream,
+        SockFlag::empty(),
+        None,
+    )
+    .unwrap();
+    bind(other.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 2, 0)).unwrap();
+    let port = site.cluster.nbd_address(A).port();
+    connect(other.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 1, port)).unwrap();
+    let mut other = TcpStream::from(other);
+    other.set_read_timeout(Some(LIMIT)).unwrap();
+    other.read_exact(&mut [0; 18]).unwrap();
+    let flood: Vec<_> = (0..300).map(|_| site.haggling()).collect();
+    other.write_all(&3u32.to_be_bytes()).unwrap();
+    other.write_all(&option(5, &[])).unwrap();
+    assert_eq!(reply(&mut other), ACK);
+    drop(flood);
 }

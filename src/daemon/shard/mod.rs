@@ -162,8 +162,8 @@ enum Timer {
     Link(Key),
     /// A look for holes takes too long.
     Look(Key),
-    /// A client's TLS handshake goes on.
-    Handshake(Key),
+    /// A client's TLS handshake goes on; the oldest client first.
+    Handshake { born: u64, client: Key },
     /// TCP clients are accepted again.
     Accept,
 }
@@ -437,7 +437,7 @@ impl Shard {
                 Timer::Client(key) => self.on_client_timer(key),
                 Timer::Link(key) => self.on_link_timer(key),
                 Timer::Look(key) => self.end_look(key, Vec::new()),
-                Timer::Handshake(key) => self.pump_client(key),
+                Timer::Handshake { client, .. } => self.pump_client(client),
                 Timer::Accept => self.arm_tcp_accept(),
             }
         }

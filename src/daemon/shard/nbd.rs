@@ -1,5 +1,6 @@
 //! NBD clients of the resources: listening, accepting, receiving, answering.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
@@ -21,6 +22,7 @@ use super::block_status::StatusQuery;
 use super::client::{Client, GuestRef, Incoming};
 use super::resource::{Accept, Resource};
 use super::slots::Key;
+use super::tcp::site_of;
 use super::token::Owner;
 use super::{Shard, Timer};
 use crate::daemon::api::{NbdClient, ShardHandle};
@@ -114,15 +116,25 @@ impl Shard {
         self.admit(client);
     }
 
-    /// Of the handshakes on one resource's socket, or of those over TCP, at most so many.
+    /// Of the handshakes on one resource's socket, or of those over TCP, at most so many. Of the latter
+    /// one of the site with the most gives way, so that a flood from one place keeps only that one out.
     pub(super) fn make_room_for_handshake(&mut self, resource: Option<Key>) {
         let handshakes = self
             .clients
             .keys_where(|client| client.resource == resource && client.is_shaking_hands());
+        if handshakes.len() < HANDSHAKES_MAX {
+            return;
+        }
+        let site = |key: &Key| self.clients.get(*key).map(|it| site_of(&it.identity));
+        let mut sites: BTreeMap<_, usize> = BTreeMap::new();
+        for key in &handshakes {
+            *sites.entry(site(key)).or_default() += 1;
+        }
+        let busiest = sites.values().max().copied();
         let born = |key: &Key| self.clients.get(*key).map(|client| client.born);
-        if handshakes.len() >= HANDSHAKES_MAX
-            && let Some(oldest) = handshakes.into_iter().min_by_key(born)
-        {
+        let of_busiest = |key: &Key| sites.get(&site(key)).copied() == busiest;
+        let oldest = handshakes.into_iter().filter(of_busiest).min_by_key(born);
+        if let Some(oldest) = oldest {
             self.drop_client(oldest);
         }
     }

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 
@@ -32,6 +32,8 @@ use crate::daemon::certificates::{Certificates, subject_of};
 /// After a step of a TLS handshake the next one, of any client, waits this many times as long as it
 /// took: strangers cost at most a fifth of this thread, and never two steps in a row.
 const HANDSHAKE_REST: u32 = 4;
+/// Bits of an IPv6 address that tell one site from the next; the rest it may choose as it likes.
+const SITE_BITS: u32 = 64;
 /// A client whose host is gone is noticed after about a minute, so that it does not keep a resource
 /// from being demoted for ever.
 const KEEP_ALIVE_IDLE_S: u32 = 30;
@@ -47,8 +49,7 @@ pub(super) struct Door {
     has_default: bool,
     /// As the files were taken over last; what was configured at the start is not in it.
     allowed: BTreeMap<ResourceId, Option<Vec<CertificateSubject>>>,
-    /// No step of a TLS handshake before.
-    rest_until: Instant,
+    ration: Ration,
     /// Failed handshakes are not told before.
     tell_next: Instant,
     /// How many were not told.
@@ -73,7 +74,7 @@ impl Shard {
                 certificates: setup.certificates,
                 has_default: setup.has_default,
                 allowed: BTreeMap::new(),
-                rest_until: self.now,
+                ration: Ration::new(self.now),
                 tell_next: self.now,
                 untold: 0,
                 inside: Vec::new(),
@@ -247,17 +248,16 @@ impl Shard {
         if tls.kept().is_empty() && start != end {
             let handshaking = tls.is_handshaking();
             let begun = clock::now();
-            if handshaking
-                && let Some(door) = &self.tcp
-                && begun < door.rest_until
-            {
-                self.timers.insert((door.rest_until, Timer::Handshake(key)));
+            let ration = self.tcp.as_ref().map(|door| door.ration);
+            if handshaking && let Some(wait_until) = ration.and_then(|it| it.wait_until(begun)) {
+                let born = client.born;
+                let timer = Timer::Handshake { born, client: key };
+                self.timers.insert((wait_until, timer));
                 return false;
             }
             let opened = tls.open(&buffer.as_ref()[*start..*end], inside);
             if handshaking && let Some(door) = &mut self.tcp {
-                let end = clock::now();
-                door.rest_until = end.plus(end.since(begun) * HANDSHAKE_REST);
+                door.ration.note_step(begun, clock::now());
             }
             match opened {
                 Ok(taken) => *start += taken,
@@ -349,6 +349,36 @@ impl Shard {
     }
 }
 
+/// Time for TLS handshakes: their arithmetic shares a thread with everybody's writes.
+#[derive(Clone, Copy, Debug)]
+struct Ration {
+    rest_until: Instant,
+}
+
+impl Ration {
+    fn new(now: Instant) -> Self {
+        Self { rest_until: now }
+    }
+
+    /// Until when the next step has to wait, if it has to.
+    fn wait_until(self, now: Instant) -> Option<Instant> {
+        (now < self.rest_until).then_some(self.rest_until)
+    }
+
+    fn note_step(&mut self, begun: Instant, ended: Instant) {
+        self.rest_until = ended.plus(ended.since(begun) * HANDSHAKE_REST);
+    }
+}
+
+/// Where a client comes from, as far as that tells strangers apart: an address that is cheap to have
+/// many of counts as one.
+pub(super) fn site_of(client: &NbdClient) -> Option<u128> {
+    client.address.map(|address| match address.ip() {
+        IpAddr::V4(ip) => u128::from(ip.to_bits()),
+        IpAddr::V6(ip) => ip.to_bits() >> SITE_BITS << SITE_BITS,
+    })
+}
+
 /// Why a client may not open an export, if it may not.
 fn forbidden(name: &str, allowed: &[CertificateSubject], who: &Who) -> Option<String> {
     match who {
@@ -373,8 +403,50 @@ fn keep_alive(socket: &Socket) -> Result<(), Errno> {
 fn peer_address(socket: &Socket) -> Option<SocketAddr> {
     let peer: SockaddrStorage = getpeername(socket.as_fd().as_raw_fd()).ok()?;
     let v4 = peer.as_sockaddr_in().map(|it| SocketAddr::V4((*it).into()));
-    v4.or_else(|| {
+    let v6 = || {
         peer.as_sockaddr_in6()
             .map(|it| SocketAddr::V6((*it).into()))
-    })
+    };
+    let address = v4.or_else(v6)?;
+    Some(SocketAddr::new(address.ip().to_canonical(), address.port()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whatever strangers do, of a second at most a fifth goes to their handshakes, and between two
+    /// steps there is a pause.
+    #[test]
+    fn handshakes_get_a_fifth_of_the_thread() {
+        let begun = Instant(1_000_000_000);
+        let mut now = begun;
+        let mut ration = Ration::new(now);
+        let mut worked = Duration::ZERO;
+        for step_us in [1, 300, 700, 4_000, 20_000].into_iter().cycle().take(500) {
+            now = ration.wait_until(now).unwrap_or(now);
+            assert_eq!(ration.wait_until(now), None);
+            let ended = now.plus(Duration::from_micros(step_us));
+            ration.note_step(now, ended);
+            assert!(ration.wait_until(ended).is_some(), "never two in a row");
+            worked += ended.since(now);
+            now = ended;
+        }
+        let until = ration.wait_until(now).unwrap();
+        assert_eq!(worked * 5, until.since(begun));
+    }
+
+    #[test]
+    fn addresses_that_are_cheap_to_have_count_as_one() {
+        let site = |address: &str| {
+            site_of(&NbdClient {
+                address: Some(SocketAddr::new(address.parse().unwrap(), 7)),
+                ..NbdClient::default()
+            })
+        };
+        assert_eq!(site("2001:db8::1"), site("2001:db8::ffff:1"));
+        assert_ne!(site("2001:db8::1"), site("2001:db8:0:1::1"));
+        assert_ne!(site("10.0.0.1"), site("10.0.0.2"));
+        assert_eq!(site_of(&NbdClient::default()), None);
+    }
 }
