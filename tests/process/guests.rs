@@ -242,10 +242,11 @@ fn the_guest_of_a_daemon_that_hangs_is_killed_before_the_next_one_runs() {
 }
 
 /// A daemon is killed and started again while it is alone: its guest was never in doubt, and runs on
-/// under the same process.
+/// under the same process. It does not stop when asked, so its volume stays, unless by force.
 #[test]
-fn a_guest_survives_its_daemons_restart_and_is_adopted() {
-    let Some(mut hosts) = Hosts::running(&Setup::default(), "") else {
+fn a_guest_survives_its_daemons_restart_and_keeps_its_volume_until_forced() {
+    let on_demote = "on-demote = \"shutdown:1s\"\n";
+    let Some(mut hosts) = Hosts::running(&Setup::default(), on_demote) else {
         return;
     };
     hosts.cluster.kill(B);
@@ -260,6 +261,16 @@ fn a_guest_survives_its_daemons_restart_and_is_adopted() {
     hosts.wait_guest(A, "running");
     hosts.wait_boots(A, 1);
     assert_eq!(hosts.process(A), Some(pid));
+
+    // It does not heed the power button, and nothing harder is configured: it stays, until forced.
+    let refused = hosts.cluster.adm(A, &["secondary", RES]).exits(4);
+    assert!(refused.contains("E0430"), "{refused}");
+    hosts.wait_guest(A, "running");
+    assert_eq!(hosts.process(A), Some(pid));
+    assert_eq!(hosts.cluster.status(A).unwrap()["role"], "Primary");
+    hosts.cluster.adm(A, &["secondary", RES, "--force"]).ok();
+    assert_eq!(hosts.process(A), None);
+    hosts.wait_guest(A, "off");
 }
 
 /// It crashes: started again where it is. libvirt hangs: nothing else does, and the guest is killed

@@ -85,13 +85,22 @@ impl Libvirt {
     /// Defines a guest of one disk; `disk` is an element of the domain.
     pub(crate) fn define(&self, domain: &str, disk: &str) {
         let file = self.dir.join(format!("{domain}.xml"));
-        let text = format!(
-            "<domain type='qemu'><name>{domain}</name><memory unit='MiB'>64</memory>\
-             <vcpu>1</vcpu><iothreads>1</iothreads><os><type arch='x86_64' machine='q35'>hvm</type></os>\
-             <features><acpi/></features><devices>{disk}</devices></domain>\n"
-        );
-        fs::write(&file, text).unwrap();
-        self.virsh(&["define", &file.display().to_string()]).ok();
+        let path = file.display().to_string();
+        let write = |disk: &str| {
+            let text = format!(
+                "<domain type='qemu'><name>{domain}</name><memory unit='MiB'>64</memory>\
+                 <vcpu>1</vcpu><iothreads>1</iothreads><os><type arch='x86_64' machine='q35'>hvm\
+                 </type></os><features><acpi/></features><devices>{disk}</devices></domain>\n"
+            );
+            fs::write(&file, text).unwrap();
+        };
+        // By libvirt's own schema, which before 9.1 lacks this one element: it is dropped there.
+        let lines = disk.lines().filter(|line| !line.contains("<reconnect "));
+        write(&lines.collect::<String>());
+        self.virsh(&["define", "--validate", &path]).ok();
+        self.virsh(&["undefine", domain]).ok();
+        write(disk);
+        self.virsh(&["define", &path]).ok();
     }
 
     pub(crate) fn signal(&self, signal: Signal) {

@@ -43,7 +43,7 @@ const PACKAGES: &[Package] = &[
     plain("libvirt-daemon", Probe::Program("libvirtd")),
     plain(
         "libvirt-daemon-driver-qemu",
-        Probe::File("/usr/lib/x86_64-linux-gnu/libvirt/connection-driver/libvirt_driver_qemu.so"),
+        Probe::File("/usr/share/doc/libvirt-daemon-driver-qemu/copyright"),
     ),
     plain("libvirt-clients", Probe::Program("virsh")),
     plain(
