@@ -63,6 +63,10 @@ pub enum Order {
     /// Nothing is held and nothing recorded. Done when the peer's view is known, or at once when
     /// this node does not serve or the peer could not follow.
     HandOver,
+    /// The peer shall be Primary instead of this node, which stays: step down after a flush and let
+    /// the peer take over at once. If it does not, this node serves again. Nothing is held. Done
+    /// when the peer's view is known.
+    Move,
     /// The resource takes part on this node from now on, across restarts too. On the Primary of
     /// record it ends a hold. Done when recorded.
     Up,

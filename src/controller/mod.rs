@@ -49,6 +49,8 @@ mod scenarios_hand_over;
 #[cfg(test)]
 mod scenarios_loose_ends;
 #[cfg(test)]
+mod scenarios_move;
+#[cfg(test)]
 mod scenarios_protocols;
 mod store;
 #[cfg(test)]

@@ -76,8 +76,19 @@ pub struct Names<'a> {
     pub peer: &'a str,
 }
 
+impl Names<'_> {
+    /// The command line of an order, to be given again.
+    fn command(&self, verb: &str) -> String {
+        match verb {
+            "move" => format!("twinadm move {} {}", self.resource, self.peer),
+            _ => format!("twinadm {verb} {}", self.resource),
+        }
+    }
+}
+
 impl OrderRefusal {
-    /// What, why and what next, for the order called `verb` ("primary", "secondary", "down", "up").
+    /// What, why and what next, for the order called `verb` ("primary", "secondary", "move", "down",
+    /// "up").
     #[must_use]
     pub fn explain(&self, verb: &str, names: &Names<'_>) -> Explanation {
         let Names { resource, node, .. } = names;
@@ -101,7 +112,7 @@ impl OrderRefusal {
                 RefusalKind::Safety,
                 format!("{verb} {resource}: another order is being carried out on {node}"),
                 "one order for a resource at a time",
-                format!("wait for it, then: twinadm {verb} {resource}"),
+                format!("wait for it, then: {}", names.command(verb)),
             ),
             Self::Superseded => one(
                 "E0406",
@@ -129,10 +140,10 @@ fn explain_blocked(
         .or(blockers.first())
         .unwrap_or(&Blocker::Undecided);
     let (id, kind) = first.id();
-    let what = if verb == "primary" {
-        format!("{node} may not become Primary for {resource}")
-    } else {
-        format!("{verb} {resource} on {node} was not carried out")
+    let what = match verb {
+        "primary" => format!("{node} may not become Primary for {resource}"),
+        "move" => format!("{resource} was not moved to {}", names.peer),
+        _ => format!("{verb} {resource} on {node} was not carried out"),
     };
     let mut why: Vec<_> = blockers.iter().map(|blocker| blocker.why(names)).collect();
     if !waited.is_zero() {
@@ -166,6 +177,12 @@ impl Blocker {
             Self::Undecided => ("E0503", RefusalKind::Quorum),
             Self::NotQuiet => ("E0901", RefusalKind::Timeout),
             Self::StoreSlow => ("E0902", RefusalKind::Timeout),
+            Self::NobodyServes => ("E0413", RefusalKind::Safety),
+            Self::PeerNotInSync { .. } => ("E0414", RefusalKind::Safety),
+            Self::PeerNotUp => ("E0415", RefusalKind::Safety),
+            Self::PeerNotReady => ("E0416", RefusalKind::Safety),
+            Self::PeerSilent => ("E0601", RefusalKind::Timeout),
+            Self::NotTaken => ("E0903", RefusalKind::Timeout),
         }
     }
 
@@ -208,6 +225,16 @@ impl Blocker {
             Self::Undecided => "the voters have not decided".to_owned(),
             Self::NotQuiet => "guests' writes are still being made durable".to_owned(),
             Self::StoreSlow => "the voter store has not written yet".to_owned(),
+            Self::NobodyServes => format!("neither {node} nor {peer} is Primary now"),
+            Self::PeerNotInSync { view } => {
+                format!("view {view} leaves {peer} out: it misses acknowledged writes")
+            }
+            Self::PeerNotUp => format!("the resource is not up on {peer}"),
+            Self::PeerSilent => format!("{peer} is not heard"),
+            Self::PeerNotReady => format!("the replica on {peer} is not attached and whole"),
+            Self::NotTaken => {
+                format!("{peer} did not take over, and so {node} serves again: nothing was lost")
+            }
         }
     }
 
@@ -219,7 +246,7 @@ impl Blocker {
             node,
             peer,
         } = names;
-        let again = format!("then: twinadm {verb} {resource}");
+        let again = format!("then: {}", names.command(verb));
         match self {
             Self::NotUp => vec![format!("twinadm up {resource}"), again],
             Self::NoReplica => vec![format!("twinadm attach {resource}"), again],
@@ -238,13 +265,29 @@ impl Blocker {
                 format!("{peer} gone for good? this wait ends by itself, {again}"),
             ],
             Self::PeerActive { .. } => vec![
-                format!("demote it first, on {peer}: twinadm secondary {resource}"),
-                again,
+                format!("move it: twinadm move {resource} {node}"),
+                format!(
+                    "{peer} truly dead? a takeover is possible once its lease is over, {again}"
+                ),
             ],
             Self::NoQuorum { .. } => vec![
                 "start the other node or the arbitrator, or mend the network".to_owned(),
                 again,
             ],
+            Self::NobodyServes => vec![format!("on {peer}: twinadm primary {resource}")],
+            Self::PeerNotInSync { .. } => {
+                vec![
+                    format!("wait for its resync: twinadm wait-sync {resource}"),
+                    again,
+                ]
+            }
+            Self::PeerNotUp => vec![format!("on {peer}: twinadm up {resource}"), again],
+            Self::PeerSilent | Self::PeerNotReady | Self::NotTaken => {
+                vec![
+                    format!("look at {peer}: twinadm status {resource} --node {peer}"),
+                    again,
+                ]
+            }
             Self::LeaseWait { .. } | Self::Undecided | Self::NotQuiet | Self::StoreSlow => {
                 vec![format!("twinadm status {resource}"), again]
             }
@@ -287,6 +330,14 @@ mod tests {
             Blocker::NotQuiet,
             Blocker::StoreSlow,
             Blocker::Undecided,
+            Blocker::NobodyServes,
+            Blocker::PeerNotInSync {
+                view: ViewNumber(7),
+            },
+            Blocker::PeerNotUp,
+            Blocker::PeerSilent,
+            Blocker::PeerNotReady,
+            Blocker::NotTaken,
         ]
     }
 

@@ -313,6 +313,21 @@ pub enum Blocker {
     StoreSlow,
     /// A majority is seen but has not decided yet.
     Undecided,
+    /// There is nothing to move: this node does not serve, nor does the peer.
+    NobodyServes,
+    /// The view leaves the peer's replica out, so that it cannot follow.
+    PeerNotInSync {
+        /// Since this view.
+        view: ViewNumber,
+    },
+    /// The resource is not up on the peer.
+    PeerNotUp,
+    /// The peer is not heard.
+    PeerSilent,
+    /// The peer's replica is not attached, or does not allow its promotion yet.
+    PeerNotReady,
+    /// The peer could have taken over and did not; this node serves again.
+    NotTaken,
 }
 
 impl Blocker {
@@ -326,14 +341,20 @@ impl Blocker {
             | Self::PeerKeptMore
             | Self::NotQuiet
             | Self::StoreSlow
-            | Self::Undecided => true,
+            | Self::Undecided
+            | Self::PeerSilent
+            | Self::PeerNotReady => true,
             Self::NotUp
             | Self::Ineligible
             | Self::WrongReplica
             | Self::NotBlank
             | Self::PeerNotBlank
             | Self::NotInSync { .. }
-            | Self::PeerActive { .. } => false,
+            | Self::PeerActive { .. }
+            | Self::NobodyServes
+            | Self::PeerNotInSync { .. }
+            | Self::PeerNotUp
+            | Self::NotTaken => false,
         }
     }
 }

@@ -29,6 +29,7 @@ mod lifecycle;
 mod log;
 pub mod mailbox;
 mod metrics;
+mod move_order;
 mod node;
 pub mod notify;
 mod orders;

@@ -75,6 +75,13 @@ pub(super) struct OrderUnderWay {
     deadline: Instant,
 }
 
+impl OrderUnderWay {
+    /// Its end may be so much later: what it began is brought to an end.
+    pub(super) fn prolong(&mut self, by: Duration) {
+        self.deadline = self.deadline.plus(by);
+    }
+}
+
 impl Node {
     pub(super) fn place<'a>(&'a self, resources: &'a [Arc<ResourceConfig>]) -> Place<'a> {
         Place {

@@ -17,6 +17,7 @@ use super::api::{NbdClient, ShardCommand};
 use super::board::Presence;
 use super::control::{Answers, Asker, ControlHandler};
 use super::lifecycle::Claim;
+use super::move_order::as_passed_on;
 use super::node::Node;
 use super::{status, words};
 use crate::config::ResourceConfig;
@@ -54,6 +55,14 @@ impl ControlHandler for Node {
         match elsewhere {
             Ok(None) => {}
             Ok(Some(order)) => return self.pass_on(self.node.peer(), &order, asker, answers),
+            Err(report) => return answers.send(&Response::Error(report)),
+        }
+        match self.mover(&request.verb) {
+            Ok(None) => {}
+            Ok(Some(mover)) => {
+                let request = as_passed_on(request, self.config.node_name(mover));
+                return self.pass_on(mover, &request, asker, answers);
+            }
             Err(report) => return answers.send(&Response::Error(report)),
         }
         if let Verb::Events2 { resource, now } = &request.verb {
@@ -210,6 +219,9 @@ impl Node {
             } => self.invalidate_order(&*self.resource(&resource)?, &from, yes_discard, timeout),
             Verb::Secondary { resource, force } => {
                 self.secondary(&*self.resource(&resource)?, force, timeout, answers)
+            }
+            Verb::Move { resource, to, .. } => {
+                self.move_order(&*self.resource(&resource)?, &to, timeout, answers)
             }
         }
     }

@@ -36,7 +36,7 @@ use super::{Program, beacon, notify, shard};
 use crate::config::{Config, TimingProfile};
 use crate::controller::{Configured, Controller, ControllerSettings, Timing};
 
-fn timing(profile: TimingProfile) -> Timing {
+pub(super) fn timing(profile: TimingProfile) -> Timing {
     match profile {
         TimingProfile::Fast => Timing::FAST,
         TimingProfile::Default => Timing::DEFAULT,

@@ -32,6 +32,7 @@ fn verb_of(order: Order) -> &'static str {
         Order::Up => "up",
         Order::Down => "down",
         Order::HandOver => "hand over",
+        Order::Move => "move",
     }
 }
 
@@ -59,6 +60,11 @@ fn id_of(refusal: &OrderRefusal) -> ErrorId {
         Some(Blocker::PeerActive { .. }) => ErrorId::PeerIsPrimary,
         Some(Blocker::LeaseWait { .. }) => ErrorId::NoLease,
         Some(Blocker::NotQuiet | Blocker::StoreSlow) => ErrorId::TimedOut,
+        Some(Blocker::NobodyServes) => ErrorId::NobodyServes,
+        Some(Blocker::PeerNotInSync { .. } | Blocker::PeerNotReady) => ErrorId::PeerCannotFollow,
+        Some(Blocker::PeerNotUp) => ErrorId::PeerCannotFollow,
+        Some(Blocker::PeerSilent) => ErrorId::NodeUnreachable,
+        Some(Blocker::NotTaken) => ErrorId::NotTaken,
         _ => ErrorId::NoQuorum,
     }
 }

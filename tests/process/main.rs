@@ -26,6 +26,7 @@ mod isolation;
 mod libvirt;
 mod metadata;
 mod metrics;
+mod moving;
 mod nbd;
 mod nbd_abuse;
 mod nbd_clients;

@@ -152,6 +152,9 @@ pub enum Verb {
     Secondary(Forceable),
     /// Take over what was changed in the files, without an interruption where that can be
     Adjust(Adjust),
+    /// Make NODE the Primary in place of the other node, in one order; NBD clients of the old Primary
+    /// are dropped and find the new one by connecting again
+    Move(Move),
     /// Show how everything is
     Status(Status),
     /// Show the role of this node
@@ -264,6 +267,17 @@ pub struct Forceable {
     /// Drop NBD clients that are attached
     #[arg(long)]
     pub force: bool,
+}
+
+/// `move`.
+#[derive(Clone, Debug, Args)]
+pub struct Move {
+    /// A resource, or `all`
+    #[arg(value_name = "RES", value_parser = whole_resource)]
+    pub resource: Selector,
+    /// The data node that is to be Primary; any node may be asked
+    #[arg(value_name = "NODE")]
+    pub to: String,
 }
 
 /// Resources or volumes.

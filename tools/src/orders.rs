@@ -35,6 +35,7 @@ pub(crate) enum MakeVerb {
     InvalidateRemote(String, Option<u64>),
     Primary,
     Secondary(bool),
+    Move(String),
 }
 
 impl MakeVerb {
@@ -67,6 +68,11 @@ impl MakeVerb {
             },
             Self::Primary => Verb::Primary { resource },
             Self::Secondary(force) => Verb::Secondary { resource, force },
+            Self::Move(to) => Verb::Move {
+                resource,
+                to,
+                passed_on: false,
+            },
         }
     }
 }

@@ -91,6 +91,10 @@ pub fn plan(verb: &Verb, resource: &ResourceStatus) -> Vec<String> {
         Verb::Secondary { .. } => {
             step(primary, format!("{name}: demote, and hold so"));
         }
+        Verb::Move { to, .. } => {
+            let there = resource.view_primary.as_ref() == Some(to) && !resource.held;
+            step(!there, format!("{name}: demote, and promote on {to}"));
+        }
         Verb::Status { .. } | Verb::Events2 { .. } | Verb::Version | Verb::Adjust { .. } => {}
     }
     steps
@@ -181,6 +185,21 @@ mod tests {
         assert_eq!(plan(&resume, &free), none);
         assert_eq!(plan(&limit, &held), none);
         assert_eq!(plan(&limit, &free), ["vm-web: resync at 1.0 MiB/s at most"]);
+    }
+
+    #[test]
+    fn a_move_is_a_step_only_to_where_the_primary_is_not() {
+        let to = |to: &str| Verb::Move {
+            resource: resource(),
+            to: to.to_owned(),
+            passed_on: false,
+        };
+        let here = &healthy().resources[1];
+        assert_eq!(plan(&to("kvm-a"), here), Vec::<String>::new());
+        assert_eq!(
+            plan(&to("kvm-b"), here),
+            ["vm-web: demote, and promote on kvm-b"]
+        );
     }
 
     #[test]

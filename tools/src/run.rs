@@ -93,6 +93,11 @@ fn run(context: &Context, verb: &Verb) -> Result<u8, Failure> {
             &MakeVerb::Secondary(arguments.force),
         ),
         Verb::Adjust(arguments) => adjust::adjust(context, arguments),
+        Verb::Move(arguments) => orders::give(
+            context,
+            std::slice::from_ref(&arguments.resource),
+            &MakeVerb::Move(arguments.to.clone()),
+        ),
         Verb::CreateMd(arguments) => create_md::create_md(context, arguments),
         Verb::DumpMd(arguments) => metadata::dump_md(context, arguments),
         Verb::ShowGi(arguments) => metadata::show_gi(context, arguments),

@@ -159,7 +159,7 @@ catalogue! {
     NotUpToDate = "E0411", exit::REFUSED, ["twinadm primary RES on the node that is up to date"];
     /// Another node is Primary and alive.
     PeerIsPrimary = "E0412", exit::REFUSED, [
-        "twinadm secondary RES on that node, then twinadm primary RES here",
+        "move it here: twinadm move RES NODE",
     ];
     /// A refusal by the two nodes' histories.
     Unrelated = "E0413", exit::REFUSED, ["twinadm status RES on both nodes"];
@@ -171,6 +171,12 @@ catalogue! {
     VoterNotAdmitted = "E0416", exit::REFUSED, ["twinadm status on the other nodes"];
     /// No backing device is attached.
     NotAttached = "E0417", exit::REFUSED, ["twinadm attach RES, after mending the disk"];
+    /// There is no Primary that could be moved.
+    NobodyServes = "E0418", exit::REFUSED, ["twinadm primary RES on the node that is to serve"];
+    /// The replica of the node that is to be Primary is not up to date, or not up.
+    PeerCannotFollow = "E0419", exit::REFUSED, [
+        "twinadm wait-sync RES, then try again; twinadm status RES says what is missing",
+    ];
     /// The metadata was made by a newer version.
     MetadataTooNew = "E0421", exit::REFUSED, ["use the twinblk that made it, or a newer one"];
     /// No node is Primary, and one is needed for it.
@@ -208,6 +214,9 @@ catalogue! {
 
     /// Waited long enough.
     TimedOut = "E0901", exit::TIMEOUT, ["twinadm status says what is missing; wait longer with --timeout"];
+
+    /// The node that was to be Primary did not take over; the old Primary serves again.
+    NotTaken = "E0902", exit::TIMEOUT, ["look at that node: twinadm status RES --node NODE"];
 
     /// A device or file failed.
     DeviceFailed = "E1001", exit::FAILED, ["see the kernel log; replace the device"];

@@ -64,6 +64,14 @@ pub enum Verb {
         #[serde(default)]
         force: bool,
     },
+    /// Make `to` the Primary in place of the node that is. Answered by the Primary, whoever is asked;
+    /// `passed_on` says that somebody thought this one was, and looked no further.
+    Move {
+        resource: String,
+        to: String,
+        #[serde(default)]
+        passed_on: bool,
+    },
     /// Hold the resource's resyncs, those to come too.
     PauseSync { resource: String },
     /// Do not hold them here any more.

@@ -50,15 +50,17 @@ impl Resource {
     /// for this node while it was down or cut off, and whoever decided it died before telling. A
     /// read that finds one finishes it.
     fn wants_to_know(&self, cx: &Context<'_>) -> bool {
+        // The successor may have decided something before it fell silent.
+        let returning = self.order_stage() == Some(Stage::Returning);
         let could_serve = self.configured.is_some()
             && cx.me.node.is_data()
             && self.active.is_none()
             && self.record().up
             && self.replica.is_some()
-            && self.order.is_none();
+            && (self.order.is_none() || returning);
         let peer_serves = self.fresh_claim(cx).is_some_and(|claim| claim.active);
         // Nobody's decision is to be outrun by a question.
-        let others_decide = cx.now < self.others_round_at.plus(ASK_AFTER_QUIET);
+        let others_decide = cx.now < self.others_round_at.plus(ASK_AFTER_QUIET) && !returning;
         self.may_be_behind
             && could_serve
             && !peer_serves
@@ -118,11 +120,10 @@ impl Resource {
         let record = self.record();
         let me = cx.me.node;
         let newest = record.newest();
-        if self.order_stage() == Some(Stage::Holding) && self.order_what() != Some(Order::HandOver)
-        {
+        if self.order_stage() == Some(Stage::Holding) {
             return newest.map(|_| Change::Hold);
         }
-        if !record.up || self.wants_down() || self.handed_over.is_some() {
+        if !record.up || self.wants_down() || self.stopping {
             return None;
         }
         let replica = self.replica?;
@@ -309,10 +310,13 @@ impl Resource {
     }
 
     pub(super) fn wants_down(&self) -> bool {
-        matches!(
-            self.order_what(),
-            Some(Order::Secondary | Order::Down | Order::HandOver)
-        )
+        match self.order_what() {
+            Some(Order::Secondary | Order::Down | Order::HandOver) => true,
+            Some(Order::Move) => {
+                matches!(self.order_stage(), Some(Stage::Quiescing | Stage::Leaving))
+            }
+            Some(Order::Primary | Order::Up) | None => false,
+        }
     }
 }
 

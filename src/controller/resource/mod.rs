@@ -6,6 +6,7 @@
 //! round reads the register first, and the wish is looked at again with what it read.
 
 mod desire;
+mod hand_over;
 mod orders;
 mod propose;
 mod vote;
@@ -205,8 +206,11 @@ pub(super) struct Resource {
     peer_left: Option<ViewNumber>,
 
     // What this node is and does.
-    /// The view in which this node served and gave up for good, to be followed by the peer.
+    /// The newest view in which this node served and will never serve again, to be followed by the
+    /// peer. It may serve in a later one: the register decides who has that.
     handed_over: Option<ViewNumber>,
+    /// The process is about to stop: it serves nothing any more.
+    stopping: bool,
     active: Option<Active>,
     lease: Lease,
     lease_lapsed: bool,
@@ -265,6 +269,7 @@ impl Resource {
             peer_kept_at: None,
             peer_left: None,
             handed_over: None,
+            stopping: false,
             active: None,
             lease: Lease::default(),
             lease_lapsed: false,
@@ -695,6 +700,9 @@ impl Resource {
                 }
             }
             None => {
+                if self.order_stage() == Some(orders::Stage::Leaving) {
+                    at(peer.suspect_at(me.timing.suspicion));
+                }
                 at(self.grant.until());
                 at(self.kept_wait_end(me));
                 at(self.takes_part_since.plus(me.timing.suspicion));

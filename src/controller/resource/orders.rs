@@ -21,7 +21,9 @@ pub(super) struct Pending {
     what: Order,
     since: Instant,
     deadline: Instant,
-    stage: Stage,
+    pub(super) stage: Stage,
+    /// When that stage began.
+    stage_since: Instant,
 }
 
 /// How far an order is.
@@ -36,17 +38,28 @@ pub(super) enum Stage {
     Quiescing,
     /// The node serves no more; the hold is being committed.
     Holding,
+    /// The node serves no more and said so; the peer is to take over.
+    Leaving,
+    /// The peer did not: this node serves again.
+    Returning,
     /// `up` changed; it is being written.
     Recording,
 }
 
 impl Pending {
-    pub(super) fn deadlines(&self, me: &Me) -> [Instant; 3] {
+    pub(super) fn deadlines(&self, me: &Me) -> [Instant; 4] {
         [
             self.deadline,
             self.since.plus(ATTACH_PATIENCE),
             self.since.plus(me.timing.suspicion),
+            self.stage_since.plus(self.patience(me)),
         ]
+    }
+}
+
+impl Pending {
+    pub(super) fn is(&self, what: Order) -> bool {
+        self.what == what
     }
 }
 
@@ -63,6 +76,12 @@ impl Resource {
         self.order.map(|order| order.since)
     }
 
+    /// Whether the running order's stage has lasted as long as it may.
+    pub(super) fn stage_is_over(&self, cx: &Context<'_>) -> bool {
+        self.order
+            .is_some_and(|order| cx.now >= order.stage_since.plus(order.patience(cx.me)))
+    }
+
     /// Someone orders something.
     pub(in super::super) fn on_order(
         &mut self,
@@ -76,7 +95,8 @@ impl Resource {
             return;
         }
         if let Some(running) = self.order {
-            let overrules = running.what == Order::Primary && what != Order::Primary;
+            let overrules =
+                running.what == Order::Primary && !matches!(what, Order::Primary | Order::Move);
             if !overrules {
                 self.order_done(cx, id, Err(OrderRefusal::Busy));
                 return;
@@ -93,6 +113,7 @@ impl Resource {
                     since: cx.now,
                     deadline,
                     stage,
+                    stage_since: cx.now,
                 });
                 self.ends_hold = false;
                 if stage == Stage::Recording {
@@ -111,6 +132,7 @@ impl Resource {
             Order::Up => (!up).then_some(Stage::Recording),
             Order::Secondary | Order::Down if active => Some(Stage::AwaitingQuorum),
             Order::HandOver => self.peer_is_in_sync(cx).then_some(Stage::AwaitingQuorum),
+            Order::Move => (!self.peer_serves(cx)).then_some(Stage::AwaitingQuorum),
             Order::Down => up.then_some(Stage::Recording),
             Order::Secondary => {
                 // The Primary of record would serve again by itself: that, too, must be held.
@@ -121,19 +143,6 @@ impl Resource {
                 (of_record && up).then_some(Stage::Holding)
             }
         }
-    }
-
-    fn peer_is_in_sync(&self, cx: &Context<'_>) -> bool {
-        self.active
-            .is_some_and(|active| active.view.in_sync.contains(cx.me.node.peer()))
-    }
-
-    /// Whether the peer would take over at once if this node stepped aside.
-    fn peer_could_follow(&self, cx: &Context<'_>) -> bool {
-        self.peer_is_in_sync(cx)
-            && self
-                .fresh_claim(cx)
-                .is_some_and(|claim| claim.up && claim.attached && claim.eligible)
     }
 
     fn record_up(&mut self, what: Order) {
@@ -148,6 +157,9 @@ impl Resource {
         let Some(order) = self.order else { return };
         match order.stage {
             Stage::Promoting => self.progress_promotion(cx),
+            Stage::AwaitingQuorum | Stage::Quiescing if order.what == Order::Move => {
+                self.progress_move(cx, order.stage);
+            }
             Stage::AwaitingQuorum => {
                 let handover = order.what == Order::HandOver;
                 if handover && !self.peer_is_in_sync(cx) {
@@ -156,20 +168,38 @@ impl Resource {
                 } else if handover && !self.peer_could_follow(cx) {
                     // Its next beacon may say that it can.
                 } else if self.active.is_none() {
-                    self.set_stage(Stage::Holding);
+                    self.set_stage(cx, Stage::Holding);
                 } else if cx.voters_seen() >= VoterSet::MAJORITY {
-                    self.set_stage(Stage::Quiescing);
-                    cx.engine(self.id, EngineCommand::Quiesce);
+                    self.begin_quiesce(cx);
                 }
             }
             // Stepped down meanwhile for another reason.
-            Stage::Quiescing if self.active.is_none() => self.set_stage(Stage::Holding),
+            Stage::Quiescing if self.active.is_none() => {
+                let leaves = order.what == Order::HandOver;
+                self.set_stage(
+                    cx,
+                    if leaves {
+                        Stage::Leaving
+                    } else {
+                        Stage::Holding
+                    },
+                );
+            }
             Stage::Holding => self.progress_hold(cx, order.what),
+            Stage::Leaving => self.progress_leaving(cx, order.what),
+            Stage::Returning => self.progress_returning(cx),
             Stage::Quiescing | Stage::Recording => {}
         }
-        if self.order.is_some_and(|order| cx.now >= order.deadline) {
+        let over = |order: Pending| cx.now >= order.deadline && !order.is_past_its_deadline();
+        if self.order.is_some_and(over) {
             self.give_order_up(cx);
         }
+    }
+
+    /// Guests' new requests wait from here on.
+    pub(super) fn begin_quiesce(&mut self, cx: &mut Context<'_>) {
+        self.set_stage(cx, Stage::Quiescing);
+        cx.engine(self.id, EngineCommand::Quiesce);
     }
 
     fn progress_promotion(&mut self, cx: &mut Context<'_>) {
@@ -191,20 +221,11 @@ impl Resource {
             .record()
             .newest()
             .is_some_and(|view| Some(view.number) > self.committed().map(|view| view.number));
-        if what == Order::HandOver {
-            if self
-                .committed()
-                .is_none_or(|view| view.primary != cx.me.node)
-            {
-                self.end_order(cx, false);
-            }
-            return;
-        }
         if !held_or_not_ours || newer_accepted {
             return;
         }
         if what == Order::Down {
-            self.set_stage(Stage::Recording);
+            self.set_stage(cx, Stage::Recording);
             self.record_up(what);
         } else {
             self.end_order(cx, false);
@@ -213,20 +234,23 @@ impl Resource {
 
     /// The engine holds new requests and everything is durable.
     pub(super) fn on_quiesced(&mut self, cx: &mut Context<'_>) {
-        if self.order_stage() == Some(Stage::Quiescing)
-            && let Some(active) = self.active
-        {
-            if self.order_what() == Some(Order::HandOver) {
-                self.handed_over = Some(active.view.number);
+        let Some(order) = self.order.filter(|it| it.stage == Stage::Quiescing) else {
+            return;
+        };
+        let Some(active) = self.active else { return };
+        match order.what {
+            Order::HandOver | Order::Move => self.leave_to_peer(cx, &active.view, order.what),
+            _ => {
+                self.step_down(cx, StepDownReason::Ordered);
+                self.set_stage(cx, Stage::Holding);
             }
-            self.step_down(cx, StepDownReason::Ordered);
-            self.set_stage(Stage::Holding);
         }
     }
 
-    fn set_stage(&mut self, stage: Stage) {
+    pub(super) fn set_stage(&mut self, cx: &Context<'_>, stage: Stage) {
         if let Some(order) = &mut self.order {
             order.stage = stage;
+            order.stage_since = cx.now;
         }
     }
 
@@ -249,7 +273,10 @@ impl Resource {
                 self.ends_hold = true;
                 Vec::new()
             }
-            Some(Stage::AwaitingQuorum) | None => Vec::new(),
+            Some(Stage::AwaitingQuorum) if self.order_what() == Some(Order::Move) => {
+                self.move_blockers(cx)
+            }
+            Some(Stage::AwaitingQuorum | Stage::Leaving | Stage::Returning) | None => Vec::new(),
         };
         let seen = cx.voters_seen();
         if blockers.is_empty() && seen < VoterSet::MAJORITY {
@@ -261,7 +288,7 @@ impl Resource {
         self.refuse_order(cx, blockers);
     }
 
-    fn refuse_order(&mut self, cx: &mut Context<'_>, blockers: Vec<Blocker>) {
+    pub(super) fn refuse_order(&mut self, cx: &mut Context<'_>, blockers: Vec<Blocker>) {
         if let Some(order) = self.order.take() {
             let waited = cx.now.since(order.since);
             let refusal = OrderRefusal::Blocked { blockers, waited };

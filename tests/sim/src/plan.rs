@@ -249,6 +249,8 @@ pub enum FaultWhat {
         /// One that no request goes to.
         block: u64,
     },
+    /// `move` to the peer, if this node is Primary.
+    MoveAway(NodeId),
     /// `secondary` here, `primary` there at the end.
     Move {
         /// The node demoted.
@@ -293,6 +295,7 @@ impl Plan {
         faults.extend(draw_resync_orders(seed, &options));
         faults.extend(draw_invalidations(seed, &options));
         faults.extend(draw_verifies(seed, &options, &ops));
+        faults.extend(draw_moves(seed, &options));
         faults.sort_by_key(|fault| fault.at);
         if let Some(hang) = draw_lone_hang(seed, &options) {
             faults = vec![hang];
@@ -635,6 +638,36 @@ fn untouched_blocks(options: &Options, ops: &[Op]) -> Vec<u64> {
     (0..options.volume_blocks)
         .filter(|block| !touched.contains(block))
         .collect()
+}
+
+/// Seeds below this one were kept for what they found when nobody moved a Primary in one order.
+pub const MOVES_FROM: u64 = 4_000_000_000;
+/// Key of the draw of such moves.
+const MOVES: u64 = 1 << 38;
+
+/// In half of the runs operators move the Primary, whoever it is; now and then right after another
+/// fault began, or both nodes are told at nearly the same moment.
+fn draw_moves(seed: u64, options: &Options) -> Vec<Fault> {
+    let mut rng = Rng::keyed(seed, Stream::Faults, MOVES);
+    if seed < MOVES_FROM || options.kinds.is_empty() || !rng.chance(500) {
+        return Vec::new();
+    }
+    let mut moves = Vec::new();
+    for _ in 0..rng.between(1, 5) {
+        let at = SimTime(rng.below(options.safety.0));
+        let first = rng.pick(&[NodeId::A, NodeId::B]);
+        for node in [first, first.peer()] {
+            let at = at.plus(rng.log_between(MICROS, SECS));
+            if rng.chance(800) {
+                moves.push(Fault {
+                    at,
+                    length: MILLIS,
+                    what: FaultWhat::MoveAway(node),
+                });
+            }
+        }
+    }
+    moves
 }
 
 /// Both data nodes, at nearly the same moment, returning in either order.

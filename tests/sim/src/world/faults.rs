@@ -63,6 +63,7 @@ impl World {
             FaultWhat::Rot { node, block } => self.rot(node, block),
             FaultWhat::Move { from, .. } => self.order(from, Order::Secondary),
             FaultWhat::Stop(node) => self.order(node, Order::HandOver),
+            FaultWhat::MoveAway(node) => self.order(node, Order::Move),
         }
         self.active_faults.insert(nr);
         self.schedule(fault.length, Event::FaultEnds(nr));
@@ -167,6 +168,7 @@ impl World {
             }
             FaultWhat::Rot { .. } => {}
             FaultWhat::Move { to, .. } => self.order(to, Order::Primary),
+            FaultWhat::MoveAway(_) => {}
             FaultWhat::Stop(node) => {
                 self.kill(node);
                 self.schedule(MILLIS, Event::Start { node });
