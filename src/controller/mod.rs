@@ -35,6 +35,7 @@ pub mod lease;
 pub mod message;
 pub mod order;
 pub mod output;
+pub mod precondition;
 mod random;
 pub mod record;
 pub mod register;
@@ -52,10 +53,13 @@ mod scenarios_loose_ends;
 mod scenarios_move;
 #[cfg(test)]
 mod scenarios_protocols;
+#[cfg(test)]
+mod scenarios_why;
 mod store;
 #[cfg(test)]
 mod testing;
 pub mod view;
+pub mod why;
 #[cfg(test)]
 mod world;
 
@@ -73,10 +77,12 @@ pub use message::{DATAGRAM_LEN_MAX, Datagram};
 pub use order::{Done, Explanation, Names, OrderRefusal, RefusalKind};
 pub use output::{
     Action, Blocker, ControllerEvent, EngineCommand, NodeSnapshot, PeerClaim, ResourceSnapshot,
-    StepDownReason, VoterSnapshot,
+    StepDownReason, VoterSnapshot, VotersSnapshot,
 };
+pub use precondition::{Check, Precondition};
 pub use record::VoterRecord;
 pub use rules::Rules;
+pub use why::{GrantFacts, LeaseFacts, Why};
 
 use beacon::{Freshness, Peer};
 use lease::GrantAnswer;
@@ -266,6 +272,22 @@ impl Controller {
     /// State of one resource as of `now`, `None` if it is neither configured nor recorded.
     #[must_use]
     pub fn snapshot(&self, now: Instant, resource: ResourceId) -> Option<ResourceSnapshot> {
+        self.look(now, resource, |resource, cx| resource.snapshot(cx))
+    }
+
+    /// Why this node is Primary of the resource or is not, as of `now`; by the very checks that
+    /// decide it. `None` if it is neither configured nor recorded.
+    #[must_use]
+    pub fn why(&self, now: Instant, resource: ResourceId) -> Option<Why> {
+        self.look(now, resource, |resource, cx| resource.why(cx))
+    }
+
+    fn look<T>(
+        &self,
+        now: Instant,
+        resource: ResourceId,
+        look: impl FnOnce(&Resource, &Context<'_>) -> T,
+    ) -> Option<T> {
         let mut outlet = Outlet::default();
         let cx = Context {
             now,
@@ -275,7 +297,7 @@ impl Controller {
             ops: &mut self.ops.clone(),
             outlet: &mut outlet,
         };
-        Some(self.resources.get(&resource)?.snapshot(&cx))
+        Some(look(self.resources.get(&resource)?, &cx))
     }
 
     /// Until when guests of a resource may run on this node if nothing more is heard; `None` when
@@ -314,6 +336,25 @@ impl Controller {
             voters_seen,
             voters_total: voters.iter().filter(|voter| voter.configured).count(),
             quorum: voters_seen >= VoterSet::MAJORITY,
+        }
+    }
+
+    /// This node as a voter, as of `now`.
+    #[must_use]
+    pub fn voters(&self, now: Instant) -> VotersSnapshot {
+        let mut ids = [None; 3];
+        ids[self.me.node.index()] = Some(self.me.voter);
+        for node in self.others() {
+            ids[node.index()] = self.peers[node.index()].voter();
+        }
+        VotersSnapshot {
+            seen: self.node_snapshot(now),
+            ids,
+            records: self
+                .resources
+                .iter()
+                .map(|(id, resource)| (*id, *resource.record()))
+                .collect(),
         }
     }
 

@@ -178,6 +178,11 @@ impl Blocker {
             Self::NotQuiet => ("E0901", RefusalKind::Timeout),
             Self::StoreSlow => ("E0902", RefusalKind::Timeout),
             Self::NobodyServes => ("E0413", RefusalKind::Safety),
+            Self::Leaving => ("E0417", RefusalKind::Safety),
+            Self::NotFounded => ("E0418", RefusalKind::Safety),
+            Self::AwaitsPeer => ("E0904", RefusalKind::Timeout),
+            Self::Held { .. } => ("E0419", RefusalKind::Safety),
+            Self::ByHandOnly { .. } => ("E0420", RefusalKind::Safety),
             Self::PeerNotInSync { .. } => ("E0414", RefusalKind::Safety),
             Self::PeerNotUp => ("E0415", RefusalKind::Safety),
             Self::PeerNotReady => ("E0416", RefusalKind::Safety),
@@ -226,6 +231,18 @@ impl Blocker {
             Self::NotQuiet => "guests' writes are still being made durable".to_owned(),
             Self::StoreSlow => "the voter store has not written yet".to_owned(),
             Self::NobodyServes => format!("neither {node} nor {peer} is Primary now"),
+            Self::Leaving => format!("an order to stop serving is being carried out on {node}"),
+            Self::NotFounded => "it never had a Primary: an operator chooses the first".to_owned(),
+            Self::AwaitsPeer => format!("{peer} may be about to tell what replica it has"),
+            Self::Held { view } => {
+                format!("an order by hand holds since view {view}: nobody promotes itself")
+            }
+            Self::ByHandOnly {
+                has_arbitrator: true,
+            } => "failover is manual: nobody takes over without an operator".to_owned(),
+            Self::ByHandOnly {
+                has_arbitrator: false,
+            } => "there is no arbitrator, so nobody takes over without an operator".to_owned(),
             Self::PeerNotInSync { view } => {
                 format!("view {view} leaves {peer} out: it misses acknowledged writes")
             }
@@ -275,6 +292,12 @@ impl Blocker {
                 again,
             ],
             Self::NobodyServes => vec![format!("on {peer}: twinadm primary {resource}")],
+            Self::NotFounded | Self::Held { .. } | Self::ByHandOnly { .. } => {
+                vec![format!("twinadm primary {resource} --node {node}")]
+            }
+            Self::Leaving | Self::AwaitsPeer => {
+                vec![format!("twinadm status {resource}"), again]
+            }
             Self::PeerNotInSync { .. } => {
                 vec![
                     format!("wait for its resync: twinadm wait-sync {resource}"),
@@ -330,6 +353,15 @@ mod tests {
             Blocker::NotQuiet,
             Blocker::StoreSlow,
             Blocker::Undecided,
+            Blocker::Leaving,
+            Blocker::NotFounded,
+            Blocker::AwaitsPeer,
+            Blocker::Held {
+                view: ViewNumber(7),
+            },
+            Blocker::ByHandOnly {
+                has_arbitrator: true,
+            },
             Blocker::NobodyServes,
             Blocker::PeerNotInSync {
                 view: ViewNumber(7),

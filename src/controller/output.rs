@@ -3,7 +3,7 @@
 use core::time::Duration;
 
 use replicator::types::{
-    Activation, CommittedView, Instant, NodeId, OpId, ResourceId, View, ViewNumber,
+    Activation, CommittedView, Instant, NodeId, OpId, ResourceId, View, ViewNumber, VoterId,
 };
 
 use super::input::OrderId;
@@ -267,6 +267,17 @@ pub struct VoterSnapshot {
     pub paths_up: u8,
 }
 
+/// This node as a voter: who it is, whom it knows, what it recorded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VotersSnapshot {
+    /// Who is seen.
+    pub seen: NodeSnapshot,
+    /// Identity of each voter's store, by [`NodeId`]; `None` for one that was never heard.
+    pub ids: [Option<VoterId>; 3],
+    /// All records, of resources that are not configured here too.
+    pub records: Vec<(ResourceId, VoterRecord)>,
+}
+
 /// One reason why this node may not become Primary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -313,6 +324,22 @@ pub enum Blocker {
     StoreSlow,
     /// A majority is seen but has not decided yet.
     Undecided,
+    /// An order to stop serving is being carried out here.
+    Leaving,
+    /// No view exists: an operator chooses the first Primary.
+    NotFounded,
+    /// The peer may be about to tell what replica it has.
+    AwaitsPeer,
+    /// An order by hand holds.
+    Held {
+        /// Since this view.
+        view: ViewNumber,
+    },
+    /// Nobody takes over without an operator: so configured, or for want of an arbitrator.
+    ByHandOnly {
+        /// There is one.
+        has_arbitrator: bool,
+    },
     /// There is nothing to move: this node does not serve, nor does the peer.
     NobodyServes,
     /// The view leaves the peer's replica out, so that it cannot follow.
@@ -342,6 +369,8 @@ impl Blocker {
             | Self::NotQuiet
             | Self::StoreSlow
             | Self::Undecided
+            | Self::Leaving
+            | Self::AwaitsPeer
             | Self::PeerSilent
             | Self::PeerNotReady => true,
             Self::NotUp
@@ -351,6 +380,9 @@ impl Blocker {
             | Self::PeerNotBlank
             | Self::NotInSync { .. }
             | Self::PeerActive { .. }
+            | Self::NotFounded
+            | Self::Held { .. }
+            | Self::ByHandOnly { .. }
             | Self::NobodyServes
             | Self::PeerNotInSync { .. }
             | Self::PeerNotUp

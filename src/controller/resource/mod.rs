@@ -9,6 +9,7 @@ mod desire;
 mod hand_over;
 mod orders;
 mod propose;
+mod situation;
 mod vote;
 
 use core::time::Duration;
@@ -303,7 +304,7 @@ impl Resource {
         self.record().up
     }
 
-    fn record(&self) -> &VoterRecord {
+    pub(super) fn record(&self) -> &VoterRecord {
         self.store.record()
     }
 

@@ -439,6 +439,13 @@ impl World {
             .expect("configured")
     }
 
+    pub(crate) fn why(&self, node: usize) -> Why {
+        let controller = self.nodes[node].controller.as_ref().expect("runs");
+        controller
+            .why(self.local_now(node), RESOURCE)
+            .expect("configured")
+    }
+
     pub(crate) fn node_snapshot(&self, node: usize) -> NodeSnapshot {
         let controller = self.nodes[node].controller.as_ref().expect("runs");
         controller.node_snapshot(self.local_now(node))
