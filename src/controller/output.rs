@@ -149,6 +149,8 @@ pub enum ControllerEvent {
         resource: ResourceId,
         /// The seal.
         seal: ViewNumber,
+        /// Its Primary said itself that it serves no more; else it was silent for long enough.
+        handed_over: bool,
     },
     /// The replica itself forbade its promotion (R10, R13).
     Vetoed {

@@ -18,12 +18,10 @@ use replicator::types::{Instant, ResourceId, StoreError, ViewCause};
 
 use super::api::ShardCommand;
 use super::beacon_io::{Carrier, DATAGRAM_LEN_MAX};
-use super::node::{ControllerRequest, Node, NodeSink};
+use super::node::{Answer, ControllerRequest, Node, NodeSink, Question};
 use super::store_thread::StoreRequest;
 use super::watchdog::{HUNG_LOOKS, LOOK_EVERY, Verdict, Watchdog};
-use crate::controller::{
-    Action, Controller, ControllerEvent, Datagram, EngineCommand, Input, StepDownReason,
-};
+use crate::controller::{Action, Controller, Datagram, EngineCommand, Input};
 use crate::guests::Entry;
 
 /// Stack of the thread: the controller recurses nowhere.
@@ -89,6 +87,10 @@ impl Beacon {
             for request in self.node.controller.drain() {
                 match request {
                     ControllerRequest::Stop => return,
+                    // Nobody waits any more: then nobody is answered.
+                    ControllerRequest::Ask(question, answer) => {
+                        answer.try_send(self.answer(question)).ok();
+                    }
                     ControllerRequest::Input(input) => {
                         self.step(input);
                         changed = true;
@@ -104,6 +106,16 @@ impl Beacon {
                 self.step(Input::Tick);
             }
             self.publish(changed);
+        }
+    }
+
+    fn answer(&self, question: Question) -> Answer {
+        let now = clock::now();
+        match question {
+            Question::Why(resource) => {
+                Answer::Why(self.controller.why(now, resource).map(Box::new))
+            }
+            Question::Voters => Answer::Voters(Box::new(self.controller.voters(now))),
         }
     }
 
@@ -232,7 +244,7 @@ impl Beacon {
             }
             Action::Event(event) => {
                 self.published = None;
-                log_event(&self.node, &event);
+                self.node.note_event(&event);
             }
         }
     }
@@ -327,88 +339,6 @@ impl Beacon {
                 board.resource(resource).controller = Some(snapshot);
             }
         });
-    }
-}
-
-/// One line per change, as a sentence.
-fn log_event(node: &Node, event: &ControllerEvent) {
-    let name = |resource: &ResourceId| node.resource_name(*resource);
-    match event {
-        ControllerEvent::Activated { resource, view } => {
-            tracing::info!("{}: Primary here in view {}", name(resource), view.number);
-        }
-        ControllerEvent::SteppedDown { resource, reason } => {
-            let why = match reason {
-                StepDownReason::Superseded => "a newer view says so",
-                StepDownReason::Refused => "the peer takes over",
-                StepDownReason::Ordered => "so ordered",
-                StepDownReason::NoReplica => "its replica is gone",
-                StepDownReason::WritesLost => {
-                    "its disk failed, and the peer lost power with acknowledged writes"
-                }
-            };
-            tracing::warn!("{}: Primary here no more: {why}", name(resource));
-        }
-        ControllerEvent::ViewChanged { resource, view } => {
-            let primary = node.config.node_name(view.primary);
-            let (number, cause) = (view.number, view.cause);
-            tracing::info!(
-                "{}: view {number} ({cause:?}), Primary {primary}",
-                name(resource)
-            );
-        }
-        ControllerEvent::LeaseLapsed { resource } => {
-            tracing::warn!("{}: the lease is over, requests are held", name(resource));
-        }
-        ControllerEvent::LeaseReturned { resource } => {
-            tracing::info!("{}: the lease is back", name(resource));
-        }
-        ControllerEvent::Sealed { resource, seal } => {
-            tracing::info!(
-                "{}: taking over; views up to {seal} are refused",
-                name(resource)
-            );
-        }
-        ControllerEvent::Vetoed { resource } => {
-            tracing::error!(
-                "{}: the replica here forbids its own promotion",
-                name(resource)
-            );
-        }
-        ControllerEvent::Aborted {
-            resource,
-            kind,
-            reason,
-        } => {
-            tracing::info!("{}: {kind} given up: {reason}", name(resource));
-        }
-        ControllerEvent::StoreFailed { resource } => {
-            tracing::error!(
-                "{}: the voter store failed; no vote from here",
-                name(resource)
-            );
-        }
-        ControllerEvent::StoreReturned { resource } => {
-            tracing::info!("{}: the voter store writes again", name(resource));
-        }
-        ControllerEvent::NodeSeen { node: other } => {
-            tracing::info!("{} answers", node.config.node_name(*other));
-        }
-        ControllerEvent::NodeLost { node: other } => {
-            tracing::warn!("{} does not answer", node.config.node_name(*other));
-        }
-        ControllerEvent::Contradiction { resource, view } => {
-            tracing::error!(
-                "{}: voters contradict each other about view {view}",
-                name(resource)
-            );
-        }
-        ControllerEvent::RoundsExhausted { resource } => {
-            tracing::error!(
-                "{}: no round is left: a forged or damaged ballot used the last one",
-                name(resource)
-            );
-        }
     }
 }
 

@@ -120,7 +120,11 @@ impl Node {
             self.name()
         );
         let report = ErrorReport::new(ErrorId::NobodyServes, what, why);
-        report.next(format!("on {to}: twinadm primary {name}"))
+        report
+            .next(format!("twinadm why {name} {to}"))
+            .next(format!(
+                "on the node that is to serve: twinadm primary {name}"
+            ))
     }
 
     pub(super) fn move_order(

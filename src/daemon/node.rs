@@ -4,6 +4,7 @@
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
@@ -15,13 +16,16 @@ use super::api::{
     AttachFailure, ResourceSnapshot, ShardCommand, ShardEvent, ShardHandle, ShardSink, StoredMarks,
 };
 use super::board::{Board, Presence};
+use super::history::History;
 use super::mailbox::Mailbox;
 use super::relay_door::Knock;
 use super::resources::Resources;
 use super::status::{Moment, Place};
 use super::store_thread::{StoreRequest, StoreSink};
 use crate::config::{Config, ResourceConfig};
-use crate::controller::{self, EngineReport, Input, Order, OrderId, VoterRecord};
+use crate::controller::{
+    self, EngineReport, Input, Order, OrderId, VoterRecord, VotersSnapshot, Why,
+};
 
 /// Inputs waiting for the controller at most. It empties its mailbox many times a second; this
 /// many means that its thread is stuck, and then this process must not go on.
@@ -32,9 +36,31 @@ pub(super) const CONTROLLER_INPUTS_MAX: usize = 64 * 1024;
 pub(super) enum ControllerRequest {
     /// Hand this to the controller.
     Input(Input),
+    /// Ask it; the answer goes to a queue with room for one.
+    Ask(Question, SyncSender<Answer>),
     /// End the thread.
     Stop,
 }
+
+/// What the controller can be asked beside the snapshots on the board.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Question {
+    /// Why this node is Primary of that resource or is not.
+    Why(ResourceId),
+    /// Who votes, and what this voter recorded.
+    Voters,
+}
+
+/// Its answer.
+#[derive(Clone, Debug)]
+pub(super) enum Answer {
+    /// `None`: it does not know the resource.
+    Why(Option<Box<Why>>),
+    Voters(Box<VotersSnapshot>),
+}
+
+/// How long the beacon thread may take over an answer; it turns many times a second.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(3);
 
 /// What all threads share.
 pub(super) struct Node {
@@ -54,6 +80,7 @@ pub(super) struct Node {
     pub(super) hangups: AtomicBool,
     pub(super) node: NodeId,
     pub(super) run_dir: PathBuf,
+    pub(super) history: History,
     pub(super) board: Board,
     /// Wakes the main thread when `board.fatal` was set.
     pub(super) ended: Mailbox<()>,
@@ -136,6 +163,14 @@ impl Node {
         {
             self.fatal("the controller does not take its inputs any more");
         }
+    }
+
+    /// Asks the controller. `None`: its thread does not answer, or ends.
+    pub(super) fn ask(&self, question: Question) -> Option<Answer> {
+        let (sender, receiver) = sync_channel(1);
+        let request = ControllerRequest::Ask(question, sender);
+        self.controller.push(request).ok()?;
+        receiver.recv_timeout(ANSWER_PATIENCE).ok()
     }
 
     /// The process cannot go on: the main thread ends it.

@@ -71,7 +71,11 @@ impl ControlHandler for Node {
         let timeout = request
             .timeout_ms
             .map(|millis| Duration::from_millis(millis).min(TIMEOUT_MAX));
+        let order = words::order_words(&request.verb);
         let response = self.carry_out(request.verb, timeout, answers);
+        if let Some((resource, order)) = order {
+            self.note_order(&resource, &order, asker, &response);
+        }
         answers.send(&response.unwrap_or_else(Response::Error))
     }
 
@@ -105,11 +109,34 @@ pub(super) fn done(changed: bool, message: impl Into<String>) -> Outcome {
 }
 
 impl Node {
+    /// Keeps who ordered what, and how it ended.
+    fn note_order(&self, resource: &str, order: &str, asker: Asker, ended: &Outcome) {
+        let Some(resource) = self.resources.named(resource) else {
+            return;
+        };
+        let by = match asker.relayed_by {
+            Some(node) => format!("user {} on {}", asker.uid, self.config.node_name(node)),
+            None => format!("user {}", asker.uid),
+        };
+        let text = match ended {
+            Ok(Response::Done { changed: false, .. }) => return,
+            Ok(Response::Done { message, .. }) => format!("{order}: {message}"),
+            Ok(_) => return,
+            Err(report) => format!("{order} refused, {}: {}", report.id, report.why),
+        };
+        self.note_history(resource.id(), "order", None, Some(by), text);
+    }
+
     /// Whether the request may be carried out, and on which other node it is to be.
     fn check(&self, request: &Request, asker: Asker) -> Result<Option<NodeId>, ErrorReport> {
         let reads = matches!(
             request.verb,
-            Verb::Status { .. } | Verb::Events2 { .. } | Verb::Version
+            Verb::Status { .. }
+                | Verb::Events2 { .. }
+                | Verb::Version
+                | Verb::Why { .. }
+                | Verb::Quorum
+                | Verb::History { .. }
         );
         if !reads && !asker.may_change {
             return Err(self.not_permitted(asker));
@@ -170,6 +197,9 @@ impl Node {
             Verb::Events2 { .. } | Verb::InvalidateRemote { .. } => {
                 unreachable!("streams, and what is passed on, are handled before")
             }
+            Verb::Why { resource } => self.why(&*self.resource(&resource)?),
+            Verb::Quorum => self.quorum(),
+            Verb::History { resource, count } => self.history(&*self.resource(&resource)?, count),
             Verb::Up { resource } => self.up(&*self.resource(&resource)?, timeout, answers),
             Verb::Down { resource, force } => {
                 self.down(&*self.resource(&resource)?, force, timeout, answers)

@@ -24,6 +24,7 @@ use super::beacon_io::Carrier;
 use super::certificates::Certificates;
 use super::control::ControlServer;
 use super::guests::{self, GuestsThread};
+use super::history::History;
 use super::mailbox::Mailbox;
 use super::metrics::{Server, Source};
 use super::node::{CONTROLLER_INPUTS_MAX, ControllerRequest, Node, NodeSink};
@@ -103,6 +104,10 @@ impl Running {
             started: Duration::from_millis(clock::unix_millis()).as_secs_f64(),
             node: id,
             run_dir: flags.run_dir.clone(),
+            history: match program {
+                Program::Daemon => History::open(&flags.state_dir),
+                Program::Arbitrator => History::in_memory(),
+            },
             board: super::board::Board::default(),
             ended: Mailbox::new(1).map_err(failed("eventfd"))?,
             controller: Mailbox::new(CONTROLLER_INPUTS_MAX).map_err(failed("eventfd"))?,
@@ -324,6 +329,7 @@ impl Running {
         if self.node.store.push(StoreRequest::Stop).is_ok() {
             self.store.join().ok();
         }
+        self.node.history.flush();
         tracing::info!("stopped");
     }
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use replicator::admin::{ErrorId, ErrorReport};
+use replicator::admin::{ErrorId, ErrorReport, Verb};
 use replicator::engine::AttachError;
 use replicator::io::OpenError;
 use replicator::types::NodeId;
@@ -25,7 +25,7 @@ impl Node {
 }
 
 /// The word of an order.
-fn verb_of(order: Order) -> &'static str {
+pub(super) fn verb_of(order: Order) -> &'static str {
     match order {
         Order::Primary => "primary",
         Order::Secondary => "secondary",
@@ -34,6 +34,35 @@ fn verb_of(order: Order) -> &'static str {
         Order::HandOver => "hand over",
         Order::Move => "move",
     }
+}
+
+/// The resource that an order is about, and the order as it was typed; `None` for what only looks.
+pub(super) fn order_words(verb: &Verb) -> Option<(String, String)> {
+    let (word, resource) = match verb {
+        Verb::Status { .. }
+        | Verb::Events2 { .. }
+        | Verb::Why { .. }
+        | Verb::Quorum
+        | Verb::History { .. }
+        | Verb::Version
+        | Verb::Adjust { .. } => return None,
+        Verb::Up { resource } => ("up".to_owned(), resource),
+        Verb::Down { resource, .. } => ("down".to_owned(), resource),
+        Verb::Attach { resource, .. } => ("attach".to_owned(), resource),
+        Verb::Detach { resource, .. } => ("detach".to_owned(), resource),
+        Verb::Connect { resource, .. } => ("connect".to_owned(), resource),
+        Verb::Disconnect { resource, .. } => ("disconnect".to_owned(), resource),
+        Verb::PauseSync { resource } => ("pause-sync".to_owned(), resource),
+        Verb::ResumeSync { resource } => ("resume-sync".to_owned(), resource),
+        Verb::Resync { resource, .. } => ("resync".to_owned(), resource),
+        Verb::Primary { resource } => ("primary".to_owned(), resource),
+        Verb::Secondary { resource, .. } => ("secondary".to_owned(), resource),
+        Verb::Invalidate { resource, .. } => ("invalidate".to_owned(), resource),
+        Verb::InvalidateRemote { resource, .. } => ("invalidate-remote".to_owned(), resource),
+        Verb::Verify { resource, .. } => ("verify".to_owned(), resource),
+        Verb::Move { resource, to, .. } => (format!("move to {to}"), resource),
+    };
+    Some((resource.clone(), word))
 }
 
 /// The controller's reasons under the ids of the one catalogue.
@@ -60,6 +89,8 @@ fn id_of(refusal: &OrderRefusal) -> ErrorId {
         Some(Blocker::PeerActive { .. }) => ErrorId::PeerIsPrimary,
         Some(Blocker::LeaseWait { .. }) => ErrorId::NoLease,
         Some(Blocker::NotQuiet | Blocker::StoreSlow) => ErrorId::TimedOut,
+        Some(Blocker::Leaving) => ErrorId::OrderUnderWay,
+        Some(Blocker::AwaitsPeer) => ErrorId::TimedOut,
         Some(Blocker::NobodyServes) => ErrorId::NobodyServes,
         Some(Blocker::PeerNotInSync { .. } | Blocker::PeerNotReady) => ErrorId::PeerCannotFollow,
         Some(Blocker::PeerNotUp) => ErrorId::PeerCannotFollow,

@@ -157,6 +157,13 @@ pub enum Verb {
     Move(Move),
     /// Show how everything is
     Status(Status),
+    /// Say why a node is Primary or is not: what must hold, what does not, and what helps
+    Why(Why),
+    /// Look at the voters
+    #[command(subcommand)]
+    Quorum(Quorum),
+    /// Show what was decided about a resource, when, by whom and why
+    History(History),
     /// Show the role of this node
     Role(OneResource),
     /// Show the state of the connection, one line a peer
@@ -278,6 +285,35 @@ pub struct Move {
     /// The data node that is to be Primary; any node may be asked
     #[arg(value_name = "NODE")]
     pub to: String,
+}
+
+/// `why`.
+#[derive(Clone, Debug, Args)]
+pub struct Why {
+    /// A resource
+    #[arg(value_name = "RES")]
+    pub resource: String,
+    /// The node to ask about [default: the one that answers]
+    #[arg(value_name = "NODE")]
+    pub about: Option<String>,
+}
+
+/// `quorum`.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Quorum {
+    /// Show who votes, who is seen, what this voter recorded, and what the deadlines mean
+    Show,
+}
+
+/// `history`.
+#[derive(Clone, Debug, Args)]
+pub struct History {
+    /// A resource
+    #[arg(value_name = "RES")]
+    pub resource: String,
+    /// Only the newest so many
+    #[arg(long, value_name = "COUNT", default_value_t = 20)]
+    pub last: u32,
 }
 
 /// Resources or volumes.

@@ -1,7 +1,7 @@
 //! `twinadm`: the command line of twinblk.
 //!
 //! ```text
-//! cli (words) → run (dispatch) → orders | watch | wait | create_md | metadata | config_verbs → client (socket)
+//! cli (words) → run (dispatch) → orders | explain | watch | wait | create_md | metadata | config_verbs → client (socket)
 //!                                       └──────────── show (pure: values → text) ─────────────┘
 //! ```
 //!
@@ -18,6 +18,7 @@ mod context;
 mod create_md;
 pub mod demo;
 mod events;
+mod explain;
 mod guest;
 mod local;
 mod manual;

@@ -95,7 +95,13 @@ pub fn plan(verb: &Verb, resource: &ResourceStatus) -> Vec<String> {
             let there = resource.view_primary.as_ref() == Some(to) && !resource.held;
             step(!there, format!("{name}: demote, and promote on {to}"));
         }
-        Verb::Status { .. } | Verb::Events2 { .. } | Verb::Version | Verb::Adjust { .. } => {}
+        Verb::Status { .. }
+        | Verb::Events2 { .. }
+        | Verb::Why { .. }
+        | Verb::Quorum
+        | Verb::History { .. }
+        | Verb::Version
+        | Verb::Adjust { .. } => {}
     }
     steps
 }

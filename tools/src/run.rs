@@ -16,8 +16,8 @@ use crate::orders::MakeVerb;
 use crate::show::words;
 use crate::wait::Goal;
 use crate::{
-    adjust, config_verbs, create_md, demo, events, guest, manual, metadata, orders, status, verify,
-    wait,
+    adjust, config_verbs, create_md, demo, events, explain, guest, manual, metadata, orders,
+    status, verify, wait,
 };
 
 /// Runs `twinadm` with these arguments, the program's name first; answers the exit code.
@@ -98,6 +98,9 @@ fn run(context: &Context, verb: &Verb) -> Result<u8, Failure> {
             std::slice::from_ref(&arguments.resource),
             &MakeVerb::Move(arguments.to.clone()),
         ),
+        Verb::Why(arguments) => explain::why(context, arguments),
+        Verb::Quorum(cli::Quorum::Show) => explain::quorum(context),
+        Verb::History(arguments) => explain::history(context, arguments),
         Verb::CreateMd(arguments) => create_md::create_md(context, arguments),
         Verb::DumpMd(arguments) => metadata::dump_md(context, arguments),
         Verb::ShowGi(arguments) => metadata::show_gi(context, arguments),

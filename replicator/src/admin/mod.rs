@@ -17,15 +17,18 @@
 mod advice;
 mod catalogue;
 mod event;
+mod history;
 mod report;
 mod request;
 #[cfg(test)]
 mod samples;
 mod status;
 mod time;
+mod why;
 
 pub use catalogue::ErrorId;
 pub use event::{Event, EventKind};
+pub use history::{HISTORY_SCHEMA, HistoryEntry, HistoryReport};
 pub use report::{ErrorReport, exit};
 pub use request::{ChangeEffect, ConfigChange, MaxRate, Request, Response, Verb, VersionInfo};
 pub use status::{
@@ -34,6 +37,10 @@ pub use status::{
     VerifyStatus, VolumeStatistics, VolumeStatus,
 };
 pub use time::{rfc3339_millis, rfc3339_seconds};
+pub use why::{
+    BallotReport, GrantReport, LeaseReport, PeerReport, PreconditionReport, QUORUM_SCHEMA,
+    QuorumReport, TimingReport, Verdict, ViewReport, VoterReport, WHY_SCHEMA, WhyReport,
+};
 
 /// Longest request line a daemon reads, in bytes: the longest name is 64 bytes, so any honest
 /// request is far below; what is longer is garbage and its connection is closed.

@@ -3,8 +3,10 @@
 use serde::{Deserialize, Serialize};
 
 use super::event::Event;
+use super::history::HistoryReport;
 use super::report::ErrorReport;
 use super::status::Status;
+use super::why::{QuorumReport, WhyReport};
 
 /// One request: one line.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -115,6 +117,12 @@ pub enum Verb {
         #[serde(default)]
         now: bool,
     },
+    /// Why the node is Primary of the resource, or is not; answered by [`Response::Why`].
+    Why { resource: String },
+    /// Who votes, and what was decided; answered by [`Response::Quorum`].
+    Quorum,
+    /// The newest `count` decisions about the resource; answered by [`Response::History`].
+    History { resource: String, count: u32 },
     /// Which program answers; answered by [`Response::Version`].
     Version,
 }
@@ -171,6 +179,12 @@ pub enum Response {
         /// Nothing was changed.
         dry_run: bool,
     },
+    /// Final: why.
+    Why(Box<WhyReport>),
+    /// Final: the voters.
+    Quorum(Box<QuorumReport>),
+    /// Final: decisions.
+    History(HistoryReport),
     /// Final: who answers.
     Version(VersionInfo),
 }

@@ -247,7 +247,8 @@ impl Resource {
     /// R22: grant check and seal are one step; R13: the engine drains meanwhile.
     fn begin_drain(&mut self, cx: &mut Context<'_>, view: View, change: Change) {
         let seal = ViewNumber(view.number.0 - 1);
-        if self.peer_left == Some(seal) {
+        let handed_over = self.peer_left == Some(seal);
+        if handed_over {
             self.grant.seal_handed_over(seal, &cx.me.rules);
         } else if !self.grant.seal_if_over(cx.now, seal, &cx.me.rules) {
             self.attempt = None;
@@ -270,6 +271,7 @@ impl Resource {
         cx.event(ControllerEvent::Sealed {
             resource: self.id,
             seal,
+            handed_over,
         });
         cx.engine(self.id, EngineCommand::Drain { seal });
     }

@@ -15,6 +15,7 @@ use crate::controller::{
 };
 use crate::daemon::api::ShardHandle;
 use crate::daemon::board::Board;
+use crate::daemon::history::History;
 use crate::daemon::mailbox::Mailbox;
 use crate::daemon::node::CONTROLLER_INPUTS_MAX;
 use crate::daemon::store_thread::{self, STORE_REQUESTS_MAX};
@@ -127,6 +128,7 @@ impl Lab {
             started: 0.0,
             node: id,
             run_dir: self.dir.clone(),
+            history: History::in_memory(),
             board: Board::default(),
             ended: Mailbox::new(1).unwrap(),
             controller: Mailbox::new(CONTROLLER_INPUTS_MAX).unwrap(),

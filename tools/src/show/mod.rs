@@ -3,10 +3,13 @@
 pub mod drbd9;
 pub mod event;
 pub mod health;
+pub mod history;
 pub mod message;
+pub mod quorum;
 pub mod resync;
 pub mod size;
 pub mod status;
+pub mod why;
 pub mod words;
 
 #[cfg(test)]

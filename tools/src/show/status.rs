@@ -269,7 +269,7 @@ fn push_out_of_sync(volume: &PeerVolumeStatus, numbers: bool, words: &mut Vec<St
 }
 
 /// `head text` over as many lines as needed, indented like the first.
-fn wrapped(head: &str, text: &str) -> Vec<String> {
+pub(super) fn wrapped(head: &str, text: &str) -> Vec<String> {
     let mut lines = vec![head.to_owned()];
     for word in text.split_whitespace() {
         let last = lines.last_mut().expect("there is a first line");
