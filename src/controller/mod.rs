@@ -54,11 +54,14 @@ mod scenarios_move;
 #[cfg(test)]
 mod scenarios_protocols;
 #[cfg(test)]
+mod scenarios_what_if;
+#[cfg(test)]
 mod scenarios_why;
 mod store;
 #[cfg(test)]
 mod testing;
 pub mod view;
+pub mod what_if;
 pub mod why;
 #[cfg(test)]
 mod world;
@@ -82,6 +85,7 @@ pub use output::{
 pub use precondition::{Check, Precondition};
 pub use record::VoterRecord;
 pub use rules::Rules;
+pub use what_if::Fate;
 pub use why::{GrantFacts, LeaseFacts, Why};
 
 use beacon::{Freshness, Peer};
@@ -280,6 +284,13 @@ impl Controller {
     #[must_use]
     pub fn why(&self, now: Instant, resource: ResourceId) -> Option<Why> {
         self.look(now, resource, |resource, cx| resource.why(cx))
+    }
+
+    /// What would become of the resource if `dead`, another node, died now; as far as this node is
+    /// concerned. `None` if it is neither configured nor recorded.
+    #[must_use]
+    pub fn fate(&self, now: Instant, resource: ResourceId, dead: NodeId) -> Option<Fate> {
+        self.look(now, resource, |resource, cx| resource.fate(cx, dead))
     }
 
     fn look<T>(

@@ -115,6 +115,14 @@ impl Beacon {
             Question::Why(resource) => {
                 Answer::Why(self.controller.why(now, resource).map(Box::new))
             }
+            Question::Fates(dead) => {
+                let all = self.node.resources.all();
+                let fates = all.iter().filter_map(|resource| {
+                    let id = resource.id();
+                    Some((id, self.controller.fate(now, id, dead)?))
+                });
+                Answer::Fates(fates.collect(), self.controller.node_snapshot(now))
+            }
             Question::Voters => Answer::Voters(Box::new(self.controller.voters(now))),
         }
     }

@@ -51,6 +51,7 @@ mod verify_orders;
 pub mod voter_store;
 mod voters;
 mod watchdog;
+mod what_if;
 mod why;
 mod words;
 

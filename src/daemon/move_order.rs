@@ -90,15 +90,7 @@ impl Node {
                 let report = ErrorReport::new(ErrorId::ArbitratorHoldsNoData, what, why);
                 Err(report.next("name a data node"))
             }
-            None => {
-                let what = format!("there is no node {to}");
-                let names: Vec<_> = [NodeId::A, NodeId::B]
-                    .map(|node| self.config.node_name(node))
-                    .to_vec();
-                let why = format!("data nodes are {}", names.join(" and "));
-                let report = ErrorReport::new(ErrorId::NoSuchNode, what, why);
-                Err(report.next("name one of them"))
-            }
+            None => Err(no_such_node(self, to)),
         }
     }
 
@@ -172,4 +164,17 @@ impl Node {
             }
         }
     }
+}
+
+/// Nobody configured a node of that name.
+pub(super) fn no_such_node(node: &Node, name: &str) -> ErrorReport {
+    let what = format!("there is no node {name}");
+    let names: Vec<_> = node
+        .config
+        .nodes
+        .iter()
+        .map(|it| it.name.as_str())
+        .collect();
+    let why = format!("the nodes are {}", names.join(", "));
+    ErrorReport::new(ErrorId::NoSuchNode, what, why).next("name one of them")
 }

@@ -24,7 +24,7 @@ use super::status::{Moment, Place};
 use super::store_thread::{StoreRequest, StoreSink};
 use crate::config::{Config, ResourceConfig};
 use crate::controller::{
-    self, EngineReport, Input, Order, OrderId, VoterRecord, VotersSnapshot, Why,
+    self, EngineReport, Fate, Input, NodeSnapshot, Order, OrderId, VoterRecord, VotersSnapshot, Why,
 };
 
 /// Inputs waiting for the controller at most. It empties its mailbox many times a second; this
@@ -49,6 +49,8 @@ pub(super) enum Question {
     Why(ResourceId),
     /// Who votes, and what this voter recorded.
     Voters,
+    /// What would become of all resources if that node died now.
+    Fates(NodeId),
 }
 
 /// Its answer.
@@ -57,6 +59,8 @@ pub(super) enum Answer {
     /// `None`: it does not know the resource.
     Why(Option<Box<Why>>),
     Voters(Box<VotersSnapshot>),
+    /// And who is seen.
+    Fates(Vec<(ResourceId, Fate)>, NodeSnapshot),
 }
 
 /// How long the beacon thread may take over an answer; it turns many times a second.

@@ -19,6 +19,7 @@ use super::control::{Answers, Asker, ControlHandler};
 use super::lifecycle::Claim;
 use super::move_order::as_passed_on;
 use super::node::Node;
+use super::what_if::as_asked_of;
 use super::{status, words};
 use crate::config::ResourceConfig;
 use crate::controller::{Done, Order, OrderRefusal};
@@ -62,6 +63,14 @@ impl ControlHandler for Node {
             Ok(Some(mover)) => {
                 let request = as_passed_on(request, self.config.node_name(mover));
                 return self.pass_on(mover, &request, asker, answers);
+            }
+            Err(report) => return answers.send(&Response::Error(report)),
+        }
+        match self.left_by(&request.verb) {
+            Ok(None) => {}
+            Ok(Some(left)) => {
+                let request = as_asked_of(request, self.config.node_name(left));
+                return self.pass_on(left, &request, asker, answers);
             }
             Err(report) => return answers.send(&Response::Error(report)),
         }
@@ -136,6 +145,7 @@ impl Node {
                 | Verb::Version
                 | Verb::Why { .. }
                 | Verb::Quorum
+                | Verb::WhatIf { .. }
                 | Verb::History { .. }
         );
         if !reads && !asker.may_change {
@@ -199,6 +209,7 @@ impl Node {
             }
             Verb::Why { resource } => self.why(&*self.resource(&resource)?),
             Verb::Quorum => self.quorum(),
+            Verb::WhatIf { kill } => self.what_if(&kill),
             Verb::History { resource, count } => self.history(&*self.resource(&resource)?, count),
             Verb::Up { resource } => self.up(&*self.resource(&resource)?, timeout, answers),
             Verb::Down { resource, force } => {
@@ -524,10 +535,7 @@ impl Node {
             let why =
                 "it is Primary here, and what is on the failed disk is not what its guests see";
             return Err(ErrorReport::new(ErrorId::LastGoodCopy, what, why)
-                .next(format!("twinadm secondary {name}"))
-                .next(format!(
-                    "then, on {peer} if it is up to date: twinadm primary {name}"
-                ))
+                .next(format!("twinadm move {name} {peer}"))
                 .next(format!("then, here: twinadm attach {name}")));
         }
         self.admin(resource, AdminRequest::Detach);
@@ -573,8 +581,9 @@ impl Node {
         if serves && !(failed && self.is_only_replica(resource)) {
             let what = format!("{name} stays attached on {}", self.name());
             let why = "it is Primary here: its guests read and write this disk";
+            let peer = self.config.node_name(self.node.peer());
             return Err(ErrorReport::new(ErrorId::LastGoodCopy, what, why)
-                .next(format!("twinadm secondary {name}"))
+                .next(format!("twinadm move {name} {peer}"))
                 .next(format!("then: twinadm detach {name}")));
         }
         self.admin(resource, AdminRequest::Detach);

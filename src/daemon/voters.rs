@@ -125,7 +125,7 @@ fn timing_report(profile: TimingProfile) -> TimingReport {
 }
 
 /// What the loss of one more voter would mean.
-fn outlook(seen: &NodeSnapshot, has_arbitrator: bool) -> &'static str {
+pub(super) fn outlook(seen: &NodeSnapshot, has_arbitrator: bool) -> &'static str {
     let arbitrator = seen.voters[NodeId::ARBITRATOR.index()].seen;
     match seen.voters_seen {
         0 | 1 => "no view can be changed: who serves alone goes on, and nobody begins to serve",

@@ -43,6 +43,7 @@ pub(super) fn order_words(verb: &Verb) -> Option<(String, String)> {
         | Verb::Events2 { .. }
         | Verb::Why { .. }
         | Verb::Quorum
+        | Verb::WhatIf { .. }
         | Verb::History { .. }
         | Verb::Version
         | Verb::Adjust { .. } => return None,

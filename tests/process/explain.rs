@@ -274,3 +274,60 @@ fn why_tells_a_primary_without_a_lease_from_one_that_serves() {
         (why(&cluster, A, A)["lease"]["lapsed"] == false).then_some(())
     });
 }
+
+/// The only resource's fate if `dead` died now.
+#[track_caller]
+fn fate(cluster: &Cluster, asked: usize, dead: usize) -> Value {
+    let report = json(cluster, asked, &["what-if", "kill", NAMES[dead]]);
+    assert_eq!(report["schema"], "twinblk.what-if/1");
+    assert_eq!(report["dead"], NAMES[dead]);
+    assert_ne!(report["node"], NAMES[dead], "the dead tell nothing");
+    report["resources"][0].clone()
+}
+
+#[track_caller]
+fn wait_fate(cluster: &Cluster, asked: usize, dead: usize, wanted: &str) -> Value {
+    wait_for(
+        &format!("without {} it {wanted}", NAMES[dead]),
+        PATIENCE,
+        || {
+            let told = fate(cluster, asked, dead);
+            (told["fate"] == wanted).then_some(told)
+        },
+    )
+}
+
+#[test]
+fn what_if_foretells_what_then_happens() {
+    let mut cluster = Cluster::serving(&Setup::default());
+    for asked in [A, B, ARBITRATOR] {
+        let moves = wait_fate(&cluster, asked, A, "moves");
+        assert_eq!(moves["primary_now"], "kvm-a");
+        assert_eq!(moves["primary_then"], "kvm-b");
+        assert_eq!(moves["after_seconds"], 0.65);
+        let goes_on = wait_fate(&cluster, asked, B, "goes-on");
+        assert_eq!(goes_on["primary_then"], "kvm-a");
+        assert_eq!(fate(&cluster, asked, ARBITRATOR)["fate"], "unaffected");
+    }
+    let text = cluster.adm(A, &["what-if", "kill", "arb"]).ok();
+    assert!(text.contains("the arbitrator is away"), "{text}");
+    cluster.adm(A, &["what-if", "kill", "kvm-z"]).exits(7);
+
+    cluster.kill(ARBITRATOR);
+    let nobody = wait_fate(&cluster, B, A, "nobody-serves");
+    assert!(
+        nobody["why"].to_string().contains("sees 1 of 3 voters"),
+        "{nobody}"
+    );
+    assert!(!nobody["help"].as_array().unwrap().is_empty());
+    let held = wait_fate(&cluster, A, B, "held");
+    assert_eq!(held["primary_then"], Value::Null);
+    cluster.kill(A);
+    let alone = wait_for("its grant is over", PATIENCE, || {
+        let report = why(&cluster, B, B);
+        (met(&report, "peer-gone") == true).then_some(report)
+    });
+    assert_eq!(alone["verdict"], "waiting", "as foretold: {alone:#}");
+    cluster.start(ARBITRATOR);
+    cluster.wait_status(B, "it serves", |status| status["role"] == "Primary");
+}

@@ -154,15 +154,28 @@ pub enum Verb {
     Adjust(Adjust),
     /// Make NODE the Primary in place of the other node, in one order; NBD clients of the old Primary
     /// are dropped and find the new one by connecting again
+    ///
+    /// Any node may be asked. What was acknowledged is made durable on both replicas first, then NODE
+    /// takes over at once: no lease is waited for, and no order by hand holds afterwards. The old
+    /// Primary stays up as Secondary. If NODE does not take over within the time that an unplanned
+    /// takeover needs, the old Primary serves again and the exit code is 9.
     Move(Move),
     /// Show how everything is
     Status(Status),
     /// Say why a node is Primary or is not: what must hold, what does not, and what helps
+    ///
+    /// The node itself answers, from the very checks by which it decides.
     Why(Why),
     /// Look at the voters
     #[command(subcommand)]
     Quorum(Quorum),
+    /// Say what would happen, by a dry run on the live state
+    #[command(subcommand)]
+    WhatIf(WhatIf),
     /// Show what was decided about a resource, when, by whom and why
+    ///
+    /// As the node that answers noted it, on its own clock; the other one is asked with --node. Kept
+    /// across restarts, in `history.log` of the state directory.
     History(History),
     /// Show the role of this node
     Role(OneResource),
@@ -303,6 +316,21 @@ pub struct Why {
 pub enum Quorum {
     /// Show who votes, who is seen, what this voter recorded, and what the deadlines mean
     Show,
+}
+
+/// `what-if`.
+#[derive(Clone, Debug, Subcommand)]
+pub enum WhatIf {
+    /// If a node died now: which resources would move where, after how long, or why not
+    Kill(WhatIfKill),
+}
+
+/// `what-if kill`.
+#[derive(Clone, Debug, Args)]
+pub struct WhatIfKill {
+    /// The node that would be dead; any node may be asked
+    #[arg(value_name = "NODE")]
+    pub dead: String,
 }
 
 /// `history`.

@@ -1,4 +1,4 @@
-//! Verbs that explain: `why`, `quorum show`, `history`.
+//! Verbs that explain: `why`, `quorum show`, `what-if`, `history`.
 
 use replicator::admin::{Response, Verb, exit};
 
@@ -8,6 +8,7 @@ use crate::context::{Context, Failure, Output};
 use crate::orders::unexpected;
 use crate::show::history::history_text;
 use crate::show::quorum::quorum_text;
+use crate::show::what_if::what_if_text;
 use crate::show::why::why_text;
 
 /// `why`: the node that it is about answers.
@@ -41,6 +42,22 @@ pub(crate) fn quorum(context: &Context) -> Result<u8, Failure> {
     };
     match context.output {
         Output::Plain => context.put(&quorum_text(&report))?,
+        Output::Json => context.put_json(&report, false)?,
+    }
+    Ok(exit::OK)
+}
+
+/// `what-if kill`.
+///
+/// # Errors
+/// If no node that would be left can be reached.
+pub(crate) fn what_if(context: &Context, arguments: &cli::WhatIfKill) -> Result<u8, Failure> {
+    let kill = arguments.dead.clone();
+    let Response::WhatIf(report) = ask(context, Verb::WhatIf { kill })? else {
+        return Err(unexpected().into());
+    };
+    match context.output {
+        Output::Plain => context.put(&what_if_text(&report))?,
         Output::Json => context.put_json(&report, false)?,
     }
     Ok(exit::OK)

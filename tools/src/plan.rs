@@ -99,6 +99,7 @@ pub fn plan(verb: &Verb, resource: &ResourceStatus) -> Vec<String> {
         | Verb::Events2 { .. }
         | Verb::Why { .. }
         | Verb::Quorum
+        | Verb::WhatIf { .. }
         | Verb::History { .. }
         | Verb::Version
         | Verb::Adjust { .. } => {}

@@ -100,6 +100,7 @@ fn run(context: &Context, verb: &Verb) -> Result<u8, Failure> {
         ),
         Verb::Why(arguments) => explain::why(context, arguments),
         Verb::Quorum(cli::Quorum::Show) => explain::quorum(context),
+        Verb::WhatIf(cli::WhatIf::Kill(arguments)) => explain::what_if(context, arguments),
         Verb::History(arguments) => explain::history(context, arguments),
         Verb::CreateMd(arguments) => create_md::create_md(context, arguments),
         Verb::DumpMd(arguments) => metadata::dump_md(context, arguments),

@@ -24,6 +24,7 @@ mod request;
 mod samples;
 mod status;
 mod time;
+mod what_if;
 mod why;
 
 pub use catalogue::ErrorId;
@@ -37,6 +38,7 @@ pub use status::{
     VerifyStatus, VolumeStatistics, VolumeStatus,
 };
 pub use time::{rfc3339_millis, rfc3339_seconds};
+pub use what_if::{FateKind, FateReport, WHAT_IF_SCHEMA, WhatIfReport};
 pub use why::{
     BallotReport, GrantReport, LeaseReport, PeerReport, PreconditionReport, QUORUM_SCHEMA,
     QuorumReport, TimingReport, Verdict, ViewReport, VoterReport, WHY_SCHEMA, WhyReport,

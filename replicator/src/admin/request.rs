@@ -6,6 +6,7 @@ use super::event::Event;
 use super::history::HistoryReport;
 use super::report::ErrorReport;
 use super::status::Status;
+use super::what_if::WhatIfReport;
 use super::why::{QuorumReport, WhyReport};
 
 /// One request: one line.
@@ -121,6 +122,9 @@ pub enum Verb {
     Why { resource: String },
     /// Who votes, and what was decided; answered by [`Response::Quorum`].
     Quorum,
+    /// What would become of the resources if the node `kill` died now; answered by
+    /// [`Response::WhatIf`], by a data node that would be left, whoever is asked.
+    WhatIf { kill: String },
     /// The newest `count` decisions about the resource; answered by [`Response::History`].
     History { resource: String, count: u32 },
     /// Which program answers; answered by [`Response::Version`].
@@ -183,6 +187,8 @@ pub enum Response {
     Why(Box<WhyReport>),
     /// Final: the voters.
     Quorum(Box<QuorumReport>),
+    /// Final: a dry run.
+    WhatIf(Box<WhatIfReport>),
     /// Final: decisions.
     History(HistoryReport),
     /// Final: who answers.

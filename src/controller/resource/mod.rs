@@ -11,6 +11,7 @@ mod orders;
 mod propose;
 mod situation;
 mod vote;
+mod what_if;
 
 use core::time::Duration;
 

@@ -446,6 +446,13 @@ impl World {
             .expect("configured")
     }
 
+    pub(crate) fn fate(&self, node: usize, dead: usize) -> Fate {
+        let controller = self.nodes[node].controller.as_ref().expect("runs");
+        controller
+            .fate(self.local_now(node), RESOURCE, NodeId::ALL[dead])
+            .expect("configured")
+    }
+
     pub(crate) fn node_snapshot(&self, node: usize) -> NodeSnapshot {
         let controller = self.nodes[node].controller.as_ref().expect("runs");
         controller.node_snapshot(self.local_now(node))

@@ -9,6 +9,7 @@ pub mod quorum;
 pub mod resync;
 pub mod size;
 pub mod status;
+pub mod what_if;
 pub mod why;
 pub mod words;
 
