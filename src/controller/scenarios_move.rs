@@ -132,6 +132,21 @@ fn guests_are_not_held_for_long_by_a_peer_that_cannot_make_things_durable() {
     assert!(world.serves(A));
 }
 
+/// Story: the Primary's own disk failed, and its guests are served from the peer's. They move there.
+#[test]
+fn a_primary_without_a_disk_moves_to_the_only_replica() {
+    let mut world = World::pair(88);
+    world.idle = true;
+    world.report(A, EngineReport::LocalDiskFailed);
+    let view = world.view(A).number.next();
+    world.report(A, EngineReport::LeavePrepared { view });
+    world.run(ms(500));
+    world.order(8, A, Order::Move);
+    world.run_until(ms(500), |world| world.serves(B));
+    world.run(ms(200));
+    assert!(world.orders[&8].is_ok(), "{}", world.story());
+}
+
 /// Story: the peer dies while guests are held for the move. It is not waited for.
 #[test]
 fn a_successor_that_dies_before_the_primary_left_ends_the_move() {

@@ -280,8 +280,7 @@ fn a_disk_that_hangs_costs_a_stall_and_what_lands_late_is_overwritten() {
     });
     drop(nbd);
     hanging.freeze(false);
-    cluster.adm(A, &["secondary", RES]).ok();
-    cluster.adm(B, &["primary", RES]).ok();
+    cluster.adm(A, &["move", RES, "kvm-b"]).ok();
     // As `status` advises.
     cluster.adm(A, &["attach", RES]).ok();
     cluster.wait_both_up_to_date(B);
@@ -318,13 +317,12 @@ fn a_resource_taken_down_on_a_hanging_disk_is_up_again_only_after_it_answered() 
     });
     let words = cluster.adm(A, &["attach", RES]).exits(4);
     assert!(
-        words.contains("E0408") && words.contains("twinadm secondary"),
+        words.contains("E0408") && words.contains("twinadm move"),
         "{words}"
     );
     nbd.flush().unwrap();
     drop(nbd);
-    cluster.adm(A, &["secondary", RES]).ok();
-    cluster.adm(B, &["primary", RES]).ok();
+    cluster.adm(A, &["move", RES, "kvm-b"]).ok();
     let words = cluster.adm(A, &["--timeout", "1s", "attach", RES]).exits(9);
     assert!(
         words.contains("E0901") && words.contains("not over"),

@@ -166,7 +166,7 @@ fn local_disk_away(node: &str, resource: &ResourceStatus) -> Option<Advice> {
     // What guests see is elsewhere now; the disk is attached where they are not served.
     let first = if disk == DiskState::Failed && resource.role == Some(Role::Primary) {
         let peers = names(&resource.peers);
-        format!("twinadm secondary {name}, twinadm primary {name} on {peers}, and here: ")
+        format!("twinadm move {name} {peers}, and here: ")
     } else {
         String::new()
     };

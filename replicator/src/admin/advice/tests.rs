@@ -197,7 +197,7 @@ fn a_failed_disk_is_attached_where_no_guest_is_served() {
         status.concluded().resources[0].action.clone().unwrap()
     };
     let primary = advised(Role::Primary);
-    assert!(primary.contains("then: twinadm secondary"), "{primary}");
+    assert!(primary.contains("then: twinadm move"), "{primary}");
     let secondary = advised(Role::Secondary);
     assert!(secondary.contains("then: twinadm attach"), "{secondary}");
 }
