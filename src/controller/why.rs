@@ -18,6 +18,8 @@ pub struct Why {
     pub checks: Vec<(Precondition, Check)>,
     /// What would be in the way of the order `primary`; empty if nothing.
     pub order_blockers: Vec<Blocker>,
+    /// What would be in the way of the order `move` on this node; empty if nothing.
+    pub move_blockers: Vec<Blocker>,
     /// The newest view heard of, committed or only accepted by this node's voter.
     pub view: Option<View>,
     /// The newest known to be committed.

@@ -10,11 +10,12 @@ use replicator::types::{NodeId, Role};
 
 use super::api::ResourceSnapshot;
 use super::control::Answers;
-use super::node::Node;
+use super::node::{Answer, Node, Question};
 use super::orders::{ORDER_TIMEOUT, Outcome, done};
 use super::running::timing;
+use super::words;
 use crate::config::ResourceConfig;
-use crate::controller::{Order, PeerClaim};
+use crate::controller::{Blocker, Order, OrderRefusal, PeerClaim};
 
 /// How long the answer waits for the word that the successor's engine serves, after its view is
 /// committed: a record in its metadata and a new session. Clients try again by themselves meanwhile.
@@ -119,6 +120,29 @@ impl Node {
             ))
     }
 
+    /// A guest is not stopped for a move that would be refused.
+    fn check_movable(&self, resource: &ResourceConfig) -> Result<(), ErrorReport> {
+        if resource.guest.is_none() {
+            return Ok(());
+        }
+        let Some(Answer::Why(Some(why))) = self.ask(Question::Why(resource.id())) else {
+            return Err(self.controller_silent());
+        };
+        let hopeless = |blocker: &Blocker| !blocker.may_pass();
+        if why.active.is_none() || !why.move_blockers.iter().any(hopeless) {
+            return Ok(());
+        }
+        let refusal = OrderRefusal::Blocked {
+            blockers: why.move_blockers,
+            waited: Duration::ZERO,
+        };
+        Err(words::refusal_report(
+            &refusal,
+            Order::Move,
+            self.names(resource),
+        ))
+    }
+
     pub(super) fn move_order(
         &self,
         resource: &ResourceConfig,
@@ -135,6 +159,9 @@ impl Node {
             };
         }
         self.check_running(resource)?;
+        self.check_movable(resource)?;
+        // Held to the end: an order that fails gives the guest back.
+        let _stopped = self.stop_guest(resource, false)?;
         // After it left, the Primary waits for its successor, or for its own return, on its own time.
         let after = timing(self.config.quorum.timing).grant * 3;
         let timeout = timeout.unwrap_or(ORDER_TIMEOUT);

@@ -215,13 +215,22 @@ fn a_guest_follows_its_volume_when_a_host_dies_and_by_order() {
     let guest = hosts.guest(A).unwrap();
     assert_eq!(guest["node"], NAMES[B], "the other side knows where it is");
 
+    // In one order, asked of the node that it goes to; there and back.
+    for (from, to, boots) in [(B, A, 3), (A, B, 4)] {
+        hosts.cluster.adm(to, &["move", RES, NAMES[to]]).ok();
+        assert_eq!(hosts.process(from), None, "stopped before its volume goes");
+        hosts.wait_guest(to, "running");
+        hosts.wait_boots(to, boots);
+        hosts.cluster.wait_both_up_to_date(to);
+    }
+
     // A host dies: everything of it at once, as far as signals can.
     let pid = hosts.process(B).unwrap();
     hosts.libvirts[B].take().unwrap().signal(Signal::SIGKILL);
     kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
     hosts.cluster.kill(B);
     hosts.wait_guest(A, "running");
-    hosts.wait_boots(A, 3);
+    hosts.wait_boots(A, 5);
 }
 
 /// The Primary's daemon hangs, its guest and libvirt do not: the guardian kills the guest before the

@@ -78,6 +78,7 @@ impl Resource {
             active: self.active.map(|active| active.view),
             checks: situation.checks(),
             order_blockers: self.blockers(cx),
+            move_blockers: self.move_blockers(cx),
             view: self.record().newest().copied(),
             committed: self.committed_number(),
             lease: LeaseFacts {
