@@ -6,6 +6,7 @@
 //! every acknowledged write, and that a view number names one view.
 
 mod engines;
+mod questions;
 
 use core::time::Duration;
 use std::collections::{BTreeMap, BTreeSet};
@@ -436,20 +437,6 @@ impl World {
         let controller = self.nodes[node].controller.as_ref().expect("runs");
         controller
             .snapshot(self.local_now(node), RESOURCE)
-            .expect("configured")
-    }
-
-    pub(crate) fn why(&self, node: usize) -> Why {
-        let controller = self.nodes[node].controller.as_ref().expect("runs");
-        controller
-            .why(self.local_now(node), RESOURCE)
-            .expect("configured")
-    }
-
-    pub(crate) fn fate(&self, node: usize, dead: usize) -> Fate {
-        let controller = self.nodes[node].controller.as_ref().expect("runs");
-        controller
-            .fate(self.local_now(node), RESOURCE, NodeId::ALL[dead])
             .expect("configured")
     }
 
