@@ -94,7 +94,7 @@ impl Libvirt {
             );
             fs::write(&file, text).unwrap();
         };
-        // By libvirt's own schema, which before 9.1 lacks this one element: it is dropped there.
+        // By libvirt's own schema, which in 9.0 lacks this one element: it is dropped there.
         let lines = disk.lines().filter(|line| !line.contains("<reconnect "));
         write(&lines.collect::<String>());
         self.virsh(&["define", "--validate", &path]).ok();
