@@ -290,17 +290,6 @@ impl Resource {
         }
     }
 
-    pub(super) fn configure(&mut self, now: Instant, configured: Option<Configured>) {
-        if self.configured.is_none() {
-            self.takes_part_since = now;
-        }
-        self.configured = configured;
-    }
-
-    pub(super) fn configured(&self) -> bool {
-        self.configured.is_some()
-    }
-
     pub(super) fn is_up(&self) -> bool {
         self.record().up
     }

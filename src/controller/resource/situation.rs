@@ -2,12 +2,24 @@
 
 use replicator::types::Instant;
 
+use super::super::Configured;
 use super::super::output::Blocker;
 use super::super::precondition::Situation;
 use super::super::why::{GrantFacts, LeaseFacts, Why};
 use super::{Context, KEPT_GRACE, Me, Resource};
 
 impl Resource {
+    pub(in super::super) fn configure(&mut self, now: Instant, configured: Option<Configured>) {
+        if self.configured.is_none() {
+            self.takes_part_since = now;
+        }
+        self.configured = configured;
+    }
+
+    pub(in super::super) fn configured(&self) -> bool {
+        self.configured.is_some()
+    }
+
     /// What decides whether this node, not active, may begin to serve: as things are, or with
     /// `ordered` as if an operator said `primary`.
     pub(super) fn situation(&self, cx: &Context<'_>, ordered: bool) -> Situation<'_> {
