@@ -237,6 +237,8 @@ pub struct PeerClaim {
     pub active: bool,
     /// A replica is attached there.
     pub attached: bool,
+    /// Its disk works, and its record lets it serve.
+    pub eligible: bool,
     /// The newest view it knows.
     pub view: ViewNumber,
 }

@@ -20,6 +20,8 @@ struct Known {
     view: Option<View>,
     /// The peer's daemon was heard lately, whether or not the replicas are connected.
     peer_seen: bool,
+    /// The peer says that its disk works and holds everything, as far as its own record goes.
+    peer_is_whole: bool,
 }
 
 impl Node {
@@ -73,6 +75,9 @@ impl Node {
             Some(Known {
                 engine: known.shard.as_ref()?.engine.clone(),
                 view: known.controller.as_ref().and_then(|it| it.view),
+                peer_is_whole: (known.controller.as_ref())
+                    .and_then(|it| it.peer)
+                    .is_some_and(|peer| peer.attached && peer.eligible),
                 peer_seen: voters.is_some_and(|voters| voters[peer].seen),
             })
         })
@@ -137,6 +142,12 @@ impl Node {
                     .next(format!("on {from}: twinadm primary {name}"))
                     .next(format!("then: twinadm invalidate {name} --from {from}")),
             );
+        }
+        if !known.peer_is_whole {
+            // A view names a Primary whose disk has failed all the same.
+            let why = format!("{from} has no disk that works: there may be no other copy");
+            let report = ErrorReport::new(ErrorId::LastGoodCopy, self.refusing(name, from), why);
+            return Err(report.next(format!("on {from}: twinadm status {name}")));
         }
         Ok(())
     }

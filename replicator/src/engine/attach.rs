@@ -440,6 +440,8 @@ impl Engine {
         let Some(session) = self.session.as_ref().map(|session| session.id) else {
             return;
         };
+        // A Remove that is still on its way makes this no copy to give up: it is the whole one.
+        self.end_invalidate();
         self.record(
             |superblock| {
                 superblock.bitmap_base = None;

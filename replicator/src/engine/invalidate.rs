@@ -58,12 +58,19 @@ impl Engine {
         if self.active.is_some() || self.local != LocalDisk::Attached {
             // What guests read, or nothing at all.
             self.invalidate.wanted = false;
-        } else if self.is_left_out() {
+        } else if !self.is_left_out() {
+            self.ask_to_be_left_out(out);
+        } else if !self.primary_has_no_disk() {
             self.invalidate.wanted = false;
             self.record_invalid(out);
-        } else {
-            self.ask_to_be_left_out(out);
         }
+    }
+
+    /// The Primary greeted without a replica: its disk failed although the view counts on it. It
+    /// may never come back, and then this copy is the best there is.
+    fn primary_has_no_disk(&self) -> bool {
+        let hello = self.session.as_ref().and_then(|it| it.peer.as_ref());
+        hello.is_some_and(|hello| hello.active.is_some() && hello.replica.is_none())
     }
 
     /// Whether the newest view that this node knows of, by gossip or by the greeting of the Primary

@@ -763,6 +763,7 @@ impl Resource {
                 up: entry.up,
                 active: entry.active,
                 attached: entry.attached,
+                eligible: entry.eligible,
                 view: entry.view,
             }),
         }

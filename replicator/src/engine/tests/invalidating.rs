@@ -266,3 +266,42 @@ fn it_works_under_b_and_with_blocks_beyond_the_volume() {
     pair.add_peer(A);
     pair.assert_replicas_equal();
 }
+
+#[test]
+fn nothing_is_given_up_for_a_primary_whose_disk_failed() {
+    // The view counts on A alone, B is nearly copied, and A's disk dies: B has all there is.
+    let mut pair = Pair::in_sync();
+    pair.written(A, 3, 3);
+    pair.disconnect();
+    pair.remove_peer(A);
+    learn(&mut pair);
+    pair.fail_disk(A);
+    pair.flush(A);
+    pair.run();
+    assert_eq!(pair.snapshot(A).disk, DiskState::Failed);
+    pair.connect();
+    invalidate(&mut pair);
+    pair.run();
+    assert_eq!(pair.snapshot(B).invalidations, 0);
+    assert_eq!(pair.snapshot(B).disk, DiskState::Outdated);
+}
+
+#[test]
+fn a_primary_whose_disk_fails_after_it_agreed_finds_the_copy_there() {
+    // A's Remove is on its way when its write fails; it asks B to serve, and is left alone.
+    let mut pair = Pair::in_sync();
+    pair.written(A, 3, 3);
+    invalidate(&mut pair);
+    pair.run();
+    assert!(pair.saw(A, |event| *event == Event::PeerGivesUpData));
+    pair.fail_disk(A);
+    pair.write(A, 6, 6);
+    pair.run();
+    assert!(pair.saw(A, |event| matches!(event, Event::LeavePrepared { .. })));
+    pair.remove_peer(A);
+    learn(&mut pair);
+    pair.run();
+    assert_eq!(pair.snapshot(B).invalidations, 0);
+    assert!(!pair.snapshot(B).invalidate_pending);
+    assert_eq!(pair.snapshot(B).disk, DiskState::Outdated);
+}
