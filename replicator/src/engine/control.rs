@@ -51,7 +51,7 @@ impl Engine {
                 let number = self.control.rate.map_or(0, |known| known.number);
                 let number = number.saturating_add(1);
                 self.control.rate = Some(RateOrder { number, rate });
-                self.control.due = self.now;
+                self.begin_pace();
             }
         }
         if self.is_greeted() {
@@ -59,6 +59,12 @@ impl Engine {
         }
         out.push(Action::Event(Event::Changed));
         self.pull(out);
+    }
+
+    /// What was asked for at another rate is not waited for.
+    fn begin_pace(&mut self) {
+        self.control.due = self.now;
+        self.begin_verify_pace();
     }
 
     /// A session begins: the peer need not be told that there are no orders.
@@ -89,7 +95,7 @@ impl Engine {
         }
         if rate.is_some_and(|theirs| self.is_newer(theirs)) {
             self.control.rate = rate;
-            self.control.due = self.now;
+            self.begin_pace();
         }
         out.push(Action::Event(Event::Changed));
         self.pull(out);

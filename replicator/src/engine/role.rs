@@ -127,6 +127,8 @@ impl Engine {
             return;
         }
         self.drop_guests(out);
+        // First, or they would get the locks that the verify gives back.
+        self.drop_waiting_writes(out);
         self.end_verify(VerifyEnd::RoleChanged, out);
         self.end_session(CloseReason::RoleChanged, out);
         self.mark_unretired();

@@ -23,6 +23,7 @@ use core::time::Duration;
 use std::collections::VecDeque;
 
 use super::edge::{self, Part};
+use super::gate::Closed;
 use super::ops::DiskOp;
 use super::output::{Action, DiskCommand, Event, Outbox, VerifyEnd, VerifyReport};
 use super::overlap::{Access, Ticket};
@@ -219,6 +220,13 @@ impl Engine {
         }
     }
 
+    /// The limit is another one from here on.
+    pub(super) fn begin_verify_pace(&mut self) {
+        if let Some(run) = &mut self.verify.run {
+            run.due = self.now;
+        }
+    }
+
     fn begin_pass(&mut self, range: BlockRange, out: &mut Outbox) {
         let key = self.verify.compares.insert(Compare {
             range,
@@ -341,6 +349,7 @@ impl Engine {
     }
 
     fn end_look(&mut self, compare: &Compare, out: &mut Outbox) {
+        let held = matches!(self.may_admit(), Err(Closed::Held(_) | Closed::NotPrimary));
         let Verify {
             run: Some(run),
             report: Some(report),
@@ -353,12 +362,19 @@ impl Engine {
         let Some(block) = compare.differing().next() else {
             return;
         };
+        // What cannot be read here is not to be copied from here.
+        let mends = report.repair && matches!(compare.ours, Some(Ok(_)));
+        if mends && held {
+            // It is looked at again when guests may write again: an order may have closed the gate
+            // and said that nothing is under way any more.
+            run.suspects.push_front(block);
+            return;
+        }
         match (&compare.ours, &compare.theirs) {
             (Some(Ok(_)), Some(Ok(_))) => report.note_difference(block),
             _ => report.unreadable_blocks += 1,
         }
-        // What cannot be read here is not to be copied from here.
-        if report.repair && matches!(compare.ours, Some(Ok(_))) {
+        if mends {
             run.mending += 1;
             let part = Part::as_it_is(block);
             self.begin_write(Key::default(), part, false, out);

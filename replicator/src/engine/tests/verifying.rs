@@ -460,3 +460,79 @@ fn exactly_the_planted_differences_are_found_whatever_guests_do() {
         }
     }
 }
+
+/// Until a look is under way that B does not hear of: block 9 is locked.
+fn looking(pair: &mut Pair, how: VerifyOrder) {
+    spoil(pair, B, 9);
+    order(pair, how);
+    while report(pair).checked_blocks < 128 {
+        pair.step(1);
+    }
+    pair.hold_inbox(B, true);
+    pair.run();
+}
+
+#[test]
+fn nothing_is_mended_after_everything_was_said_to_be_quiet() {
+    let mut pair = Pair::in_sync();
+    spoil(&mut pair, B, 9);
+    order(&mut pair, MEND);
+    while report(&pair).checked_blocks < 128 {
+        pair.step(1);
+    }
+    // B's answer is on its way; the gate is shut before it comes.
+    pair.hold_inbox(A, true);
+    pair.run();
+    pair.admin(A, AdminRequest::Quiesce);
+    pair.run();
+    pair.hold_inbox(A, false);
+    pair.run();
+    assert!(pair.saw(A, |event| *event == Event::Quiesced));
+    assert_eq!(pair.disk(B, 9), block(0xbd), "nothing is written");
+    pair.admin(A, AdminRequest::Unquiesce);
+    pair.run();
+    let found = report(&pair);
+    assert_eq!((found.differing_blocks, found.repaired_blocks), (1, 1));
+    pair.assert_replicas_equal();
+}
+
+#[test]
+fn a_write_behind_a_look_is_begun_by_no_step_down() {
+    let mut pair = Pair::in_sync();
+    // Its extent is hot: nothing else is waited for.
+    pair.written(A, 10, 1);
+    looking(&mut pair, LOOK);
+    pair.write(A, 9, 9);
+    pair.run();
+    let under_way = pair.queue.len();
+    pair.input(A, Input::StepDown);
+    let begun = pair.queue.iter().skip(under_way).any(|(_, pending)| {
+        matches!(
+            pending,
+            pair::Pending::Disk(_, DiskCommand::Write { .. })
+                | pair::Pending::Deliver(_, Message::Data { .. })
+        )
+    });
+    assert!(!begun, "nobody waits for it any more");
+    pair.hold_inbox(B, false);
+    pair.run();
+    assert_eq!(pair.disk(A, 9), block(0));
+}
+
+#[test]
+fn a_limit_that_is_lifted_is_lifted_for_the_running_one() {
+    for orderer in [A, B] {
+        let mut pair = Pair::in_sync();
+        let rate = core::num::NonZeroU64::new(1 << 10).unwrap();
+        let rate = ResyncRate::BytesPerSecond(rate);
+        pair.admin(orderer, AdminRequest::Resync(ResyncOrder::Rate(rate)));
+        pair.run();
+        order(&mut pair, LOOK);
+        pair.run();
+        assert_eq!(ended(&pair), None);
+        let rate = ResyncRate::Unlimited;
+        pair.admin(orderer, AdminRequest::Resync(ResyncOrder::Rate(rate)));
+        pair.run();
+        assert_eq!(ended(&pair), Some(VerifyEnd::Done));
+    }
+}
