@@ -2,7 +2,8 @@
 
 use replicator::types::InSync;
 
-use super::world::{A, B, World, ms};
+use super::view::ProposalKind;
+use super::world::{A, B, T, World, ms};
 use super::*;
 
 #[test]
@@ -65,4 +66,29 @@ fn nothing_is_handed_over_before_everything_is_durable() {
     world.run(ms(900));
     assert!(world.active(A) && !world.active(B));
     world.run_until(ms(500), |world| world.serves(B));
+}
+
+#[test]
+fn nothing_is_handed_over_to_a_peer_that_is_being_left_out() {
+    // The peer gives its data up while the Primary makes everything durable; the answers to the
+    // Remove are late, so that whether it was chosen is not known when the engine is quiet.
+    let mut world = World::pair(87);
+    world.quiesce_takes = ms(200);
+    world.order(8, A, Order::HandOver);
+    world.run(ms(100));
+    world.report(A, EngineReport::PeerGivesUpData);
+    world.run_until(ms(100), |world| {
+        world.snapshot(A).proposal == Some(ProposalKind::Remove)
+    });
+    world.cut_one_way(B, A);
+    world.cut_one_way(T, A);
+    world.run(ms(200));
+    assert!(world.active(A), "{}", world.story());
+    world.heal();
+    world.run_until(ms(500), |world| world.orders.contains_key(&8));
+    let done = &world.orders[&8];
+    let story = world.story();
+    assert!(done.as_ref().is_ok_and(|done| done.already), "{story}");
+    world.run_until(ms(3_000), |world| world.serves(A));
+    assert!(!world.active(B), "{}", world.story());
 }

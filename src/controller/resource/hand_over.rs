@@ -12,6 +12,7 @@ use replicator::types::{View, VoterSet};
 
 use super::super::input::Order;
 use super::super::output::{Blocker, EngineCommand, StepDownReason};
+use super::super::view::Change;
 use super::orders::{Pending, Stage};
 use super::{Context, Me, Resource};
 
@@ -47,6 +48,11 @@ impl Resource {
     pub(super) fn peer_is_in_sync(&self, cx: &Context<'_>) -> bool {
         self.active
             .is_some_and(|active| active.view.in_sync.contains(cx.me.node.peer()))
+    }
+
+    /// Whether a view without the peer is wanted, or may have been chosen.
+    pub(super) fn removes_peer(&self, cx: &Context<'_>) -> bool {
+        matches!(self.desire(cx), Some(Change::Remove { .. }))
     }
 
     /// Whether the peer would take over at once if this node stepped aside.
@@ -141,6 +147,13 @@ impl Resource {
                 self.unquiesce(cx);
                 return self.refuse_order(cx, blockers);
             }
+        }
+        let leaves_nobody = !self.peer_is_in_sync(cx) || self.removes_peer(cx);
+        if what == Order::HandOver && leaves_nobody {
+            // A view without the peer may be chosen already: nobody could follow. Guests are
+            // served until it is known.
+            self.unquiesce(cx);
+            return self.set_stage(cx, Stage::AwaitingQuorum);
         }
         self.handed_over = Some(view.number);
         self.stopping = what == Order::HandOver;

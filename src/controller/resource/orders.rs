@@ -167,6 +167,8 @@ impl Resource {
                     self.end_order(cx, true);
                 } else if handover && !self.peer_could_follow(cx) {
                     // Its next beacon may say that it can.
+                } else if handover && self.removes_peer(cx) {
+                    // The view that follows leaves nobody else to serve.
                 } else if self.active.is_none() {
                     self.set_stage(cx, Stage::Holding);
                 } else if cx.voters_seen() >= VoterSet::MAJORITY {
