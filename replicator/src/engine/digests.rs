@@ -4,6 +4,8 @@
 //! overlap tracker that orders the writes themselves. Else it is read at once, whatever is under
 //! way, and the answer proves equality at most.
 
+use core::time::Duration;
+
 use super::ops::DiskOp;
 use super::output::{Action, DiskCommand, Event, Outbox};
 use super::overlap::{Access, Ticket};
@@ -12,7 +14,7 @@ use super::session::Phase;
 use super::slab::Key;
 use super::{CloseReason, Engine, LockOwner};
 use crate::protocol::{Message, WriteId};
-use crate::types::{BlockRange, DiskError, Payload, SessionId};
+use crate::types::{BlockRange, DiskError, Instant, Payload, SessionId};
 
 /// A range that the Primary asked about.
 #[derive(Clone, Debug)]
@@ -22,7 +24,8 @@ pub(super) struct Digesting {
     range: BlockRange,
     /// Of one that is read in turn.
     ticket: Option<Ticket>,
-    started: bool,
+    /// When its read began.
+    began: Option<Instant>,
 }
 
 impl Engine {
@@ -58,7 +61,7 @@ impl Engine {
             id,
             range,
             ticket: None,
-            started: false,
+            began: None,
         });
         let held = if in_turn {
             let owner = LockOwner::Digests(key);
@@ -79,8 +82,12 @@ impl Engine {
         let Some(digesting) = self.digesting.get_mut(key) else {
             return;
         };
-        digesting.started = true;
+        digesting.began = Some(self.now);
         let range = digesting.range;
+        if self.comparing_ops >= Self::COMPARING_OPS_MAX {
+            // A disk that answers none of them is not asked for ever more.
+            return self.on_digest_read(key, Err(DiskError::Timeout), out);
+        }
         self.disk(DiskOp::DigestRead(key), DiskCommand::Read(range), out);
     }
 
@@ -105,14 +112,25 @@ impl Engine {
         }
     }
 
-    /// The session is gone: what waits for its turn waits for nothing any more.
+    pub(super) fn oldest_digest_read(&self) -> Option<Instant> {
+        self.digesting.iter().filter_map(|(_, it)| it.began).min()
+    }
+
+    pub(super) fn give_up_digest_reads(&mut self, patience: Duration, out: &mut Outbox) {
+        let is_late = |it: &Digesting| it.began.is_some_and(|at| self.now.since(at) >= patience);
+        let late: Vec<Key> = (self.digesting.iter())
+            .filter_map(|(key, it)| is_late(it).then_some(key))
+            .collect();
+        for key in late {
+            self.on_digest_read(key, Err(DiskError::Timeout), out);
+        }
+    }
+
+    /// The session is gone: nobody waits for any of them, whether or not its read is over.
     pub(super) fn drop_digests(&mut self, out: &mut Outbox) {
         let mut tickets = Vec::new();
         for key in self.digesting.keys() {
-            let waits = self.digesting.get(key).is_some_and(|it| !it.started);
-            if waits && let Some(digesting) = self.digesting.remove(key) {
-                tickets.extend(digesting.ticket);
-            }
+            tickets.extend(self.digesting.remove(key).and_then(|it| it.ticket));
         }
         for ticket in tickets {
             self.release_lock(ticket, out);

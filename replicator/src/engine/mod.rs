@@ -38,6 +38,7 @@ mod resync;
 mod role;
 mod session;
 mod slab;
+mod slow_compare;
 mod snapshot;
 mod stall;
 mod target;
@@ -137,6 +138,10 @@ pub struct Engine {
     ops: Slab<Op>,
     /// Disk operations under way: nothing of a new session or activation may pass them (R14).
     disk_ops: usize,
+    /// Those of them that only a verify waits for.
+    comparing_ops: usize,
+    /// Since when a verify has waited for one too long.
+    comparing_late_since: Option<Instant>,
     meta_ops: usize,
     /// Grows with each connection.
     era: u64,
@@ -277,6 +282,8 @@ impl Engine {
             now: Instant::ZERO,
             ops: Slab::default(),
             disk_ops: 0,
+            comparing_ops: 0,
+            comparing_late_since: None,
             meta_ops: 0,
             era: 0,
             old_ops: 0,
@@ -380,7 +387,8 @@ impl Engine {
         let idle = (self.unretired_len() > 0 && self.round.is_none() && self.active.is_some())
             .then(|| self.last_write.plus(Self::IDLE_ROUND_AFTER));
         let session = earliest(self.session_deadline(), self.target_deadline());
-        let session = earliest(session, self.verify_deadline());
+        let verify = earliest(self.verify_deadline(), self.comparing_deadline());
+        let session = earliest(session, verify);
         earliest(earliest(session, idle), self.stall_deadline())
     }
 
@@ -418,7 +426,11 @@ impl Engine {
             return;
         };
         self.disk_ops -= 1;
-        self.note_op_ended(era);
+        if what.only_compares() {
+            self.comparing_ops -= 1;
+        } else {
+            self.note_op_ended(era);
+        }
         self.note_disk_answer(what);
         self.route_disk_result(what, result, out);
     }
@@ -469,6 +481,7 @@ impl Engine {
             self.round_when_due(out);
             self.pump_round(out);
         }
+        self.tick_comparing(out);
         self.pump_verify(out);
         self.tick_session(out);
         self.tick_target(out);

@@ -39,6 +39,14 @@ pub(super) enum DiskOp {
     Late,
 }
 
+impl DiskOp {
+    /// A read of an online verify: it changes nothing, and no guest, resync or takeover waits for
+    /// it. A sector that takes for ever to be read is then none of theirs.
+    pub(super) fn only_compares(self) -> bool {
+        matches!(self, Self::VerifyRead(_) | Self::DigestRead(_))
+    }
+}
+
 /// An operation in flight.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Op {
@@ -60,14 +68,23 @@ impl Engine {
         let era = self.era;
         let key = self.ops.insert(Op::Disk { what, era });
         self.disk_ops += 1;
-        self.watch_disk_op(key, &command);
+        if what.only_compares() {
+            self.comparing_ops += 1;
+        } else {
+            self.watch_disk_op(key, &command);
+        }
         out.push(Action::Disk {
             op: OpId(key.0),
             command,
         });
     }
 
-    /// An operation begun in `era` ended.
+    /// Operations under way that may still change something or tell somebody something.
+    pub(super) fn ops_that_count(&self) -> usize {
+        self.disk_ops - self.comparing_ops + self.meta_ops
+    }
+
+    /// An operation that counts, begun in `era`, ended.
     pub(super) fn note_op_ended(&mut self, era: u64) {
         if era < self.era {
             self.old_ops -= 1;

@@ -62,7 +62,7 @@ impl Engine {
         }
         self.end_session(CloseReason::RoleChanged, out);
         self.era += 1;
-        self.old_ops = self.disk_ops + self.meta_ops;
+        self.old_ops = self.ops_that_count();
         self.lease_until = Instant::ZERO;
         self.draining = None;
         self.quiesce = None;

@@ -145,7 +145,7 @@ impl Engine {
         }
         self.session = Some(Session::new(id, self.now));
         self.era += 1;
-        self.old_ops = self.disk_ops + self.meta_ops;
+        self.old_ops = self.ops_that_count();
         out.push(Action::Event(Event::Changed));
         self.pump_greeting(out);
     }

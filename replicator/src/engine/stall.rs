@@ -14,6 +14,8 @@
 //!
 //! A disk that does other things meanwhile is slow rather than hung, and one that flushes has a
 //! whole cache to write back: both get [`Engine::SLOW_DISK_TIMEOUTS`] times as long.
+//!
+//! Reads of an online verify are not watched here: no guest waits for them (`slow_compare.rs`).
 
 use core::time::Duration;
 use std::collections::VecDeque;
@@ -130,9 +132,9 @@ impl Engine {
     /// is neither read nor written by any, until it is attached again after all of it (R14).
     pub(super) fn disk_is_quiet(&self) -> bool {
         if matches!(self.local, LocalDisk::Failed | LocalDisk::LettingGo) {
-            self.disk_ops == self.stall.given_up
+            self.disk_ops - self.comparing_ops == self.stall.given_up
         } else {
-            self.disk_ops == 0 && self.meta_ops == 0
+            self.ops_that_count() == 0
         }
     }
 
@@ -290,7 +292,7 @@ impl Engine {
         let mut waiting = Vec::new();
         for key in self.ops.keys() {
             match self.ops.get_mut(key) {
-                Some(Op::Disk { what, .. }) if *what != DiskOp::Late => {
+                Some(Op::Disk { what, .. }) if *what != DiskOp::Late && !what.only_compares() => {
                     waiting.push(core::mem::replace(what, DiskOp::Late));
                 }
                 Some(Op::Meta { then, .. }) => *then = MetaThen::Nothing,

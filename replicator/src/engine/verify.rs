@@ -76,6 +76,8 @@ struct Run {
 struct Compare {
     range: BlockRange,
     kind: Kind,
+    /// When both sides were asked.
+    asked: Option<Instant>,
     ours: Option<Result<Payload, DiskError>>,
     theirs: Option<Result<Payload, DiskError>>,
 }
@@ -174,7 +176,8 @@ impl Engine {
         let (volume, now) = (self.volume_blocks(), self.now);
         let passes = self.verify.compares.len();
         // A verify that was stopped may have left questions there.
-        if self.verify.owed >= Self::DIGESTS_MAX / 2 {
+        let full = self.comparing_ops >= Self::COMPARING_OPS_MAX;
+        if full || self.verify.owed >= Self::DIGESTS_MAX / 2 {
             return false;
         }
         let Some(run) = &mut self.verify.run else {
@@ -231,6 +234,7 @@ impl Engine {
         let key = self.verify.compares.insert(Compare {
             range,
             kind: Kind::Pass,
+            asked: None,
             ours: None,
             theirs: None,
         });
@@ -244,6 +248,7 @@ impl Engine {
             kind: Kind::Look {
                 ticket: Ticket::default(),
             },
+            asked: None,
             ours: None,
             theirs: None,
         });
@@ -265,6 +270,9 @@ impl Engine {
 
     fn ask_digests(&mut self, key: Key, range: BlockRange, in_turn: bool, out: &mut Outbox) {
         let id = WriteId(key.0);
+        if let Some(compare) = self.verify.compares.get_mut(key) {
+            compare.asked = Some(self.now);
+        }
         self.note_debt();
         self.verify.owed += 1;
         self.send(Message::VerifyRequest { id, range, in_turn }, out);
@@ -278,9 +286,29 @@ impl Engine {
         out: &mut Outbox,
     ) {
         let digest_key = self.digest_key();
-        if let Some(compare) = self.verify.compares.get_mut(key) {
+        // One that was late was given up.
+        if let Some(compare) = self.verify.compares.get_mut(key)
+            && compare.ours.is_none()
+        {
             compare.ours = Some(result.map(|data| digests(&data, &digest_key)));
             self.settle_compare(key, out);
+        }
+    }
+
+    pub(super) fn oldest_verify_read(&self) -> Option<Instant> {
+        let compares = self.verify.compares.iter();
+        let waiting = compares.filter(|(_, it)| it.ours.is_none());
+        waiting.filter_map(|(_, it)| it.asked).min()
+    }
+
+    pub(super) fn give_up_verify_reads(&mut self, patience: Duration, out: &mut Outbox) {
+        let is_late = |it: &Compare| it.asked.is_some_and(|at| self.now.since(at) >= patience);
+        let compares = self.verify.compares.iter();
+        let late: Vec<Key> = compares
+            .filter_map(|(key, it)| (it.ours.is_none() && is_late(it)).then_some(key))
+            .collect();
+        for key in late {
+            self.on_verify_read(key, Err(DiskError::Timeout), out);
         }
     }
 

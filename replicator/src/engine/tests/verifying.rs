@@ -536,3 +536,90 @@ fn a_limit_that_is_lifted_is_lifted_for_the_running_one() {
         assert_eq!(ended(&pair), Some(VerifyEnd::Done));
     }
 }
+
+/// Takes `node`'s reads of `block` off its disk: they do not end.
+fn hang_reads(pair: &mut Pair, node: NodeId, block: u64) -> Vec<OpId> {
+    let mut hung = Vec::new();
+    pair.queue.retain(|(at, pending)| match pending {
+        pair::Pending::Disk(op, DiskCommand::Read(range))
+            if *at == node.index() && range.iter().any(|it| it.0 == block) =>
+        {
+            hung.push(*op);
+            false
+        }
+        _ => true,
+    });
+    hung
+}
+
+/// Time passes in which `node` reads everything but `block`.
+fn live_without(pair: &mut Pair, node: NodeId, block: u64, time: Duration) -> Vec<OpId> {
+    let mut hung = Vec::new();
+    let end = pair.now.plus(time);
+    while pair.now < end {
+        while !pair.queue.is_empty() {
+            hung.extend(hang_reads(pair, node, block));
+            pair.step(1);
+        }
+        pair.pass(Duration::from_millis(200));
+    }
+    hung
+}
+
+#[test]
+fn a_sector_that_is_never_read_costs_nobody_his_replica() {
+    for side in [A, B] {
+        let mut pair = Pair::in_sync();
+        pair.written(A, 8, 8);
+        order(&mut pair, LOOK);
+        let hung = live_without(&mut pair, side, 8, Duration::from_secs(25));
+        assert!(!hung.is_empty());
+        for node in [A, B] {
+            assert_eq!(pair.snapshot(node).disk, DiskState::UpToDate, "{side:?}");
+        }
+        assert_eq!(pair.count(A, |event| *event == Event::Disconnected), 0);
+        assert_eq!(ended(&pair), Some(VerifyEnd::Done));
+        let found = report(&pair);
+        assert_eq!((found.differing_blocks, found.unreadable_blocks), (0, 1));
+        // Nothing is locked any more, and what is read in the end is heard by nobody.
+        pair.renew_lease(A);
+        pair.written(A, 8, 9);
+        for op in hung {
+            let result = Ok(DiskReply::Data(vec![1; 4096].into()));
+            pair.input(side, Input::DiskDone { op, result });
+        }
+        pair.run();
+        assert_eq!(pair.disk(B, 8), block(9));
+    }
+}
+
+#[test]
+fn a_read_that_hangs_delays_no_takeover_and_no_session() {
+    for crash in [true, false] {
+        let mut pair = Pair::in_sync();
+        pair.written(A, 8, 8);
+        order(&mut pair, LOOK);
+        let mut hung = Vec::new();
+        while hung.is_empty() {
+            pair.step(1);
+            hung = hang_reads(&mut pair, B, 8);
+        }
+        if crash {
+            pair.crash(A);
+            pair.take_over(B);
+            assert_eq!(pair.read_back(B, 8), block(8));
+        } else {
+            pair.cut_link();
+            pair.connect();
+            pair.written(A, 8, 9);
+        }
+        let engine = &pair.nodes[B.index()].engine;
+        assert_eq!(engine.comparing_ops, hung.len());
+        for op in hung {
+            let result = Err(DiskError::Io);
+            pair.input(B, Input::DiskDone { op, result });
+        }
+        pair.run();
+        assert_eq!(pair.snapshot(B).disk, DiskState::UpToDate);
+    }
+}
