@@ -3,16 +3,44 @@
 //! What can be known is refused here, at once and with words; what the order waits for is the
 //! engine's business: a view without this replica, then a record.
 
+use std::collections::BTreeSet;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use replicator::admin::{ErrorId, ErrorReport, Request, Verb};
 use replicator::engine::{AdminRequest, Snapshot};
-use replicator::types::{BLOCK_LEN, ConnectionState, DiskState, InSync, Role, View};
+use replicator::types::{BLOCK_LEN, ConnectionState, DiskState, InSync, ResourceId, Role, View};
 
 use super::control::Asker;
 use super::node::Node;
 use super::orders::{ORDER_TIMEOUT, Outcome, done};
 use crate::config::{ResourceConfig, size_text};
+
+/// How long an order that was taken back waits for a record that had begun.
+const RECORD_PATIENCE: Duration = Duration::from_secs(5);
+
+/// One client at a time waits for this order: the one that takes it back takes back its own.
+struct Sole<'a> {
+    all: &'a Mutex<BTreeSet<ResourceId>>,
+    mine: ResourceId,
+}
+
+impl<'a> Sole<'a> {
+    fn of(all: &'a Mutex<BTreeSet<ResourceId>>, mine: ResourceId) -> Option<Self> {
+        let fresh = lock(all).insert(mine);
+        fresh.then_some(Self { all, mine })
+    }
+}
+
+impl Drop for Sole<'_> {
+    fn drop(&mut self) {
+        lock(self.all).remove(&self.mine);
+    }
+}
+
+fn lock(all: &Mutex<BTreeSet<ResourceId>>) -> MutexGuard<'_, BTreeSet<ResourceId>> {
+    all.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// What decides whether data may be thrown away.
 struct Known {
@@ -49,21 +77,52 @@ impl Node {
         }
         self.check_may_invalidate(resource, from, &known)?;
         self.check_discard(resource, from, &known, yes_discard)?;
+        let Some(_sole) = Sole::of(&self.resources.invalidating, resource.id()) else {
+            let why = "another client waits for the same order".to_owned();
+            let what = self.refusing(&resource.name, from);
+            return Err(ErrorReport::new(ErrorId::Busy, what, why));
+        };
         let before = known.engine.invalidations;
+        let given_up = |it: &Snapshot| it.invalidations > before;
         self.admin(resource, AdminRequest::Invalidate);
         let timeout = timeout.unwrap_or(ORDER_TIMEOUT);
-        if self.wait_engine(resource, timeout, |it| it.invalidations > before) {
-            let message = format!(
-                "{} on {} counts for nothing any more: all of it is copied from {from}",
-                resource.name,
-                self.name()
-            );
-            return done(true, message);
+        if !self.wait_engine(resource, timeout, given_up) {
+            self.admin(resource, AdminRequest::KeepData);
+            self.check_kept(resource, from, given_up)?;
         }
-        self.admin(resource, AdminRequest::KeepData);
-        let what = format!("{} on {} keeps its data", resource.name, self.name());
-        let why = format!("no view without it came in time: {from} and the voters must agree");
-        let next = format!("twinadm status {}", resource.name);
+        let message = format!(
+            "{} on {} counts for nothing any more: all of it is copied from {from}",
+            resource.name,
+            self.name()
+        );
+        done(true, message)
+    }
+
+    /// The order was taken back: an error that says what became of the data, unless they were given
+    /// up all the same, by a record that had begun.
+    fn check_kept(
+        &self,
+        resource: &ResourceConfig,
+        from: &str,
+        given_up: impl Fn(&Snapshot) -> bool,
+    ) -> Result<(), ErrorReport> {
+        let (name, node) = (&resource.name, self.name());
+        let over = self.wait_engine(resource, RECORD_PATIENCE, |it| !it.invalidate_pending);
+        if self.engine(resource, given_up) {
+            return Ok(());
+        }
+        let (what, why) = if over {
+            (
+                format!("{name} on {node} keeps its data"),
+                format!("no view without it came in time: {from} and the voters must agree"),
+            )
+        } else {
+            (
+                format!("whether {name} on {node} keeps its data is not known yet"),
+                "that it counts for nothing is being recorded, and its disk does not answer".into(),
+            )
+        };
+        let next = format!("twinadm status {name}");
         Err(ErrorReport::new(ErrorId::TimedOut, what, why).next(next))
     }
 
@@ -230,4 +289,19 @@ impl Node {
 fn is_copying_all(engine: &Snapshot) -> bool {
     let running = engine.resync.filter(|resync| resync.ended.is_none());
     engine.role != Role::Primary && running.is_some_and(|resync| resync.full)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_order_belongs_to_one_client_until_it_is_over() {
+        let all = Mutex::default();
+        let first = Sole::of(&all, ResourceId(1)).expect("nobody else waits");
+        assert!(Sole::of(&all, ResourceId(1)).is_none());
+        assert!(Sole::of(&all, ResourceId(2)).is_some());
+        drop(first);
+        assert!(Sole::of(&all, ResourceId(1)).is_some());
+    }
 }

@@ -4,9 +4,9 @@
 //! Everything else of the configuration stays as it was read at the start. Readers get handles, so that
 //! an order under way keeps the configuration it began with.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 
 use replicator::types::ResourceId;
 
@@ -15,7 +15,11 @@ use crate::config::ResourceConfig;
 
 /// See the module. Its lock is held for lookups only: the beacon thread is among the readers.
 #[derive(Debug, Default)]
-pub(super) struct Resources(RwLock<Known>);
+pub(super) struct Resources {
+    known: RwLock<Known>,
+    /// Those whose data here a client waits to have thrown away.
+    pub(super) invalidating: Mutex<BTreeSet<ResourceId>>,
+}
 
 #[derive(Debug, Default)]
 struct Known {
@@ -36,12 +40,12 @@ impl Resources {
     }
 
     fn known(&self) -> RwLockReadGuard<'_, Known> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner)
+        self.known.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// From now on these are the configured ones.
     pub(super) fn put(&self, list: Vec<Arc<ResourceConfig>>) {
-        let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
         for resource in &list {
             known.leases.entry(resource.id()).or_default();
             if resource.guest.is_some() {

@@ -234,6 +234,9 @@ impl Engine {
                 if then == MetaThen::Closed {
                     self.on_closed(out);
                 }
+                if then == MetaThen::Invalidated {
+                    self.on_invalidated(false, out);
+                }
                 self.fail_local_disk(error, out);
             }
         }
@@ -272,7 +275,7 @@ impl Engine {
             | MetaThen::WholeRecorded(_)
             | MetaThen::AddRecorded(..)
             | MetaThen::LeaveRecorded(..) => {}
-            MetaThen::Invalidated => self.on_invalidated(out),
+            MetaThen::Invalidated => self.on_invalidated(true, out),
             MetaThen::Closed => self.on_closed(out),
         }
     }
@@ -441,7 +444,7 @@ impl Engine {
             return;
         };
         // A Remove that is still on its way makes this no copy to give up: it is the whole one.
-        self.end_invalidate();
+        self.end_invalidate(out);
         self.record(
             |superblock| {
                 superblock.bitmap_base = None;

@@ -21,6 +21,8 @@ use crate::types::{SessionId, ViewNumber};
 pub(super) struct Invalidate {
     /// Ordered, and not recorded yet.
     wanted: bool,
+    /// Being recorded: nobody can take that back.
+    recording: bool,
     /// The session in which the Primary was asked last, and the newest view known then: an Add
     /// that was on its way may have named this replica again since.
     asked: Option<(SessionId, ViewNumber)>,
@@ -36,14 +38,15 @@ impl Engine {
         out.push(Action::Event(Event::Changed));
     }
 
-    /// The order is taken back, as far as it was not carried out.
-    pub(super) fn end_invalidate(&mut self) {
+    /// The order is taken back, as far as it was not carried out: a record that began ends.
+    pub(super) fn end_invalidate(&mut self, out: &mut Outbox) {
         self.invalidate.wanted = false;
+        out.push(Action::Event(Event::Changed));
     }
 
-    /// An order waits for a view without this replica.
+    /// An order waits for a view without this replica, or for its record.
     pub(super) fn invalidate_is_pending(&self) -> bool {
-        self.invalidate.wanted
+        self.invalidate.wanted || self.invalidate.recording
     }
 
     /// How often the data were thrown away, durably.
@@ -114,6 +117,7 @@ impl Engine {
         self.end_session(CloseReason::DiskChanged, out);
         // Of another lineage no more: what kept the two apart is given up.
         self.refused = None;
+        self.invalidate.recording = true;
         self.record(
             |superblock| {
                 superblock.state = match superblock.state {
@@ -131,8 +135,10 @@ impl Engine {
         );
     }
 
-    pub(super) fn on_invalidated(&mut self, out: &mut Outbox) {
-        self.invalidate.recorded += 1;
+    /// The record ended. One that failed takes the replica with it.
+    pub(super) fn on_invalidated(&mut self, durable: bool, out: &mut Outbox) {
+        self.invalidate.recording = false;
+        self.invalidate.recorded += u64::from(durable);
         out.push(Action::Event(Event::Changed));
     }
 

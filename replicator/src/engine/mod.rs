@@ -407,7 +407,7 @@ impl Engine {
             AdminRequest::Resync(order) => self.handle_resync_order(order, out),
             AdminRequest::Verify(order) => self.handle_verify_order(order, out),
             AdminRequest::Invalidate => self.begin_invalidate(out),
-            AdminRequest::KeepData => self.end_invalidate(),
+            AdminRequest::KeepData => self.end_invalidate(out),
             AdminRequest::Quiesce => self.begin_quiesce(out),
             AdminRequest::Unquiesce => {
                 self.quiesce = None;

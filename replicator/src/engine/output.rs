@@ -386,7 +386,8 @@ pub struct Snapshot {
     pub resync_rate: ResyncRate,
     /// What that means for the running one: bytes a second. Guests' waiting lifts it.
     pub resync_pace: Option<u64>,
-    /// An order to throw the data away waits for a view without this replica.
+    /// An order to throw the data away waits for a view without this replica, or is being recorded
+    /// and cannot be taken back.
     pub invalidate_pending: bool,
     /// How often such an order was carried out durably since the engine began.
     pub invalidations: u64,

@@ -295,8 +295,10 @@ impl Engine {
                 Some(Op::Disk { what, .. }) if *what != DiskOp::Late && !what.only_compares() => {
                     waiting.push(core::mem::replace(what, DiskOp::Late));
                 }
-                Some(Op::Meta { then, .. }) => *then = MetaThen::Nothing,
-                Some(Op::Disk { .. } | Op::Mark) | None => {}
+                Some(Op::Meta { then, .. }) if *then != MetaThen::Invalidated => {
+                    *then = MetaThen::Nothing;
+                }
+                Some(_) | None => {}
             }
         }
         self.stall.given_up += waiting.len();

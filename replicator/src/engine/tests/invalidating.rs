@@ -71,6 +71,9 @@ fn it_is_done_only_when_it_is_durable() {
     pair.state(B).meta_held = true;
     remove(&mut pair);
     assert_eq!(pair.snapshot(B).invalidations, 0);
+    // Whoever takes it back now must hear that it cannot be.
+    pair.admin(B, AdminRequest::KeepData);
+    assert!(pair.snapshot(B).invalidate_pending);
     pair.start_link();
     pair.run();
     assert_eq!(
@@ -80,6 +83,7 @@ fn it_is_done_only_when_it_is_durable() {
     pair.state(B).meta_held = false;
     pair.run();
     assert_eq!(pair.snapshot(B).invalidations, 1);
+    assert!(!pair.snapshot(B).invalidate_pending);
     pair.add_peer(A);
     assert_eq!(pair.snapshot(A).resync.unwrap().copied_blocks, 4096);
 }
