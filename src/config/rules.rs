@@ -44,6 +44,7 @@ pub(super) fn check(draft: Draft<'_>, found: &mut Findings) -> Option<Config> {
         .filter_map(|resource| resolve(resource, &nodes, &mut devices, found))
         .collect();
     resources.sort_by(|a, b| a.name.cmp(&b.name));
+    check_guests(&resources, found);
     devices.check(&nodes, found);
     let nbd = nbd::resolve(draft.nbd, &nodes, found);
     Some(Config {
@@ -189,6 +190,31 @@ fn check_tls(net: &NetConfig, span: Option<Span>, nodes: &[NodeConfig], found: &
 }
 
 /// The first resource of each name and id.
+/// What a guest that is started and stopped here cannot be combined with.
+fn check_guests(resources: &[ResourceConfig], found: &mut Findings) {
+    let mut domains: BTreeMap<&str, &str> = BTreeMap::new();
+    for resource in resources {
+        let Some(guest) = &resource.guest else {
+            continue;
+        };
+        let name = &resource.name;
+        if let Some(first) = domains.insert(&guest.domain, name) {
+            let domain = &guest.domain;
+            let message = format!("{first} and {name} have the same guest, domain {domain}");
+            found.nowhere(ErrorId::BadValue, message);
+        }
+        if resource.forward && guest.start_on_failover {
+            // Moved there by hand it would be started here as well, and both would write.
+            let message = format!(
+                "{name}: `forward` lets a copy of its guest write from the other node, and \
+                 on-failover = \"start\" may start one here"
+            );
+            let next = "on-failover = \"leave\", or no `forward`";
+            found.nowhere(ErrorId::BadValue, message).next = Some(next.to_owned());
+        }
+    }
+}
+
 fn unique_resources<'a>(
     resources: Vec<DraftResource<'a>>,
     found: &mut Findings,

@@ -542,12 +542,28 @@ fn read_volume<'a>(mut section: Section<'a>, found: &mut Findings) -> Option<Dra
     })
 }
 
+/// virsh(1) looks a domain up by its id, then by its UUID, then by its name.
+fn is_no_domain_name(name: &str) -> bool {
+    let digits = name.bytes().all(|byte| byte.is_ascii_digit());
+    let hex = |byte: u8| byte.is_ascii_hexdigit() || byte == b'-';
+    let uuid = name.len() >= 32 && name.bytes().all(hex);
+    name.is_empty() || digits || uuid || name.starts_with('-')
+}
+
 fn read_guest(mut section: Section<'_>, found: &mut Findings) -> Option<GuestConfig> {
     let actions = [("start", true), ("leave", false)];
     let domain = section
         .string("domain", found)
         .map(|text| text.value.to_owned());
     section.require("domain", "domain = \"NAME\"", found);
+    if let Some(at) = section.key_span("domain")
+        && let Some(name) = domain.as_deref()
+        && is_no_domain_name(name)
+    {
+        let message = format!("{} is not taken for the name of a domain", shown(name));
+        let label = "virsh takes it for an option, an id or a UUID: rename the domain";
+        found.at(ErrorId::BadValue, at, message, label);
+    }
     let target = section
         .string("target", found)
         .map(|text| text.value.to_owned());

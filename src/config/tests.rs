@@ -322,7 +322,9 @@ fn check_hostile(text: &str) {
 
 #[test]
 fn the_canonical_form_keeps_what_is_not_default() {
-    let text = WEB.replace("[resource.vm-web]\n", "[resource.vm-web]\nforward = true\n");
+    let text = WEB
+        .replace("[resource.vm-web]\n", "[resource.vm-web]\nforward = true\n")
+        .replace("on-failover = \"start\"", "on-failover = \"leave\"");
     let files = [
         example()[0].clone(),
         file(FileKind::Resources, "vm-web.toml", &text),
@@ -335,4 +337,31 @@ fn the_canonical_form_keeps_what_is_not_default() {
         &config.to_toml(false),
     )]);
     assert_eq!(again.unwrap().config.resources, config.resources);
+}
+
+#[test]
+fn a_guest_is_named_once_and_can_be_written_in_one_place_only() {
+    let with = |web: &str, db: &str| {
+        let files = [
+            example()[0].clone(),
+            file(FileKind::Resources, "vm-web.toml", web),
+            file(FileKind::Resources, "vm-db.toml", db),
+        ];
+        let found = parse(&files).err().unwrap_or_default();
+        let wrong = |one: &&Diagnostic| one.id == ErrorId::BadValue;
+        found.iter().filter(wrong).count()
+    };
+    assert_eq!(with(WEB, DB), 0);
+    let forward = WEB.replace("[resource.vm-web]\n", "[resource.vm-web]\nforward = true\n");
+    assert_eq!(with(&forward, DB), 1);
+    let leave = forward.replace("on-failover = \"start\"", "on-failover = \"leave\"");
+    assert_eq!(with(&leave, DB), 0);
+    assert_eq!(
+        with(WEB, &DB.replace("domain = \"db\"", "domain = \"web\"")),
+        1
+    );
+    for name in ["", "100", "-x", "6ba7b810-9dad-11d1-80b4-00c04fd430c8"] {
+        let text = DB.replace("domain = \"db\"", &format!("domain = \"{name}\""));
+        assert_eq!(with(WEB, &text), 1, "{name}");
+    }
 }

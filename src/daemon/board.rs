@@ -91,8 +91,10 @@ pub struct ResourceBoard {
 pub struct GuestBoard {
     /// This node's newest activation.
     pub tenure: Option<TenureBoard>,
-    /// What an order under way wants of it.
+    /// What orders under way want of it.
     pub stop: Stop,
+    /// How many of them.
+    pub stoppers: usize,
     /// What it does here; `None` without a guest, and before the first look.
     pub shown: Option<GuestShown>,
 }

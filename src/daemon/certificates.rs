@@ -68,7 +68,7 @@ pub enum CertificateError {
 /// The set in force, and where the next one comes from.
 pub struct Certificates {
     dir: PathBuf,
-    current: Mutex<Arc<ServerConfig>>,
+    current: Mutex<InForce>,
 }
 
 impl fmt::Debug for Certificates {
@@ -90,7 +90,10 @@ impl Certificates {
         let set = read(dir)?;
         let certificates = Self {
             dir: dir.to_owned(),
-            current: Mutex::new(Arc::new(set.config)),
+            current: Mutex::new(InForce {
+                config: Arc::new(set.config),
+                chain: set.chain,
+            }),
         };
         Ok((certificates, set.doubt))
     }
@@ -98,25 +101,40 @@ impl Certificates {
     /// Reads the directory again. Connections that stand go on with what they have.
     ///
     /// # Errors
-    /// When the new set cannot be used, or no client would take it: the old one stays.
-    pub fn reload(&self) -> Result<(), CertificateError> {
+    /// When the new set cannot be used, or no client would take a new server certificate: the old one
+    /// stays. A doubt about the one that is in force does not keep a revocation from being applied.
+    pub fn reload(&self) -> Result<Option<CertificateError>, CertificateError> {
         let set = read(&self.dir)?;
-        if let Some(doubt) = set.doubt {
-            return Err(doubt);
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        match set.doubt {
+            Some(doubt) if set.chain != current.chain => Err(doubt),
+            doubt => {
+                *current = InForce {
+                    config: Arc::new(set.config),
+                    chain: set.chain,
+                };
+                Ok(doubt)
+            }
         }
-        *self.current.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(set.config);
-        Ok(())
     }
 
     /// The set in force.
     #[must_use]
     pub fn current(&self) -> Arc<ServerConfig> {
-        Arc::clone(&self.current.lock().unwrap_or_else(PoisonError::into_inner))
+        let current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(&current.config)
     }
+}
+
+struct InForce {
+    config: Arc<ServerConfig>,
+    /// The server's certificate, and those between it and the authority.
+    chain: Vec<CertificateDer<'static>>,
 }
 
 struct Set {
     config: ServerConfig,
+    chain: Vec<CertificateDer<'static>>,
     /// Why clients will not take the server's certificate, if they will not.
     doubt: Option<CertificateError>,
 }
@@ -138,7 +156,7 @@ fn read(dir: &Path) -> Result<Set, CertificateError> {
     let revoked = revocations(&dir.join(CA_REVOCATIONS))?;
     let doubt = doubt_of(&chain, &roots).map(unusable);
 
-    let provider = Arc::new(crypto::ring::default_provider());
+    let provider = Arc::new(endless_ciphers());
     let mut clients =
         WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider));
     if !revoked.is_empty() {
@@ -154,13 +172,28 @@ fn read(dir: &Path) -> Result<Set, CertificateError> {
         .with_protocol_versions(&[&version::TLS13, &version::TLS12])
         .map_err(|error| unusable(error.to_string()))?
         .with_client_cert_verifier(clients)
-        .with_single_cert(chain, key)
+        .with_single_cert(chain.clone(), key)
         .map_err(|error| unusable(format!("{SERVER_CERTIFICATE}, {SERVER_KEY}: {error}")))?;
     // Each connection shows its certificate anew: one that was revoked or has run out must not come
     // back on the strength of an earlier connection.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
-    Ok(Set { config, doubt })
+    Ok(Set {
+        config,
+        chain,
+        doubt,
+    })
+}
+
+/// Ciphers that a connection may keep for months. AES-GCM of TLS 1.2 has to end after 2^24 records, a few
+/// hours of a busy disk, and has no way to change its key; that of TLS 1.3 has.
+fn endless_ciphers() -> crypto::CryptoProvider {
+    let mut provider = crypto::ring::default_provider();
+    provider.cipher_suites.retain(|cipher| {
+        let name = cipher.suite().as_str().unwrap_or_default();
+        cipher.tls13().is_some() || name.contains("CHACHA20")
+    });
+    provider
 }
 
 /// Why a client that trusts the same authority would not take the server's certificate.

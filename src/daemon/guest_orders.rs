@@ -23,9 +23,13 @@ impl Drop for GuestStopped<'_> {
     /// If the order came to nothing and this node still serves, the guest starts again.
     fn drop(&mut self) {
         if let Some(resource) = self.resource {
-            self.node
-                .board
-                .update(|board| board.resource(resource).guest.stop = Stop::No);
+            self.node.board.update(|board| {
+                let guest = &mut board.resource(resource).guest;
+                guest.stoppers -= 1;
+                if guest.stoppers == 0 {
+                    guest.stop = Stop::No;
+                }
+            });
         }
     }
 }
@@ -46,8 +50,14 @@ impl Node {
             });
         };
         let stop = if force { Stop::Forced } else { Stop::Asked };
-        self.board
-            .update(|board| board.resource(id).guest.stop = stop);
+        self.board.update(|board| {
+            let guest = &mut board.resource(id).guest;
+            guest.stoppers += 1;
+            // Another order may have forced it: it is not taken back by one that asks.
+            if guest.stop != Stop::Forced {
+                guest.stop = stop;
+            }
+        });
         let stopped = GuestStopped {
             node: self,
             resource: Some(id),

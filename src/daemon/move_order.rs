@@ -9,7 +9,6 @@ use replicator::admin::{ErrorId, ErrorReport, Request, Verb};
 use replicator::types::{NodeId, Role};
 
 use super::api::ResourceSnapshot;
-use super::control::Answers;
 use super::node::{Answer, Node, Question};
 use super::orders::{ORDER_TIMEOUT, Outcome, done};
 use super::running::timing;
@@ -148,7 +147,6 @@ impl Node {
         resource: &ResourceConfig,
         to: &str,
         timeout: Option<Duration>,
-        asker: &dyn Answers,
     ) -> Outcome {
         let name = &resource.name;
         if self.successor(to)? == self.node {
@@ -168,7 +166,9 @@ impl Node {
         let before = timeout.saturating_sub(after).max(timeout / LEAVE_SHARE);
         let mut order = self.begin_order(resource, Order::Move, before);
         order.prolong(after);
-        let outcome = self.end_order(order, || !asker.is_gone());
+        // Bounded, and waited for even if nobody listens any more: the order stands, and so must what
+        // was done for it.
+        let outcome = self.end_order(order, || true);
         let ended = self.ended(resource, Order::Move, timeout, outcome)?;
         let (from, view) = (self.name(), ended.view);
         if ended.already {

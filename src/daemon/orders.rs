@@ -262,7 +262,7 @@ impl Node {
                 self.secondary(&*self.resource(&resource)?, force, timeout, answers)
             }
             Verb::Move { resource, to, .. } => {
-                self.move_order(&*self.resource(&resource)?, &to, timeout, answers)
+                self.move_order(&*self.resource(&resource)?, &to, timeout)
             }
         }
     }

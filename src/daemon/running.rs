@@ -261,7 +261,6 @@ impl Running {
             }
             while let Ok(Some(signal)) = signals.read_signal() {
                 if i32::try_from(signal.ssi_signo) == Ok(Signal::SIGHUP as i32) {
-                    self.read_certificates_again();
                     self.begin_adjusting();
                 } else {
                     return None;
@@ -277,8 +276,12 @@ impl Running {
         if node.hangups.swap(true, Ordering::AcqRel) {
             return;
         }
+        let certificates = self.certificates.clone();
         let adjust = move || {
             node.hangups.store(false, Ordering::Release);
+            if let Some(certificates) = certificates {
+                read_again(&certificates);
+            }
             match node.adjust(None, false) {
                 Ok(Response::Adjusted { changes, .. }) => {
                     tracing::info!("SIGHUP: {} differences to the files", changes.len());
@@ -293,19 +296,6 @@ impl Running {
         {
             self.node.hangups.store(false, Ordering::Release);
             tracing::error!(%error, "no thread to read the files");
-        }
-    }
-
-    /// SIGHUP.
-    fn read_certificates_again(&self) {
-        let Some(certificates) = &self.certificates else {
-            return;
-        };
-        match certificates.reload() {
-            Ok(()) => tracing::info!("SIGHUP: new NBD clients get the certificates read now"),
-            Err(error) => {
-                tracing::error!("SIGHUP: {error}; the certificates read before stay in use");
-            }
         }
     }
 
@@ -331,6 +321,18 @@ impl Running {
         }
         self.node.history.flush();
         tracing::info!("stopped");
+    }
+}
+
+fn read_again(certificates: &Certificates) {
+    match certificates.reload() {
+        Ok(None) => tracing::info!("SIGHUP: new NBD clients get the certificates read now"),
+        Ok(Some(doubt)) => {
+            tracing::error!("SIGHUP: {doubt}; who is let in is as it was read now all the same");
+        }
+        Err(error) => {
+            tracing::error!("SIGHUP: {error}; the certificates read before stay in use");
+        }
     }
 }
 

@@ -58,6 +58,8 @@ pub struct Seen {
     pub process: Option<ProcessId>,
     /// What the hypervisor says, which may hang or be wrong.
     pub domain: Result<DomainState, Fault>,
+    /// Whether a guardian listens for that process; `None`: nobody looked.
+    pub guarded: Option<bool>,
 }
 
 /// A hypervisor's word for a domain.

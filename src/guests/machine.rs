@@ -352,6 +352,12 @@ impl Guest {
         let known = self.process.as_ref().map(|it| it.id);
         match seen.process {
             Some(id) if known == Some(id) => {
+                if let Some(process) = &mut self.process
+                    && seen.guarded == Some(false)
+                {
+                    // It was killed, or ran out of memory: another one is due.
+                    process.guarded = false;
+                }
                 if let (Some(process), Ok(run)) = (&mut self.process, seen.domain) {
                     process.note_run(run);
                 }

@@ -401,6 +401,7 @@ impl World {
                 Some(vm) if vm.cpu_on => DomainState::Running,
                 Some(_) => DomainState::Paused(PauseReason::Starting),
             }),
+            guarded: None,
         }
     }
 

@@ -17,6 +17,8 @@ struct Host {
     vm: Option<ProcessId>,
     domain: DomainState,
     made: u64,
+    /// Whether a look finds its guardian; `None`: it is not looked for.
+    guardian: Option<bool>,
     asked: Option<(OrderId, Order)>,
     signals: Vec<Order>,
 }
@@ -35,6 +37,7 @@ impl Host {
             vm: None,
             domain: DomainState::Off(Ended::Never),
             made: 0,
+            guardian: None,
             asked: None,
             signals: Vec::new(),
         };
@@ -116,6 +119,7 @@ impl Host {
         let seen = Seen {
             process: self.vm,
             domain: Ok(self.domain),
+            guarded: self.guardian,
         };
         self.tell(|guest, now, out| guest.handle_done(now, id, result, seen, out));
     }
@@ -336,6 +340,24 @@ fn a_guest_that_runs_already_is_adopted() {
     assert_eq!(host.guest.state(), State::Running { unguarded: None });
     // The life before may have been killed while the guest was frozen.
     assert_eq!(host.took_signals(), [Order::Thaw(vm)]);
+}
+
+/// A guardian that died is missed at the next look, and another one is started.
+#[test]
+fn a_guest_gets_another_guardian_when_its_own_died() {
+    let mut host = Host::new(true);
+    let vm = ProcessId { pid: 9, start: 9 };
+    (host.vm, host.domain) = (Some(vm), DomainState::Running);
+    host.answers(Order::Look);
+    host.stands(tenure(1, Entry::Own, None));
+    host.guardian = Some(true);
+    host.answers(Order::Guard(vm));
+    host.wait(20 * SECOND);
+    host.guardian = Some(false);
+    host.answers(Order::Look);
+    host.guardian = Some(true);
+    host.answers(Order::Guard(vm));
+    assert_eq!(host.guest.state(), State::Running { unguarded: None });
 }
 
 /// The same, but the volume was another node's meanwhile: its memory is of a past that is gone.

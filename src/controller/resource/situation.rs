@@ -94,7 +94,7 @@ impl Resource {
             view: self.record().newest().copied(),
             committed: self.committed_number(),
             lease: LeaseFacts {
-                needed: self.needs_lease(cx),
+                needed: self.needs_lease(cx) || self.add_at_large.is_some(),
                 lapsed: self.lease_lapsed,
                 remaining: self.lease.until().map(|until| until.since(cx.now)),
             },

@@ -57,9 +57,13 @@ impl Resource {
     fn fate_of_active(&self, cx: &Context<'_>, active: &Active, seen: usize) -> Fate {
         let peer = cx.me.node.peer();
         let in_sync = active.view.in_sync;
-        if !in_sync.contains(peer) {
+        // As strict as with an in-sync peer while an Add is undecided (R4), and no Remove is proposed from
+        // a replica whose own disk is in doubt (R18).
+        let alone = !in_sync.contains(peer) && self.add_at_large.is_none();
+        let doubtful = self.replica.is_some_and(|replica| replica.doubtful);
+        if alone {
             Fate::Unaffected
-        } else if in_sync == InSync::only(peer) || self.local_failed {
+        } else if in_sync == InSync::only(peer) || self.local_failed || doubtful {
             Fate::NoData
         } else if seen < VoterSet::MAJORITY {
             let blocker = Blocker::NoQuorum { seen };

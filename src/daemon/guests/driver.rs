@@ -88,15 +88,28 @@ impl Driver {
             tracing::error!(%error, "{}: processes cannot be looked at", self.resource);
             None
         });
+        let guarded = process.as_ref().map(|(id, _)| {
+            let socket = self.socket_of(*id);
+            let there = GuardLinks::is_there(&socket);
+            if !there {
+                self.links.forget(&socket);
+            }
+            there
+        });
         let seen = Seen {
             process: process.as_ref().map(|(id, _)| *id),
             domain,
+            guarded,
         };
         (process, seen)
     }
 
+    fn socket_of(&self, process: ProcessId) -> PathBuf {
+        socket_of(&self.guardians, &self.resource, process, self.kill_after)
+    }
+
     fn guard(&self, process: ProcessId) -> Result<(), Fault> {
-        let socket = socket_of(&self.guardians, &self.resource, process);
+        let socket = self.socket_of(process);
         if self.links.add(&socket) {
             return Ok(());
         }

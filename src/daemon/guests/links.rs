@@ -8,6 +8,7 @@ use std::io;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use replicator::types::Instant;
 
@@ -58,20 +59,23 @@ impl GuardLinks {
 
     /// Looks for guardians that an earlier life of the daemon left behind.
     pub(super) fn find(&self, dir: &Path, resource: &str) {
-        let prefix = format!("{resource}.");
         for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
             let name = entry.file_name();
-            let is_ours = name
-                .to_string_lossy()
-                .strip_prefix(&prefix)
-                .is_some_and(|rest| {
-                    rest.bytes()
-                        .all(|byte| byte.is_ascii_digit() || byte == b'.')
-                });
-            if is_ours && !self.add(&entry.path()) {
+            if is_socket_of(&name.to_string_lossy(), resource) && !self.add(&entry.path()) {
                 fs::remove_file(entry.path()).ok();
             }
         }
+    }
+
+    /// Whether a guardian listens there now.
+    pub(super) fn is_there(path: &Path) -> bool {
+        let connected = UnixDatagram::unbound().and_then(|socket| socket.connect(path));
+        connected.is_ok()
+    }
+
+    /// Takes one back that does not listen any more.
+    pub(super) fn forget(&self, path: &Path) {
+        self.lock().links.retain(|(known, _)| known != path);
     }
 
     /// Counts on the guardian that listens there from now on; whether one does.
@@ -102,15 +106,33 @@ impl GuardLinks {
     }
 }
 
-/// Where the guardian of this very process listens.
-pub(super) fn socket_of(dir: &Path, resource: &str, process: ProcessId) -> PathBuf {
-    dir.join(format!("{resource}.{}.{}", process.pid, process.start))
+/// Where the guardian of this very process listens that kills so long after the lease: one that was
+/// started under another timing is not this one.
+pub(super) fn socket_of(
+    dir: &Path,
+    resource: &str,
+    process: ProcessId,
+    kill_after: Duration,
+) -> PathBuf {
+    let ProcessId { pid, start } = process;
+    dir.join(format!(
+        "{resource}.{pid}.{start}.{}",
+        kill_after.as_millis()
+    ))
+}
+
+/// Whether this is a name of [`socket_of`]. Names of resources may hold dots and digits, too.
+fn is_socket_of(name: &str, resource: &str) -> bool {
+    let rest = name
+        .strip_prefix(resource)
+        .and_then(|rest| rest.strip_prefix('.'));
+    let numbers = rest.map(|rest| rest.split('.').collect::<Vec<_>>());
+    let is_number = |text: &&str| !text.is_empty() && text.bytes().all(|it| it.is_ascii_digit());
+    numbers.is_some_and(|numbers| numbers.len() == 3 && numbers.iter().all(is_number))
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     struct Listening {
@@ -122,7 +144,7 @@ mod tests {
         fn new(name: &str) -> Self {
             let dir = std::env::temp_dir().join(format!("twinblk-{name}-{}", std::process::id()));
             fs::create_dir(&dir).unwrap();
-            let socket = UnixDatagram::bind(dir.join("vm-web.7.8")).unwrap();
+            let socket = UnixDatagram::bind(dir.join("vm-web.7.8.500")).unwrap();
             let limit = Duration::from_secs(10);
             socket.set_read_timeout(Some(limit)).unwrap();
             Self { dir, socket }
@@ -146,11 +168,11 @@ mod tests {
     #[test]
     fn a_guardian_of_an_earlier_life_hears_of_the_first_lease() {
         let guardian = Listening::new("links-found");
-        fs::write(guardian.dir.join("vm-web.9.9"), "nobody").unwrap();
+        fs::write(guardian.dir.join("vm-web.9.9.500"), "nobody").unwrap();
         fs::write(guardian.dir.join("vm-web.notes"), "not ours").unwrap();
         let links = GuardLinks::default();
         links.find(&guardian.dir, "vm-web");
-        assert!(!guardian.dir.join("vm-web.9.9").exists(), "left over");
+        assert!(!guardian.dir.join("vm-web.9.9.500").exists(), "left over");
         assert!(guardian.dir.join("vm-web.notes").exists());
         links.set_until(None);
         links.set_until(Some(Instant(5)));
@@ -169,8 +191,43 @@ mod tests {
         links.set_until(Some(Instant::NEVER));
         links.set_until(Some(Instant(7)));
         links.set_until(None);
-        assert!(links.add(&guardian.dir.join("vm-web.7.8")));
+        assert!(links.add(&guardian.dir.join("vm-web.7.8.500")));
         assert_eq!(guardian.hears(), Instant(7));
-        assert!(!links.add(&guardian.dir.join("vm-web.1.1")), "nobody there");
+        assert!(
+            !links.add(&guardian.dir.join("vm-web.1.1.500")),
+            "nobody there"
+        );
+    }
+
+    #[test]
+    fn the_sockets_of_another_resource_are_not_taken() {
+        for name in ["vm.7.8.500", "vm.1.7.8.500", "vm.1.2.7.8.500"] {
+            let owners = ["vm", "vm.1", "vm.1.2"].map(|resource| is_socket_of(name, resource));
+            assert_eq!(owners.iter().filter(|it| **it).count(), 1, "{name}");
+        }
+        for name in [
+            "vm",
+            "vm.7.8",
+            "vm.7.8.",
+            "vm.7..8",
+            "vm.a.8.500",
+            "vmx.7.8.500",
+        ] {
+            assert!(!is_socket_of(name, "vm"), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_guardian_that_is_gone_is_missed() {
+        let guardian = Listening::new("links-gone");
+        let path = guardian.dir.join("vm-web.7.8.500");
+        assert!(GuardLinks::is_there(&path));
+        let links = GuardLinks::default();
+        assert!(links.add(&path));
+        fs::write(guardian.dir.join("vm-web.9.9.500"), "left over").unwrap();
+        assert!(!GuardLinks::is_there(&guardian.dir.join("vm-web.9.9.500")));
+        links.forget(&path);
+        drop(guardian);
+        assert!(!links.add(&path), "it is not counted on any more");
     }
 }

@@ -323,7 +323,7 @@ impl Watched {
         &mut self,
         order: OrderId,
         result: Result<(), Fault>,
-        seen: Seen,
+        mut seen: Seen,
         process: Option<(ProcessId, PidFd)>,
     ) {
         if let Err(fault) = &result {
@@ -334,7 +334,11 @@ impl Watched {
                 self.process = Some((id, held));
             }
             Some(_) => {}
-            None => self.process = None,
+            None => {
+                // A look that failed, or missed it: what is held has not ended, so it is there.
+                self.process.take_if(|(_, held)| held.has_ended());
+                seen.process = self.process.as_ref().map(|(id, _)| *id);
+            }
         }
         let mut orders = Vec::new();
         let now = clock::now();

@@ -45,8 +45,10 @@ impl Hypervisor for Virsh {
     }
 
     fn create(&self) -> Result<(), Fault> {
-        self.run(&["start", &self.domain, "--paused"], CREATE_PATIENCE)
-            .map(drop)
+        // What was saved, by libvirt-guests at a shutdown say, is memory of before: the volume may have
+        // been written elsewhere since.
+        let words = ["start", &self.domain, "--paused", "--force-boot"];
+        self.run(&words, CREATE_PATIENCE).map(drop)
     }
 
     fn resume(&self) -> Result<(), Fault> {

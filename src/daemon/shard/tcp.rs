@@ -39,6 +39,7 @@ const SITE_BITS: u32 = 64;
 const KEEP_ALIVE_IDLE_S: u32 = 30;
 const KEEP_ALIVE_INTERVAL_S: u32 = 10;
 const KEEP_ALIVE_COUNT: u32 = 3;
+const UNANSWERED_MS: u32 = 120_000;
 /// Failed handshakes are told at most this often, so that strangers cannot fill the log.
 const TELL_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -397,7 +398,9 @@ fn keep_alive(socket: &Socket) -> Result<(), Errno> {
     setsockopt(socket, sockopt::KeepAlive, &true)?;
     setsockopt(socket, sockopt::TcpKeepIdle, &KEEP_ALIVE_IDLE_S)?;
     setsockopt(socket, sockopt::TcpKeepInterval, &KEEP_ALIVE_INTERVAL_S)?;
-    setsockopt(socket, sockopt::TcpKeepCount, &KEEP_ALIVE_COUNT)
+    setsockopt(socket, sockopt::TcpKeepCount, &KEEP_ALIVE_COUNT)?;
+    // While something is unanswered nothing is probed, so that has a limit of its own.
+    setsockopt(socket, sockopt::TcpUserTimeout, &UNANSWERED_MS)
 }
 
 fn peer_address(socket: &Socket) -> Option<SocketAddr> {
