@@ -400,23 +400,23 @@ fn the_arbitrator_answers_sends_connections_away_and_stops_on_sigterm() {
 
 #[test]
 fn the_arbitrator_stays_below_ten_mebibytes() {
-    const RSS_MAX_KIB: u64 = 10 * 1024;
+    // A program that is not optimised has three times the code; its pages are the page cache's.
+    const RSS_MAX_KIB: u64 = if cfg!(debug_assertions) { 14 } else { 10 } * 1024;
+    const ANONYMOUS_MAX_KIB: u64 = 3 * 1024;
     let lab = Lab::new("rss");
     let daemon = lab.start(Program::Arbitrator, "arb");
     for _ in 0..100 {
         daemon.status();
     }
     let text = fs::read_to_string(format!("/proc/{}/status", daemon.child.id())).unwrap();
-    let line = text
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))
-        .expect("VmRSS");
-    let kib: u64 = line
-        .trim()
-        .trim_end_matches(" kB")
-        .parse()
-        .expect("a number");
-    assert!(kib < RSS_MAX_KIB, "VmRSS is {kib} KiB");
+    let kib = |name: &str| -> u64 {
+        let line = text.lines().find_map(|line| line.strip_prefix(name));
+        let number = line.expect(name).trim().trim_end_matches(" kB");
+        number.parse().expect("a number")
+    };
+    let (all, own) = (kib("VmRSS:"), kib("RssAnon:"));
+    assert!(all < RSS_MAX_KIB, "VmRSS is {all} KiB");
+    assert!(own < ANONYMOUS_MAX_KIB, "RssAnon is {own} KiB");
 }
 
 #[test]

@@ -7,9 +7,11 @@ use crate::cluster::{A, ARBITRATOR, B, Cluster, Setup};
 const MIB: u64 = 1 << 20;
 /// A bit for each 4 KiB of 1 TiB.
 const BITMAP: u64 = 32 * MIB;
+/// A program that is not optimised has three times the code; its pages are the page cache's.
+const ARBITRATOR_MAX: u64 = if cfg!(debug_assertions) { 14 } else { 10 } * MIB;
 
 /// A daemon with one volume of 1 TiB stays within 64 MiB and its bitmap, the arbitrator within
-/// 10 MiB.
+/// 10 MiB when it is built for use.
 #[test]
 fn an_idle_terabyte_costs_its_bitmap_and_little_more() {
     let cluster = Cluster::serving(&Setup {
@@ -22,7 +24,11 @@ fn an_idle_terabyte_costs_its_bitmap_and_little_more() {
         assert!(resident <= 64 * MIB + BITMAP, "{} MiB", resident / MIB);
     }
     let resident = resident(cluster.pid(ARBITRATOR));
-    assert!(resident <= 10 * MIB, "arbitrator: {} KiB", resident / 1024);
+    assert!(
+        resident <= ARBITRATOR_MAX,
+        "arbitrator: {} KiB",
+        resident / 1024
+    );
 }
 
 /// VmRSS in bytes.

@@ -13,7 +13,7 @@ const SIM_PROFILE: &str = "--profile sim";
 const CORPUS: &str = "tests/seeds.txt";
 
 /// Seeds that nobody has run yet; their base is printed, so that a failure can be run again.
-const FRESH_SEEDS: &str = "3000";
+const FRESH_SEEDS: &str = "1500";
 
 pub(crate) fn demo(arguments: &[String]) -> Outcome {
     println!("building twinblkd, twinblk-arbitrator and twinadm (optimised); then: twinadm demo");
