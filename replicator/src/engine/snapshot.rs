@@ -10,6 +10,15 @@ use crate::types::{
 };
 
 impl Engine {
+    /// Primary only while activated. Cheap, unlike the whole snapshot.
+    #[must_use]
+    pub fn role(&self) -> Role {
+        match &self.active {
+            Some(active) if active.serving => Role::Primary,
+            _ => Role::Secondary,
+        }
+    }
+
     /// The state as others may see it.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
@@ -17,13 +26,8 @@ impl Engine {
             .session
             .as_ref()
             .and_then(|session| session.peer.as_ref());
-        let serving = self.active.as_ref().is_some_and(|active| active.serving);
         Snapshot {
-            role: if serving {
-                Role::Primary
-            } else {
-                Role::Secondary
-            },
+            role: self.role(),
             disk: self.disk_state(),
             connection: self.connection_state(),
             disconnected_at: self

@@ -1,7 +1,7 @@
 //! What the shard needs of an engine, so that it can be driven by a simpler one in tests.
 
 use replicator::engine::{Engine, EngineConfig, Input, MarkRun, Outbox, Snapshot};
-use replicator::types::{BlockRange, Instant};
+use replicator::types::{BlockRange, Instant, Role};
 
 use crate::daemon::api::{ResourceSetup, ShardSetup};
 
@@ -13,6 +13,10 @@ pub trait ReplicationEngine {
     fn next_deadline(&self) -> Option<Instant>;
     /// Its state as others may see it.
     fn snapshot(&self) -> Snapshot;
+    /// See [`Engine::role`]: asked for each input, where a snapshot costs too much.
+    fn role(&self) -> Role {
+        self.snapshot().role
+    }
     /// See [`Engine::reads_are_local`].
     fn reads_are_local(&self) -> bool {
         false
@@ -39,6 +43,10 @@ impl ReplicationEngine for Engine {
 
     fn snapshot(&self) -> Snapshot {
         Engine::snapshot(self)
+    }
+
+    fn role(&self) -> Role {
+        Engine::role(self)
     }
 
     fn reads_are_local(&self) -> bool {

@@ -208,7 +208,7 @@ impl Resource {
     }
 
     pub(super) fn role(&self) -> Role {
-        self.engine.snapshot().role
+        self.engine.role()
     }
 
     /// The newest view the engine knew when it was last looked at: what its frames are labelled with.
