@@ -21,6 +21,9 @@ use crate::types::{SessionId, ViewNumber};
 pub(super) struct Invalidate {
     /// Ordered, and not recorded yet.
     wanted: bool,
+    /// A view named this replica after the order: whether the Primary still has a disk may have
+    /// changed since the order was checked.
+    waited: bool,
     /// Being recorded: nobody can take that back.
     recording: bool,
     /// The session in which the Primary was asked last, and the newest view known then: an Add
@@ -34,6 +37,7 @@ impl Engine {
     /// Throws this Secondary's data away, now or as soon as the view allows it.
     pub(super) fn begin_invalidate(&mut self, out: &mut Outbox) {
         self.invalidate.wanted = true;
+        self.invalidate.waited = false;
         self.invalidate.asked = None;
         out.push(Action::Event(Event::Changed));
     }
@@ -62,18 +66,20 @@ impl Engine {
             // What guests read, or nothing at all.
             self.invalidate.wanted = false;
         } else if !self.is_left_out() {
+            self.invalidate.waited = true;
             self.ask_to_be_left_out(out);
-        } else if !self.primary_has_no_disk() {
+        } else if self.primary_has_disk().unwrap_or(!self.invalidate.waited) {
             self.invalidate.wanted = false;
             self.record_invalid(out);
         }
     }
 
-    /// The Primary greeted without a replica: its disk failed although the view counts on it. It
-    /// may never come back, and then this copy is the best there is.
-    fn primary_has_no_disk(&self) -> bool {
-        let hello = self.session.as_ref().and_then(|it| it.peer.as_ref());
-        hello.is_some_and(|hello| hello.active.is_some() && hello.replica.is_none())
+    /// Whether the Primary of this session has a replica; `None` without a session with one. A view
+    /// counts on a Primary's disk also after it failed, and what said so may have been lost with
+    /// the link: the disk may never come back, and then this copy is the best there is.
+    fn primary_has_disk(&self) -> Option<bool> {
+        let hello = self.session.as_ref().and_then(|it| it.peer.as_ref())?;
+        hello.active.map(|_| hello.replica.is_some())
     }
 
     /// Whether the newest view that this node knows of, by gossip or by the greeting of the Primary

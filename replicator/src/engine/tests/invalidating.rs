@@ -122,6 +122,10 @@ fn a_crash_anywhere_leaves_the_old_replica_or_a_resync_target() {
             }
             learn(&mut pair);
             pair.connect();
+            if !pair.saw(A, |event| *event == Event::ResyncDone) {
+                // Given up in the first session, copied in the next.
+                pair.connect();
+            }
             pair.add_peer(A);
             pair.assert_replicas_equal();
             assert_eq!(pair.snapshot(B).disk, DiskState::UpToDate);
@@ -308,4 +312,26 @@ fn a_primary_whose_disk_fails_after_it_agreed_finds_the_copy_there() {
     assert_eq!(pair.snapshot(B).invalidations, 0);
     assert!(!pair.snapshot(B).invalidate_pending);
     assert_eq!(pair.snapshot(B).disk, DiskState::Outdated);
+}
+
+#[test]
+fn a_view_heard_of_without_a_session_gives_nothing_up() {
+    // The link is cut before A can say that its disk failed; the view names A alone all the same.
+    let mut pair = Pair::in_sync();
+    pair.written(A, 3, 3);
+    invalidate(&mut pair);
+    pair.run();
+    assert!(pair.saw(A, |event| *event == Event::PeerGivesUpData));
+    pair.disconnect();
+    pair.remove_peer(A);
+    pair.fail_disk(A);
+    pair.flush(A);
+    pair.run();
+    assert_eq!(pair.snapshot(A).disk, DiskState::Failed);
+    learn(&mut pair);
+    pair.run();
+    assert_eq!(pair.snapshot(B).invalidations, 0);
+    assert_eq!(pair.snapshot(B).disk, DiskState::Outdated);
+    pair.connect();
+    assert_eq!(pair.snapshot(B).invalidations, 0, "A has no disk");
 }
