@@ -11,13 +11,18 @@ use replicator::admin::{ErrorId, ErrorReport, Request, Verb};
 use replicator::engine::{AdminRequest, Snapshot};
 use replicator::types::{BLOCK_LEN, ConnectionState, DiskState, InSync, ResourceId, Role, View};
 
+use super::board::BoardState;
 use super::control::Asker;
 use super::node::Node;
 use super::orders::{ORDER_TIMEOUT, Outcome, done};
 use crate::config::{ResourceConfig, size_text};
+use crate::controller::PeerClaim;
 
 /// How long an order that was taken back waits for a record that had begun.
 const RECORD_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long an order waits for the first word of a peer that was heard only just now.
+const WORD_PATIENCE: Duration = Duration::from_secs(2);
 
 /// One client at a time waits for this order: the one that takes it back takes back its own.
 struct Sole<'a> {
@@ -48,8 +53,8 @@ struct Known {
     view: Option<View>,
     /// The peer's daemon was heard lately, whether or not the replicas are connected.
     peer_seen: bool,
-    /// The peer says that its disk works and holds everything, as far as its own record goes.
-    peer_is_whole: bool,
+    /// What it says about the resource, if it has said anything lately.
+    peer: Option<PeerClaim>,
 }
 
 impl Node {
@@ -62,8 +67,7 @@ impl Node {
     ) -> Outcome {
         self.check_peer(Some(from))?;
         self.check_running(resource)?;
-        let known = self.known(resource);
-        let Some(known) = known else {
+        let Some(known) = self.known(resource) else {
             let what = format!("no answer about {}", resource.name);
             return Err(ErrorReport::new(
                 ErrorId::TimedOut,
@@ -126,19 +130,24 @@ impl Node {
         Err(ErrorReport::new(ErrorId::TimedOut, what, why).next(next))
     }
 
+    /// A peer that began a moment ago is given the time for its first word about the resource.
     fn known(&self, resource: &ResourceConfig) -> Option<Known> {
+        let told = |known: &Known| known.peer.is_some() || !known.peer_seen;
+        let patient = self.board.wait(WORD_PATIENCE, |board| {
+            self.known_to(board, resource).filter(told)
+        });
+        patient.or_else(|| self.board.read(|board| self.known_to(board, resource)))
+    }
+
+    fn known_to(&self, board: &BoardState, resource: &ResourceConfig) -> Option<Known> {
         let peer = self.node.peer().index();
-        self.board.read(|board| {
-            let known = board.resources.get(&resource.id())?;
-            let voters = board.node.as_ref().map(|node| &node.voters);
-            Some(Known {
-                engine: known.shard.as_ref()?.engine.clone(),
-                view: known.controller.as_ref().and_then(|it| it.view),
-                peer_is_whole: (known.controller.as_ref())
-                    .and_then(|it| it.peer)
-                    .is_some_and(|peer| peer.attached && peer.eligible),
-                peer_seen: voters.is_some_and(|voters| voters[peer].seen),
-            })
+        let known = board.resources.get(&resource.id())?;
+        let voters = board.node.as_ref().map(|node| &node.voters);
+        Some(Known {
+            engine: known.shard.as_ref()?.engine.clone(),
+            view: known.controller.as_ref().and_then(|it| it.view),
+            peer: known.controller.as_ref().and_then(|it| it.peer),
+            peer_seen: voters.is_some_and(|voters| voters[peer].seen),
         })
     }
 
@@ -202,7 +211,14 @@ impl Node {
                     .next(format!("then: twinadm invalidate {name} --from {from}")),
             );
         }
-        if !known.peer_is_whole {
+        let Some(peer) = known.peer else {
+            let why =
+                format!("{from} says nothing about {name}: whether its disk works is not known");
+            let report = ErrorReport::new(ErrorId::NodeUnreachable, self.refusing(name, from), why);
+            return Err(report.next(format!("on {from}: twinadm status {name}")));
+        };
+        // Its record lets it serve: the disk works and holds everything.
+        if !(peer.attached && peer.eligible) {
             // A view names a Primary whose disk has failed all the same.
             let why = format!("{from} has no disk that works: there may be no other copy");
             let report = ErrorReport::new(ErrorId::LastGoodCopy, self.refusing(name, from), why);
