@@ -318,17 +318,22 @@ impl Shard {
         self.note_clients_of(forward.resource);
     }
 
-    /// Those of a resource, and on the Primary those that the peer passes on: when the data link ends
-    /// nothing tells whether the other node is still there.
+    /// Those of a resource, by a node that does not serve it.
     pub(super) fn drop_forwards(&mut self, resource: Key) {
+        for key in self.forwards.keys_where(|it| it.resource == resource) {
+            self.drop_forward(key);
+        }
+    }
+
+    /// When the data link ends nothing tells whether the other node is still there: on the Primary
+    /// those go that the peer passes on. What they had in flight is still answered by the engine.
+    pub(super) fn drop_forwards_at_link_end(&mut self, resource: Key) {
         let passed_on =
             |client: &Client| client.resource == Some(resource) && client.identity.forwarded;
         for key in self.clients.keys_where(passed_on) {
             self.drop_client(key);
         }
-        for key in self.forwards.keys_where(|it| it.resource == resource) {
-            self.drop_forward(key);
-        }
+        self.drop_forwards(resource);
     }
 
     pub(super) fn note_view(&mut self, key: Key, view: &View) {

@@ -439,7 +439,7 @@ impl Shard {
         {
             self.inputs
                 .push_back((resource, Input::LinkDown { session, reason }));
-            self.drop_forwards(resource);
+            self.drop_forwards_at_link_end(resource);
         }
         self.drop_link(key);
     }
