@@ -217,7 +217,6 @@ fn a_takeover_cuts_those_who_were_passed_on() {
 
 /// A client that does not read its answers costs the others nothing, for however long.
 #[test]
-#[ignore = "long: CONTRIBUTING.md says how to run it"]
 fn a_client_that_does_not_read_holds_up_itself_alone() {
     let cluster = serving();
     let carrier = Carrier::new(&cluster, B);

@@ -253,7 +253,6 @@ fn the_guest_of_a_daemon_that_hangs_is_killed_before_the_next_one_runs() {
 /// A daemon is killed and started again while it is alone: its guest was never in doubt, and runs on
 /// under the same process. It does not stop when asked, so its volume stays, unless by force.
 #[test]
-#[ignore = "long: CONTRIBUTING.md says how to run it"]
 fn a_guest_survives_its_daemons_restart_and_keeps_its_volume_until_forced() {
     let on_demote = "on-demote = \"shutdown:1s\"\n";
     let Some(mut hosts) = Hosts::running(&Setup::default(), on_demote) else {
@@ -286,7 +285,6 @@ fn a_guest_survives_its_daemons_restart_and_keeps_its_volume_until_forced() {
 /// It crashes: started again where it is. libvirt hangs: nothing else does, and the guest is killed
 /// all the same when its volume is taken over.
 #[test]
-#[ignore = "long: CONTRIBUTING.md says how to run it"]
 fn a_crash_is_mended_in_place_and_a_hung_libvirt_saves_no_guest() {
     let Some(mut hosts) = Hosts::running(&Setup::default(), "") else {
         return;

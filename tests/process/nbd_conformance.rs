@@ -17,7 +17,6 @@ fn a_replicated_export_keeps_every_sentence() {
 }
 
 #[test]
-#[ignore = "long: CONTRIBUTING.md says how to run it"]
 fn a_replicated_export_keeps_every_sentence_by_tcp() {
     let mut cluster = Cluster::serving(&Setup {
         tcp: Tcp::Clear,

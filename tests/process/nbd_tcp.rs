@@ -284,7 +284,6 @@ fn nothing_is_told_before_tls() {
 
 /// Each way of wasting the handshake's time ends ten seconds after the connection came.
 #[test]
-#[ignore = "long: CONTRIBUTING.md says how to run it"]
 fn a_slow_tls_handshake_ends_after_ten_seconds() {
     let site = Site::serving("");
     let begun = now();

@@ -15,6 +15,9 @@ const CORPUS: &str = "tests/seeds.txt";
 /// Seeds that nobody has run yet; their base is printed, so that a failure can be run again.
 const FRESH_SEEDS: &str = "1500";
 
+/// More than cores: a test with processes mostly waits for what they do after a second or three.
+const TEST_THREADS: &str = "4";
+
 pub(crate) fn demo(arguments: &[String]) -> Outcome {
     println!("building twinblkd, twinblk-arbitrator and twinadm (optimised); then: twinadm demo");
     if !run::passes(&mut run::cargo(
@@ -67,7 +70,10 @@ pub(crate) fn test(_arguments: &[String]) -> Outcome {
     });
     let skipped = skip_list();
     report.tests("test", || {
+        // What was just built goes to the disk first, or the tests' own syncs wait behind it.
+        run::passes(&mut std::process::Command::new("sync"))?;
         let mut command = run::cargo("test --locked --workspace --no-fail-fast");
+        command.env("RUST_TEST_THREADS", TEST_THREADS);
         command.env("TWINBLK_TEST_SKIPS", &skipped);
         command.env("TWINBLK_TEST_GUEST_KERNEL", kernel::dir());
         run::counted(&mut command)
