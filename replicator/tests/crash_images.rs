@@ -161,6 +161,7 @@ fn blank() -> Superblock {
         full_sync_needed: false,
         bits_coarse: false,
         unwritten_bits_set: false,
+        may_be_ahead: false,
         features: Features::default(),
     }
 }

@@ -39,6 +39,7 @@ fn superblock() -> Superblock {
         full_sync_needed: false,
         bits_coarse: true,
         unwritten_bits_set: false,
+        may_be_ahead: false,
         features: Features {
             compat: 1 << 63,
             ro_compat: 0,

@@ -130,8 +130,7 @@ fn check_addresses(nodes: &[DraftNode], found: &mut Findings) {
 }
 
 /// Protocol A answers guests for writes that the peer may never get: no node may act on the peer's
-/// copy without a person who knows that. Nor with one, yet: after a lost connection the peer is
-/// made equal block by block and is no prefix meanwhile.
+/// copy without a person who knows that.
 fn check_protocol(
     resource: &DraftResource<'_>,
     net: &NetConfig,
@@ -140,20 +139,14 @@ fn check_protocol(
 ) {
     let own = resource.protocol.as_ref();
     let protocol = own.map_or(net.protocol, |own| own.value);
-    if protocol != ReplicationProtocol::A {
+    if protocol != ReplicationProtocol::A || resource.failover != Failover::Auto {
         return;
     }
     let span = own.map(|own| own.span).or(net_span);
     let span = span.unwrap_or(resource.name.span);
-    if resource.failover == Failover::Auto {
-        let message = "protocol \"A\" with automatic failover can lose acknowledged writes";
-        let label = "write \"C\", or \"B\": the peer's disk is not waited for";
-        found.at(ErrorId::ProtocolALossy, span, message, label);
-    } else {
-        let message = "protocol \"A\" is not in this version";
-        let label = "write \"B\": the peer's disk is not waited for";
-        found.at(ErrorId::NotInThisVersion, span, message, label);
-    }
+    let message = "protocol \"A\" with automatic failover can lose acknowledged writes";
+    let label = "write \"B\" or \"C\", or failover = \"manual\" in the resource";
+    found.at(ErrorId::ProtocolALossy, span, message, label);
 }
 
 fn check_tls(net: &NetConfig, span: Option<Span>, nodes: &[NodeConfig], found: &mut Findings) {

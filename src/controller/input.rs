@@ -100,6 +100,9 @@ pub enum EngineReport {
     PeerDiskFailed,
     /// The peer's data are to be thrown away there: it asks to be left out, and is equal until then.
     PeerGivesUpData,
+    /// The peer lacks writes that guests were told of (protocol A), and is to be made equal outside
+    /// `in_sync`.
+    PeerBehind,
     /// An Add was decided that the peer has no record of: it will never count itself as in sync, so
     /// this replica is the only one, whatever state it is in.
     PeerUnprepared,

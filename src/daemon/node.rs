@@ -253,6 +253,7 @@ fn report_of(event: &Event) -> Option<EngineReport> {
         Event::DiskFailed(_) => EngineReport::LocalDiskFailed,
         Event::PeerLost => EngineReport::PeerLost,
         Event::PeerDiskFailed => EngineReport::PeerDiskFailed,
+        Event::PeerBehind => EngineReport::PeerBehind,
         Event::PeerGivesUpData => EngineReport::PeerGivesUpData,
         Event::PeerUnprepared => EngineReport::PeerUnprepared,
         Event::NotActivated { view } => EngineReport::NotActivated { view },

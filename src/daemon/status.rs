@@ -435,6 +435,7 @@ fn why_words(rule: Rule) -> Option<&'static str> {
     Some(match rule {
         Rule::BothInSyncMarked => "both in sync, and blocks may differ after a crash or a cut",
         Rule::BitmapBaseMatches => "the peer missed writes",
+        Rule::PeerBehind => "guests know of writes that the peer may lack (protocol A)",
         Rule::BlankZeroes => "a new replica of zeroes",
         Rule::BitmapBaseUnknown => "what the replica holds is not known",
         Rule::NoLineage => "its data were given up (invalidate)",

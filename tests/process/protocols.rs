@@ -1,6 +1,8 @@
-//! Protocol B and manual failover with real processes: what is promised, and who may take over.
+//! Protocols A and B and manual failover with real processes: what is promised, and who may take over.
 
 use std::time::Duration;
+
+use nix::sys::signal::Signal;
 
 use crate::cluster::{A, B, Cluster, RES, Setup};
 use crate::nbd::Nbd;
@@ -74,6 +76,65 @@ fn under_manual_failover_nobody_takes_over_without_a_person() {
     assert_eq!(cluster.status(B).unwrap()["lossy"], false);
     cluster.start(A);
     cluster.wait_both_up_to_date(B);
+}
+
+/// Guests wait for the local disk alone; a flush waits for both, and a takeover is a person's and said
+/// to be one that may have lost something.
+#[test]
+fn under_a_writes_do_not_wait_for_the_peer_and_a_flush_does() {
+    let mut cluster = serving("protocol = \"A\"\nfailover = \"manual\"\n");
+    assert_eq!(cluster.status(A).unwrap()["protocol"], "A");
+    let mut nbd = Nbd::attach(&cluster.nbd_socket(A), RES, LIMIT).unwrap();
+    write_some(&mut nbd);
+    nbd.flush().unwrap();
+    // While the peer stands still; a machine that does too gets more tries.
+    let quick = (0..5).any(|_| {
+        cluster.signal(B, Signal::SIGSTOP);
+        let begin = now();
+        nbd.write(0, &[0xaa; 4096]).unwrap();
+        let waited = now() - begin;
+        cluster.signal(B, Signal::SIGCONT);
+        cluster.wait_both_up_to_date(A);
+        waited < Duration::from_millis(50)
+    });
+    assert!(quick, "five writes waited for the peer");
+    nbd.flush().unwrap();
+    cluster.kill(A);
+    cluster.wait_status(B, "it says whose turn it is", |status| {
+        let action = status["action"].as_str().unwrap_or_default();
+        action.contains("twinadm primary") && action.contains("is lost then")
+    });
+    cluster.adm(B, &["primary", RES]).ok();
+    assert_eq!(cluster.status(B).unwrap()["lossy"], true);
+    let mut nbd = Nbd::attach(&cluster.nbd_socket(B), RES, LIMIT).unwrap();
+    assert_eq!(nbd.read(0, 4096).unwrap(), [0xaa; 4096], "it was flushed");
+    for block in 1..40 {
+        assert_eq!(nbd.read(block * 4096, 4096).unwrap(), newest(block));
+    }
+    cluster.start(A);
+    cluster.wait_both_up_to_date(B);
+}
+
+/// A peer that may lack what guests were told of leaves the view before it is made equal.
+#[test]
+fn under_a_a_peer_that_comes_back_is_made_equal_outside_the_view() {
+    let mut cluster = serving("protocol = \"A\"\nfailover = \"manual\"\n");
+    let before = cluster.status(A).unwrap()["view"].as_u64().unwrap();
+    let mut nbd = Nbd::attach(&cluster.nbd_socket(A), RES, LIMIT).unwrap();
+    write_some(&mut nbd);
+    cluster.kill(B);
+    cluster.start(B);
+    nbd.write(0, &[0xbb; 4096]).unwrap();
+    let status = cluster.wait_both_up_to_date(A);
+    assert!(
+        status["view"].as_u64().unwrap() >= before + 2,
+        "a Remove and an Add: {status}"
+    );
+    drop(nbd);
+    cluster.kill(B);
+    cluster.kill(A);
+    let [a, b] = [A, B].map(|node| std::fs::read(cluster.disk(node)).unwrap());
+    assert!(a == b, "both disks hold the same");
 }
 
 /// What the peer had only received is gone with its process; the Primary's own disk has it.

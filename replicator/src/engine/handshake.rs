@@ -5,7 +5,7 @@
 //! mirrored verdicts, because every input travels in a hello.
 
 use crate::protocol::{Hello, Refusal, ReplicaClaim};
-use crate::types::{NodeId, ViewNumber};
+use crate::types::{NodeId, ReplicationProtocol, ViewNumber};
 
 /// What this side does in the session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +56,7 @@ pub enum Rule {
     SecondaryDiskless,
     BothInSync,
     BothInSyncMarked,
+    PeerBehind,
     BitmapBaseMatches,
     BlankZeroes,
     BitmapBaseUnknown,
@@ -134,6 +135,11 @@ fn decide_pair(primary: &Hello, secondary: &Hello, side: Side) -> (Verdict, Rule
             side.pick(Verdict::MirrorSource, Verdict::MirrorTarget),
             Rule::BothInSync,
         );
+    }
+    if trusted && primary.protocol == ReplicationProtocol::A {
+        // The peer is a prefix of what guests were told (I4), and would be none while it is made
+        // equal block by block: it leaves `in_sync` first.
+        return (Verdict::Idle, Rule::PeerBehind);
     }
     let (full, rule) = match bitmap_base(source, target) {
         _ if trusted => (false, Rule::BothInSyncMarked),
@@ -233,7 +239,7 @@ mod tests {
             seal: ViewNumber::NONE,
             boot_id: 0,
             incarnation: 0,
-            protocol: crate::types::ReplicationProtocol::C,
+            protocol: ReplicationProtocol::C,
         }
     }
 

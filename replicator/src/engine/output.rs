@@ -179,6 +179,9 @@ pub enum Event {
     PeerDiskFailed,
     /// The peer's operator throws its data away: it asks to leave `in_sync`, and is equal until then.
     PeerGivesUpData,
+    /// Guests were told of writes that the peer may lack (protocol A): it is a prefix of them and
+    /// would be none while it is made equal, so it has to leave `in_sync` first.
+    PeerBehind,
     /// An Add was decided late, after the peer's record of it went with its session: it has to
     /// leave and be added again, even if the local disk has failed meanwhile.
     PeerUnprepared,

@@ -5,7 +5,7 @@ use super::session::Phase;
 use super::{Engine, LocalDisk, MetaThen};
 use crate::meta::ReplicaState;
 use crate::protocol::Message;
-use crate::types::{Activation, CommittedView, Instant, View, ViewNumber};
+use crate::types::{Activation, CommittedView, Instant, ReplicationProtocol, View, ViewNumber};
 
 /// A Primary's state.
 #[derive(Clone, Debug)]
@@ -81,8 +81,12 @@ impl Engine {
             replica.lost_volatile = false;
         }
         let boot_id = self.config.boot_id;
+        let under_a = self.config.protocol == ReplicationProtocol::A;
+        let beside_peer = view.in_sync.contains(self.config.node.peer());
         self.record(
             |superblock| {
+                // An earlier activation's tail is nobody's concern once the peer has left.
+                superblock.may_be_ahead = under_a || (superblock.may_be_ahead && beside_peer);
                 superblock.state = ReplicaState::InSync { since: view.number };
                 superblock.data_generation = Some(view.data_generation);
                 superblock.last_view = view.number;

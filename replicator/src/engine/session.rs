@@ -18,6 +18,8 @@ pub(super) struct Session {
     pub(super) id: SessionId,
     pub(super) phase: Phase,
     hello_sent: Option<Box<Hello>>,
+    /// This side's protocol.
+    configured: ReplicationProtocol,
     pub(super) peer: Option<Box<Hello>>,
     pub(super) rule: Option<Rule>,
     /// Resynced from scratch although the view names it: not to be relied on before a Remove.
@@ -61,9 +63,10 @@ pub(super) enum Phase {
 }
 
 impl Session {
-    fn new(id: SessionId, now: Instant) -> Self {
+    fn new(id: SessionId, configured: ReplicationProtocol, now: Instant) -> Self {
         Self {
             id,
+            configured,
             phase: Phase::Greeting,
             hello_sent: None,
             peer: None,
@@ -112,9 +115,9 @@ impl Session {
     /// The stricter of what both sides are configured with, so that neither is surprised while one
     /// of them has a new configuration already.
     pub(super) fn protocol(&self) -> ReplicationProtocol {
-        match (&self.hello_sent, &self.peer) {
-            (Some(own), Some(peer)) => own.protocol.stricter(peer.protocol),
-            _ => ReplicationProtocol::C,
+        match &self.peer {
+            Some(peer) => self.configured.stricter(peer.protocol),
+            None => ReplicationProtocol::C,
         }
     }
 
@@ -143,7 +146,7 @@ impl Engine {
             });
             return;
         }
-        self.session = Some(Session::new(id, self.now));
+        self.session = Some(Session::new(id, self.config.protocol, self.now));
         self.era += 1;
         self.old_ops = self.ops_that_count();
         out.push(Action::Event(Event::Changed));
@@ -228,7 +231,18 @@ impl Engine {
             seal: self.seal,
             boot_id: self.config.boot_id,
             incarnation: self.config.incarnation,
-            protocol: self.config.protocol,
+            protocol: self.told_under(),
+        }
+    }
+
+    /// What guests of this node were told under: after a restart with another protocol, writes of
+    /// the activation before may still be missing on the peer.
+    fn told_under(&self) -> ReplicationProtocol {
+        let record = self.replica.as_ref().map(|it| it.superblock.current());
+        if self.active.is_some() && record.is_some_and(|it| it.may_be_ahead) {
+            ReplicationProtocol::A
+        } else {
+            self.config.protocol
         }
     }
 
@@ -309,6 +323,9 @@ impl Engine {
             Verdict::Refuse(_) => unreachable!("returned above"),
             Verdict::Idle => {
                 self.report_lost_writes(rule, out);
+                if rule == Rule::PeerBehind && self.active.is_some() {
+                    out.push(Action::Event(Event::PeerBehind));
+                }
                 self.enter(Phase::Idle, out);
             }
             Verdict::MirrorSource => self.enter(Phase::MirrorSource, out),

@@ -336,7 +336,9 @@ impl Resource {
             EngineReport::PeerLost => {
                 self.peer_lost_at.get_or_insert(cx.now);
             }
-            EngineReport::PeerDiskFailed | EngineReport::PeerGivesUpData => {
+            EngineReport::PeerDiskFailed
+            | EngineReport::PeerGivesUpData
+            | EngineReport::PeerBehind => {
                 self.peer_failed = true;
             }
             EngineReport::PeerUnprepared => {

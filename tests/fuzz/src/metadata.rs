@@ -136,6 +136,7 @@ fn base() -> BTreeMap<u64, Page> {
         full_sync_needed: false,
         bits_coarse: false,
         unwritten_bits_set: false,
+        may_be_ahead: false,
         features: Features::default(),
     };
     let layout = superblock.layout().expect("a valid size");

@@ -251,6 +251,10 @@ pub enum FaultWhat {
     },
     /// `move` to the peer, if this node is Primary.
     MoveAway(NodeId),
+    /// `disconnect` here, `connect` at the end.
+    Disconnect(NodeId),
+    /// `primary`, whatever the other node does.
+    Promote(NodeId),
     /// `secondary` here, `primary` there at the end.
     Move {
         /// The node demoted.
@@ -296,6 +300,7 @@ impl Plan {
         faults.extend(draw_invalidations(seed, &options));
         faults.extend(draw_verifies(seed, &options, &ops));
         faults.extend(draw_moves(seed, &options));
+        faults.extend(draw_takeovers(seed, &options));
         faults.sort_by_key(|fault| fault.at);
         if let Some(hang) = draw_lone_hang(seed, &options) {
             faults = vec![hang];
@@ -371,17 +376,24 @@ fn draw_options(seed: u64) -> Options {
 /// Seeds below this one were kept for what they found when there was only protocol C.
 pub const PROTOCOLS_FROM: u64 = 1_000_000_000;
 
+/// Protocol A from here on.
+pub const PROTOCOL_A_FROM: u64 = 7_000_000_000;
+
 fn draw_protocol(seed: u64) -> ReplicationProtocol {
     let mut rng = Rng::keyed(seed, Stream::Options, 2);
+    let may_be_a = seed >= PROTOCOL_A_FROM && draw_failover(seed) == Failover::Manual;
     match rng.below(10) {
         _ if seed < PROTOCOLS_FROM => ReplicationProtocol::C,
+        // Never with automatic failover.
+        0..=7 if may_be_a => ReplicationProtocol::A,
         0..=3 => ReplicationProtocol::B,
         _ => ReplicationProtocol::C,
     }
 }
 
 fn draw_failover(seed: u64) -> Failover {
-    let manual = Rng::keyed(seed, Stream::Options, 3).chance(100);
+    let often = if seed < PROTOCOL_A_FROM { 100 } else { 700 };
+    let manual = Rng::keyed(seed, Stream::Options, 3).chance(often);
     if manual && seed >= PROTOCOLS_FROM {
         Failover::Manual
     } else {
@@ -668,6 +680,41 @@ fn draw_moves(seed: u64, options: &Options) -> Vec<Fault> {
         }
     }
     moves
+}
+
+/// Key of the draw of takeovers by order.
+const TAKEOVERS: u64 = 1 << 39;
+
+/// Under protocol A nobody takes over by itself: an operator does, of a Primary that died for longer
+/// than a grant, mostly right after something that left the peer to be made equal.
+fn draw_takeovers(seed: u64, options: &Options) -> Vec<Fault> {
+    let mut rng = Rng::keyed(seed, Stream::Faults, TAKEOVERS);
+    if options.protocol != ReplicationProtocol::A || options.kinds.is_empty() {
+        return Vec::new();
+    }
+    let mut takeovers = Vec::new();
+    let fault = |at, length, what| Fault { at, length, what };
+    for _ in 0..rng.between(1, 3) {
+        let at = SimTime(rng.below(options.safety.0));
+        let dead = rng.pick(&[NodeId::A, NodeId::B]);
+        let mut death = at;
+        if rng.chance(800) {
+            let hurt = match rng.below(4) {
+                0 => FaultWhat::Kill(dead),
+                1 => FaultWhat::Kill(dead.peer()),
+                _ => FaultWhat::Disconnect(dead),
+            };
+            let length = rng.log_between(MILLIS, 300 * MILLIS);
+            takeovers.push(fault(at, length, hurt));
+            // About when the two have met again.
+            death = at.plus(length + rng.log_between(20 * MILLIS, 300 * MILLIS));
+        }
+        let length = rng.between(4 * SECS, 8 * SECS);
+        takeovers.push(fault(death, length, FaultWhat::Kill(dead)));
+        let order = death.plus(rng.below(2 * SECS));
+        takeovers.push(fault(order, MILLIS, FaultWhat::Promote(dead.peer())));
+    }
+    takeovers
 }
 
 /// Both data nodes, at nearly the same moment, returning in either order.

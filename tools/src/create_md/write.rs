@@ -67,6 +67,7 @@ fn superblock(wanted: &Wanted, recipe: &Recipe, replica: ReplicaId) -> Superbloc
         bits_coarse: false,
         // Not known to be zero: every block counts as different until it was copied once.
         unwritten_bits_set: !recipe.zero_proven,
+        may_be_ahead: false,
         features: Features::default(),
     }
 }

@@ -361,6 +361,7 @@ mod tests {
             full_sync_needed: false,
             bits_coarse: false,
             unwritten_bits_set: false,
+            may_be_ahead: false,
             features: Features::default(),
         };
         let mut contents = Contents {

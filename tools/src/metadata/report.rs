@@ -97,6 +97,7 @@ pub(super) struct Flags {
     pub(super) bits_coarse: bool,
     pub(super) zero_proven: bool,
     pub(super) unwritten_bits_set: bool,
+    pub(super) may_be_ahead: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -240,6 +241,7 @@ impl Replica {
                 bits_coarse: it.bits_coarse,
                 zero_proven: it.zero_proven,
                 unwritten_bits_set: it.unwritten_bits_set,
+                may_be_ahead: it.may_be_ahead,
             },
             features: FeatureBits::new(it.features),
         }

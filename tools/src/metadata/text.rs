@@ -75,12 +75,14 @@ fn replica_lines(it: &Replica) -> String {
         ),
         format!("size bytes:{} metadata:{}", it.size_bytes, it.needed_bytes),
         format!(
-            "flags open:{} full-sync-needed:{} bits-coarse:{} zero-proven:{} unwritten-bits-set:{}",
+            "flags open:{} full-sync-needed:{} bits-coarse:{} zero-proven:{} \
+             unwritten-bits-set:{} may-be-ahead:{}",
             yes(flags.open),
             yes(flags.full_sync_needed),
             yes(flags.bits_coarse),
             yes(flags.zero_proven),
-            yes(flags.unwritten_bits_set)
+            yes(flags.unwritten_bits_set),
+            yes(flags.may_be_ahead)
         ),
         format!(
             "features compat:{} ro-compat:{} incompat:{}",

@@ -136,6 +136,26 @@ fn handing_over_waits_for_what_was_answered_ahead() {
     assert_eq!(pair.durable(B, 5), block(0x11));
 }
 
+/// A peer that may lack what guests of A were told leaves `in_sync` before anything is copied.
+fn reconnect(pair: &mut Pair, protocol: ReplicationProtocol) {
+    let before: Vec<_> = (0..16).map(|nr| pair.disk(B, nr)).collect();
+    pair.connect();
+    pair.run();
+    let behind = pair.saw(A, |event| *event == Event::PeerBehind);
+    assert_eq!(behind, protocol == ReplicationProtocol::A, "{protocol:?}");
+    if behind {
+        let now: Vec<_> = (0..16).map(|nr| pair.disk(B, nr)).collect();
+        assert_eq!(
+            now, before,
+            "a prefix is not touched while the view counts on it"
+        );
+        pair.remove_peer(A);
+        pair.input(B, Input::Learned(pair.view.unwrap()));
+        pair.connect();
+        pair.add_peer(A);
+    }
+}
+
 #[test]
 fn a_takeover_carries_out_all_that_was_received() {
     // interleavings F1, variant: what the peer said it holds is not the unacknowledged tail.
@@ -232,8 +252,7 @@ fn a_peer_whose_process_died_says_that_it_may_have_lost_something() {
         pair.hold_disk(B, false);
         pair.restart(B);
         assert_eq!(lost(&pair, B), Some(wanted), "{protocol:?}");
-        pair.connect();
-        pair.run();
+        reconnect(&mut pair, protocol);
         assert_eq!(pair.answer(request), OK);
         pair.assert_replicas_equal();
         assert_eq!(lost(&pair, B), Some(false), "made good, {protocol:?}");
@@ -257,8 +276,7 @@ fn a_primary_whose_process_died_lost_nothing_it_answered_for() {
             assert!(!pair.facts(A).unwrap().lost_volatile);
         }
         pair.recover(A);
-        pair.connect();
-        pair.run();
+        reconnect(&mut pair, protocol);
         pair.assert_replicas_equal();
         assert_eq!(pair.read_back(A, 1), block(0x11));
         assert_eq!(
@@ -296,10 +314,30 @@ fn what_was_answered_ahead_is_marked_when_the_session_ends() {
     assert_eq!(pair.snapshot(A).out_of_sync_blocks, 1);
     assert_eq!(pair.snapshot(A).lag_bytes, 0, "no longer on its way");
     pair.assert_dirty_superset();
-    pair.connect();
-    pair.run();
+    reconnect(&mut pair, ReplicationProtocol::A);
     pair.assert_replicas_equal();
     assert_eq!(pair.view.unwrap().in_sync, InSync::BOTH);
+}
+
+#[test]
+fn a_primary_restarted_under_c_remembers_that_it_answered_under_a() {
+    let mut pair = under(ReplicationProtocol::A);
+    pair.hold_inbox(B, true);
+    pair.written(A, 1, 0x11);
+    pair.shape.protocol = ReplicationProtocol::C;
+    pair.crash(A);
+    pair.hold_inbox(B, false);
+    pair.restart(A);
+    pair.recover(A);
+    reconnect(&mut pair, ReplicationProtocol::A);
+    pair.assert_replicas_equal();
+    pair.hold_disk(B, true);
+    let request = pair.write(A, 2, 0x22);
+    pair.run();
+    assert_eq!(pair.answer(request), None);
+    pair.hold_disk(B, false);
+    pair.run();
+    assert_eq!(pair.answer(request), OK);
 }
 
 #[test]

@@ -202,6 +202,7 @@ pub(super) fn formatted(node: NodeId, replica: u128, shape: &Shape) -> Vec<u8> {
         full_sync_needed: false,
         bits_coarse: false,
         unwritten_bits_set: !shape.zero_proven,
+        may_be_ahead: false,
         features: Features::default(),
     };
     let plan = format(&superblock).unwrap();

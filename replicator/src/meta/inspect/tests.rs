@@ -76,6 +76,7 @@ fn superblock(al_slots: u16) -> Superblock {
         full_sync_needed: false,
         bits_coarse: false,
         unwritten_bits_set: false,
+        may_be_ahead: false,
         features: Features::default(),
     }
 }

@@ -100,6 +100,9 @@ pub struct Superblock {
     pub bits_coarse: bool,
     /// Bitmap pages never written since `create-md` (all zero) have every bit set, not clear.
     pub unwritten_bits_set: bool,
+    /// It served under protocol A, with a peer in `in_sync`: guests may know of writes that the peer
+    /// never got.
+    pub may_be_ahead: bool,
     /// Feature bits, kept as found.
     pub features: Features,
 }
@@ -191,6 +194,7 @@ const FLAG_OPEN: u32 = 1 << 1;
 const FLAG_FULL_SYNC_NEEDED: u32 = 1 << 2;
 const FLAG_BITS_COARSE: u32 = 1 << 3;
 const FLAG_UNWRITTEN_BITS_SET: u32 = 1 << 4;
+const FLAG_MAY_BE_AHEAD: u32 = 1 << 5;
 
 impl Superblock {
     /// The layout of this replica's metadata; `None` if size or slots are out of range.
@@ -225,7 +229,8 @@ impl Superblock {
                 | flag(self.open, FLAG_OPEN)
                 | flag(self.full_sync_needed, FLAG_FULL_SYNC_NEEDED)
                 | flag(self.bits_coarse, FLAG_BITS_COARSE)
-                | flag(self.unwritten_bits_set, FLAG_UNWRITTEN_BITS_SET))
+                | flag(self.unwritten_bits_set, FLAG_UNWRITTEN_BITS_SET)
+                | flag(self.may_be_ahead, FLAG_MAY_BE_AHEAD))
             .into(),
             replica: self.replica.0.into(),
             data_generation: self.data_generation.map_or(0, |id| id.0).into(),
@@ -306,6 +311,7 @@ impl Superblock {
             full_sync_needed: flags & FLAG_FULL_SYNC_NEEDED != 0,
             bits_coarse: flags & FLAG_BITS_COARSE != 0,
             unwritten_bits_set: flags & FLAG_UNWRITTEN_BITS_SET != 0,
+            may_be_ahead: flags & FLAG_MAY_BE_AHEAD != 0,
             features,
         };
         let layout = superblock.layout()?;

@@ -24,6 +24,7 @@ fn superblock() -> Superblock {
         full_sync_needed: false,
         bits_coarse: false,
         unwritten_bits_set: true,
+        may_be_ahead: false,
         features: Features::default(),
     }
 }
@@ -50,7 +51,7 @@ prop_compose! {
         state in states(),
         ids in any::<(u64, u16, u128, u128, u128, u128)>(),
         views in (any::<u64>(), 0..=ViewNumber::MAX.0, 0..=ViewNumber::MAX.0),
-        bits in any::<[bool; 5]>(),
+        bits in any::<[bool; 6]>(),
         size in 1..=1_u64 << 38,
         al_slots in 0..=65_534_u16,
         compat in any::<u64>(),
@@ -75,6 +76,7 @@ prop_compose! {
             full_sync_needed: bits[2],
             bits_coarse: bits[3],
             unwritten_bits_set: bits[4],
+            may_be_ahead: bits[5],
             features: Features { compat, ..Features::default() },
         }
     }

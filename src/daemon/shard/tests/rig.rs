@@ -209,6 +209,7 @@ impl Node {
             full_sync_needed: false,
             bits_coarse: false,
             unwritten_bits_set: false,
+            may_be_ahead: false,
             features: Features::default(),
         };
         let plan = format(&superblock).unwrap();

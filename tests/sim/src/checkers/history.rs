@@ -277,6 +277,73 @@ impl History {
         Ok(())
     }
 
+    /// A replica that guests were ahead of serves now (protocol A): what was flushed must be there,
+    /// and of the rest, `in_order`, nothing that was submitted after something that is missing had
+    /// been acknowledged (I4). What is missing is excused.
+    ///
+    /// # Errors
+    /// If it is no such prefix.
+    pub fn survive(
+        &mut self,
+        now: SimTime,
+        in_order: bool,
+        holds: impl Fn(u64) -> Value,
+    ) -> Checked {
+        let mut missing = NEVER;
+        let mut lost = Vec::new();
+        for cell in self.touched().collect::<Vec<_>>() {
+            let value = holds(cell);
+            self.check(cell, value, now, Must::Flushed)?;
+            if self.check(cell, value, now, Must::Acknowledged).is_err() {
+                missing = missing.min(self.first_missing(cell, value));
+                lost.push(cell);
+            }
+        }
+        for cell in self.touched().filter(|_| in_order) {
+            let Value::Written(write) = holds(cell) else {
+                continue;
+            };
+            if self.writes[at(u64::from(write.0) - 1)].invoked > missing {
+                let detail = format!(
+                    "cell {cell} holds {write:?}, submitted after {} when something missing had \
+                     been acknowledged; {}",
+                    missing.0,
+                    self.tell(cell)
+                );
+                return Err(Violation::new("survivor is a prefix", detail));
+            }
+        }
+        for cell in lost {
+            self.excuse(cell);
+        }
+        Ok(())
+    }
+
+    /// When the first write was acknowledged that a cell with this value surely lacks: zeroes may be
+    /// of the newest write that makes some.
+    fn first_missing(&self, cell: u64, value: Value) -> SimTime {
+        let zeroing = |entry: &&Entry| self.record(entry).effect != Effect::Data;
+        let there = match value {
+            Value::Written(write) => Some(write),
+            Value::Zero => {
+                let newest = self.cells[at(cell)].iter().rev().find(zeroing);
+                newest.map(|entry| entry.write)
+            }
+            Value::Garbage => None,
+        };
+        let from = there.map_or(SimTime(0), |write| {
+            self.writes[at(u64::from(write.0) - 1)].invoked
+        });
+        let entries = self.cells[at(cell)].iter();
+        entries
+            .filter(|entry| !entry.durable && Some(entry.write) != there)
+            .filter_map(|entry| self.zone(entry, Must::Acknowledged))
+            .filter(|zone| zone.start > from)
+            .map(|zone| zone.finish)
+            .min()
+            .unwrap_or(NEVER)
+    }
+
     /// The last volatile copy of a cell may be gone: what was never flushed may be there or not.
     fn excuse(&mut self, cell: u64) {
         for index in 0..self.cells[at(cell)].len() {

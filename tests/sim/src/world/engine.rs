@@ -243,6 +243,7 @@ impl World {
             EngineEvent::Detached => Some(EngineReport::ReplicaGone),
             EngineEvent::DiskFailed(_) => Some(EngineReport::LocalDiskFailed),
             EngineEvent::PeerLost => Some(EngineReport::PeerLost),
+            EngineEvent::PeerBehind => Some(EngineReport::PeerBehind),
             EngineEvent::PeerDiskFailed => Some(EngineReport::PeerDiskFailed),
             EngineEvent::PeerGivesUpData => Some(EngineReport::PeerGivesUpData),
             EngineEvent::PeerUnprepared => Some(EngineReport::PeerUnprepared),

@@ -64,6 +64,8 @@ impl World {
             FaultWhat::Move { from, .. } => self.order(from, Order::Secondary),
             FaultWhat::Stop(node) => self.order(node, Order::HandOver),
             FaultWhat::MoveAway(node) => self.order(node, Order::Move),
+            FaultWhat::Promote(node) => self.order(node, Order::Primary),
+            FaultWhat::Disconnect(node) => self.admin(node, AdminRequest::Disconnect),
         }
         self.active_faults.insert(nr);
         self.schedule(fault.length, Event::FaultEnds(nr));
@@ -168,7 +170,8 @@ impl World {
             }
             FaultWhat::Rot { .. } => {}
             FaultWhat::Move { to, .. } => self.order(to, Order::Primary),
-            FaultWhat::MoveAway(_) => {}
+            FaultWhat::Disconnect(node) => self.admin(node, AdminRequest::Connect),
+            FaultWhat::MoveAway(_) | FaultWhat::Promote(_) => {}
             FaultWhat::Stop(node) => {
                 self.kill(node);
                 self.schedule(MILLIS, Event::Start { node });

@@ -181,6 +181,12 @@ impl World {
         if !view.in_sync.contains(node) {
             return;
         }
+        if view.lossy && self.plan.options.protocol == ReplicationProtocol::A {
+            let target = &self.nodes[node.index()];
+            let holds = |cell| cell_of(&target.data.current(cell / CELLS_PER_BLOCK), cell);
+            let checked = self.history.survive(self.now, !target.tainted, holds);
+            self.check(checked);
+        }
         let checked = self.check_image(node);
         self.check(checked);
         self.node(node).tainted = false;
@@ -399,6 +405,7 @@ impl World {
                 full_sync_needed: false,
                 bits_coarse: false,
                 unwritten_bits_set: !self.plan.options.zero_proven,
+                may_be_ahead: false,
                 features: replicator::meta::Features::default(),
             };
             let plan = format(&superblock).expect("plans have volumes of sane size");
