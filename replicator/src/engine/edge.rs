@@ -45,65 +45,62 @@ impl Part {
 }
 
 /// Cuts a write into parts of at most [`PART_LEN_MAX`] bytes, on multiples of it.
-pub(super) fn write_parts(offset: ByteOffset, payload: &Payload) -> Vec<Part> {
+pub(super) fn write_parts(offset: ByteOffset, payload: Payload) -> impl Iterator<Item = Part> {
     let end = offset.0 + payload.len() as u64;
-    let mut parts = Vec::with_capacity(1);
-    let mut at = offset.0;
-    while at < end {
-        let stop = end.min((at / PART_LEN_MAX + 1) * PART_LEN_MAX);
-        let bytes = payload.slice(to_usize(at - offset.0), to_usize(stop - offset.0));
-        let asked = byte_range(at, stop);
+    cuts(offset.0, end, PART_LEN_MAX).map(move |asked| {
+        let at = asked.offset().0 - offset.0;
+        let bytes = payload.slice(to_usize(at), to_usize(at + asked.len().0));
         let range = asked.blocks_outward();
         let content = if asked.is_block_aligned() {
             Content::Whole(bytes)
         } else {
             Content::Partial {
-                skip: to_usize(at - range.offset().0),
+                skip: to_usize(asked.offset().0 - range.offset().0),
                 bytes,
             }
         };
-        parts.push(Part { range, content });
-        at = stop;
-    }
-    parts
+        Part { range, content }
+    })
 }
 
 /// Cuts a request for zeroes: partial first and last blocks become small writes of zero bytes, the
 /// whole blocks between stay "zeroes".
-pub(super) fn zero_parts(offset: ByteOffset, len: ByteLen, may_unmap: bool) -> Vec<Part> {
+pub(super) fn zero_parts(
+    offset: ByteOffset,
+    len: ByteLen,
+    may_unmap: bool,
+) -> impl Iterator<Item = Part> {
     let (start, end) = (offset.0, offset.0 + len.0);
-    let whole_start = start.next_multiple_of(BLOCK_LEN);
-    let whole_end = end - end % BLOCK_LEN;
-    if whole_start >= whole_end {
-        return write_parts(offset, &zeroes(end - start));
-    }
-    let mut parts = write_parts(offset, &zeroes(whole_start - start));
-    parts.extend(whole_zero_parts(whole_start, whole_end, may_unmap));
-    parts.extend(write_parts(ByteOffset(whole_end), &zeroes(end - whole_end)));
-    parts
+    let whole_start = start.next_multiple_of(BLOCK_LEN).min(end);
+    let whole_end = (end - end % BLOCK_LEN).max(whole_start);
+    write_parts(offset, zeroes(whole_start - start))
+        .chain(whole_zero_parts(whole_start, whole_end, may_unmap))
+        .chain(write_parts(ByteOffset(whole_end), zeroes(end - whole_end)))
 }
 
 /// Cuts a trim: whole blocks only (a trim is a hint and may round inwards), as zeroes, so that both
 /// replicas read the same afterwards (interleavings F17).
-pub(super) fn trim_parts(offset: ByteOffset, len: ByteLen) -> Vec<Part> {
+pub(super) fn trim_parts(offset: ByteOffset, len: ByteLen) -> impl Iterator<Item = Part> {
     let whole_start = offset.0.next_multiple_of(BLOCK_LEN);
     let end = offset.0 + len.0;
     whole_zero_parts(whole_start, end - end % BLOCK_LEN, true)
 }
 
-fn whole_zero_parts(start: u64, end: u64, may_unmap: bool) -> Vec<Part> {
-    let mut parts = Vec::new();
+fn whole_zero_parts(start: u64, end: u64, may_unmap: bool) -> impl Iterator<Item = Part> {
+    cuts(start, end, ZERO_PART_LEN_MAX).map(move |asked| Part {
+        range: asked.blocks_outward(),
+        content: Content::Zeroes { may_unmap },
+    })
+}
+
+/// The bytes from `start` to `end`, cut at multiples of `len_max`.
+fn cuts(start: u64, end: u64, len_max: u64) -> impl Iterator<Item = ByteRange> {
     let mut at = start;
-    while at < end {
-        let stop = end.min((at / ZERO_PART_LEN_MAX + 1) * ZERO_PART_LEN_MAX);
-        let range = byte_range(at, stop).blocks_outward();
-        parts.push(Part {
-            range,
-            content: Content::Zeroes { may_unmap },
-        });
-        at = stop;
-    }
-    parts
+    core::iter::from_fn(move || {
+        let from = at;
+        at = end.min((from / len_max + 1) * len_max);
+        (from < end).then(|| byte_range(from, at))
+    })
 }
 
 /// The blocks that must be read before a partial part can be written: the first, the last, or both.
@@ -205,11 +202,11 @@ mod tests {
             let (start, end) = (to_usize(offset), to_usize(offset + len));
             let parts = if zero {
                 expected[start..end].fill(0);
-                zero_parts(ByteOffset(offset), ByteLen(len), true)
+                zero_parts(ByteOffset(offset), ByteLen(len), true).collect::<Vec<_>>()
             } else {
                 let bytes: Vec<u8> = (0..len).map(|i| i.to_le_bytes()[0] ^ seed).collect();
                 expected[start..end].copy_from_slice(&bytes);
-                write_parts(ByteOffset(offset), &bytes.into())
+                write_parts(ByteOffset(offset), bytes.into()).collect()
             };
             apply(&mut image, &parts);
             prop_assert!(image == expected);
@@ -218,7 +215,7 @@ mod tests {
 
     #[test]
     fn a_trim_smaller_than_a_block_is_nothing() {
-        assert!(trim_parts(ByteOffset(10), ByteLen(4090)).is_empty());
-        assert_eq!(trim_parts(ByteOffset(1), ByteLen(8191)).len(), 1);
+        assert_eq!(trim_parts(ByteOffset(10), ByteLen(4090)).count(), 0);
+        assert_eq!(trim_parts(ByteOffset(1), ByteLen(8191)).count(), 1);
     }
 }

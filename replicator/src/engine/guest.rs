@@ -62,7 +62,7 @@ impl Engine {
             } => {
                 self.counters.writes += 1;
                 self.counters.written_bytes += payload.len() as u64;
-                self.begin_parts(guest.request, edge::write_parts(offset, &payload), fua, out);
+                self.begin_parts(guest.request, edge::write_parts(offset, payload), fua, out);
             }
             GuestKind::Trim { offset, len, fua } => {
                 self.begin_parts(guest.request, edge::trim_parts(offset, len), fua, out);
@@ -79,13 +79,22 @@ impl Engine {
         }
     }
 
-    fn begin_parts(&mut self, id: RequestId, parts: Vec<edge::Part>, fua: bool, out: &mut Outbox) {
-        let request = self.begin_request(id, parts.len());
-        if parts.is_empty() {
+    fn begin_parts(
+        &mut self,
+        id: RequestId,
+        parts: impl Iterator<Item = edge::Part>,
+        fua: bool,
+        out: &mut Outbox,
+    ) {
+        let request = self.begin_request(id, 0);
+        let before = self.waiting_parts.len();
+        self.waiting_parts
+            .extend(parts.map(|part| (request, part, fua)));
+        let count = self.waiting_parts.len() - before;
+        if count == 0 {
             self.finish_request(request, out);
-        }
-        for part in parts {
-            self.waiting_parts.push_back((request, part, fua));
+        } else if let Some(request) = self.requests.get_mut(request) {
+            request.parts = count;
         }
         self.pump_waiting_parts(out);
     }
