@@ -258,6 +258,7 @@ fn cause_to_raw(cause: ViewCause) -> u8 {
         ViewCause::Held => 7,
         ViewCause::Claimed => 8,
         ViewCause::VoterAdded => 9,
+        ViewCause::Forced => 10,
     }
 }
 
@@ -272,6 +273,7 @@ fn cause_from_raw(raw: u8) -> Option<ViewCause> {
         7 => ViewCause::Held,
         8 => ViewCause::Claimed,
         9 => ViewCause::VoterAdded,
+        10 => ViewCause::Forced,
         _ => return None,
     })
 }

@@ -193,7 +193,11 @@ impl Change {
     pub fn activates(&self) -> bool {
         matches!(
             self,
-            Self::Found { .. } | Self::Recover { .. } | Self::Takeover { .. } | Self::Claim { .. }
+            Self::Found { .. }
+                | Self::Recover { .. }
+                | Self::Takeover { .. }
+                | Self::Claim { .. }
+                | Self::Force { .. }
         )
     }
 

@@ -56,6 +56,10 @@ pub struct OrderId(pub u64);
 pub enum Order {
     /// This node shall be Primary. Done when the view is committed and the engine was activated.
     Primary,
+    /// This node shall be Primary whatever the view and the voters say, over the data that it has: an
+    /// operator knows what that gives up, and that the other node does not serve. Refused while the
+    /// other node is heard as Primary.
+    Force,
     /// This node shall not be Primary and no node shall promote itself. Done when the hold is
     /// committed (at once on a node that is not the Primary of record).
     Secondary,

@@ -46,6 +46,8 @@ mod scenarios;
 #[cfg(test)]
 mod scenarios_exhausted;
 #[cfg(test)]
+mod scenarios_force;
+#[cfg(test)]
 mod scenarios_hand_over;
 #[cfg(test)]
 mod scenarios_loose_ends;

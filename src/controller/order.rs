@@ -81,6 +81,7 @@ impl Names<'_> {
     fn command(&self, verb: &str) -> String {
         match verb {
             "move" => format!("twinadm move {} {}", self.resource, self.peer),
+            "primary --force" => format!("twinadm primary {} --force", self.resource),
             _ => format!("twinadm {verb} {}", self.resource),
         }
     }
@@ -141,7 +142,9 @@ fn explain_blocked(
         .unwrap_or(&Blocker::Undecided);
     let (id, kind) = first.id();
     let what = match verb {
-        "primary" => format!("{node} may not become Primary for {resource}"),
+        "primary" | "primary --force" => {
+            format!("{node} may not become Primary for {resource}")
+        }
         "move" => format!("{resource} was not moved to {}", names.peer),
         _ => format!("{verb} {resource} on {node} was not carried out"),
     };
@@ -188,6 +191,7 @@ impl Blocker {
             Self::PeerNotReady => ("E0416", RefusalKind::Safety),
             Self::PeerSilent => ("E0601", RefusalKind::Timeout),
             Self::NotTaken => ("E0903", RefusalKind::Timeout),
+            Self::NoData => ("E0421", RefusalKind::Safety),
         }
     }
 
@@ -252,6 +256,9 @@ impl Blocker {
             Self::NotTaken => {
                 format!("{peer} did not take over, and so {node} serves again: nothing was lost")
             }
+            Self::NoData => {
+                format!("the replica on {node} is new: it holds nothing of the resource")
+            }
         }
     }
 
@@ -266,6 +273,10 @@ impl Blocker {
         let again = format!("then: {}", names.command(verb));
         match self {
             Self::NotUp => vec![format!("twinadm up {resource}"), again],
+            Self::NoData => vec![
+                format!("attach the replica that was in use: twinadm attach {resource}"),
+                format!("or let {node} copy it from {peer}: on {peer}, twinadm primary {resource}"),
+            ],
             Self::NoReplica => vec![format!("twinadm attach {resource}"), again],
             Self::Ineligible | Self::WrongReplica | Self::NotInSync { .. } => vec![
                 format!("on {peer}: twinadm primary {resource}"),
@@ -370,6 +381,7 @@ mod tests {
             Blocker::PeerSilent,
             Blocker::PeerNotReady,
             Blocker::NotTaken,
+            Blocker::NoData,
         ]
     }
 

@@ -359,6 +359,8 @@ pub enum Blocker {
     PeerNotReady,
     /// The peer could have taken over and did not; this node serves again.
     NotTaken,
+    /// The replica never was part of the resource: there is nothing to serve from it, by force either.
+    NoData,
 }
 
 impl Blocker {
@@ -390,7 +392,8 @@ impl Blocker {
             | Self::NobodyServes
             | Self::PeerNotInSync { .. }
             | Self::PeerNotUp
-            | Self::NotTaken => false,
+            | Self::NotTaken
+            | Self::NoData => false,
         }
     }
 }

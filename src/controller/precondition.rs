@@ -30,8 +30,13 @@ pub(super) struct Situation<'a> {
     /// The newest view this node's voter has heard of.
     pub(super) view: Option<&'a View>,
     pub(super) replica: Option<&'a ReplicaFacts>,
-    /// It failed in this activation, or could not drain (R13).
-    pub(super) forbidden: bool,
+    /// Its disk failed in this activation.
+    pub(super) disk_failed: bool,
+    /// It could not drain (R13): it may miss acknowledged writes.
+    pub(super) vetoed: bool,
+    /// An operator gives up what this replica lacks: only what would make two Primaries, or leave
+    /// nothing to serve from, still counts.
+    pub(super) forced: bool,
     /// What the peer said last, and when; `None` if it is silent.
     pub(super) claim: Option<(Instant, BeaconEntry)>,
     /// When waiting for a peer that may have kept more ends (R16).
@@ -145,9 +150,10 @@ impl Precondition {
             Self::Up => Check::met(s.up, Blocker::NotUp),
             Self::NotLeaving => Check::met(!s.leaving, Blocker::Leaving),
             Self::Attached => Check::met(s.replica.is_some(), Blocker::NoReplica),
+            Self::Majority if s.forced => Check::NotAsked,
             Self::Majority => {
                 let seen = s.voters_seen;
-                Check::met(seen >= VoterSet::MAJORITY, Blocker::NoQuorum { seen })
+                Check::met(seen >= s.votes_needed(), Blocker::NoQuorum { seen })
             }
             Self::Founded | Self::Blank | Self::PeerBlank | Self::PeerMet => match s.view {
                 Some(_) => Check::NotAsked,
@@ -183,6 +189,21 @@ impl Precondition {
         // Positive evidence needs neither the wait nor a third voter (R12).
         let left = s.peer_left == Some(number);
         match self {
+            Self::InSync
+            | Self::SameReplica
+            | Self::KeptEverything
+            | Self::NotHeld
+            | Self::Allowed
+                if s.forced =>
+            {
+                Check::NotAsked
+            }
+            // Also of a held view, and of one that names this node: nobody else looks.
+            Self::PeerGone if s.forced => {
+                let serves = s.claim.is_some_and(|(_, claim)| claim.active);
+                let over = left || s.now >= s.grant_until || !s.grant_counts;
+                Check::met(over && !serves, s.peer_serves(view))
+            }
             Self::InSync => {
                 let counts = view.in_sync.contains(s.node);
                 Check::met(counts, Blocker::NotInSync { view: number })
@@ -213,12 +234,15 @@ impl Precondition {
         let named = view.replicas[s.node.index()] == Some(replica.replica);
         match self {
             Self::SameReplica => Check::met(named, Blocker::WrongReplica),
+            Self::Whole if s.forced && replica.blank && !named => Check::Unmet(Blocker::NoData),
+            Self::Whole if s.forced => Check::met(!s.disk_failed, Blocker::Ineligible),
             Self::Whole => {
                 // Its own word, or that it is the blank replica with which the resource was founded.
                 // That one becomes not blank durably before its first acknowledged write, so blank
                 // means that there was none, even after a crash in between.
                 let whole = replica.eligible || (replica.blank && named);
-                Check::met(whole && !s.forbidden, Blocker::Ineligible)
+                let forbidden = s.disk_failed || s.vetoed;
+                Check::met(whole && !forbidden, Blocker::Ineligible)
             }
             Self::KeptEverything => {
                 Check::met(!s.waits_for_kept(view, replica), Blocker::PeerKeptMore)
@@ -307,6 +331,12 @@ impl Situation<'_> {
                 remaining: self.grant_remaining(),
             },
         }
+    }
+
+    /// Votes that change the view.
+    pub(super) fn votes_needed(&self) -> usize {
+        self.view
+            .map_or(VoterSet::MAJORITY, |view| view.voters.needed())
     }
 
     pub(super) fn grant_remaining(&self) -> Duration {

@@ -144,7 +144,7 @@ impl Round {
                 !rules.known_voters || view.voters.recognises(*node, promise.voter)
             })
         };
-        if NodeId::ALL.iter().filter(|node| counts(node)).count() < VoterSet::MAJORITY {
+        if NodeId::ALL.iter().filter(|node| counts(node)).count() < view.voters.needed() {
             return None;
         }
         let accepted_by = self.promises.map(|promise| {

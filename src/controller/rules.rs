@@ -29,11 +29,13 @@ pub struct Rules {
     pub drain: bool,
     /// R11: only voters that the view recorded count.
     pub known_voters: bool,
+    /// What is forced begins a lineage of its own.
+    pub new_lineage: bool,
 }
 
 impl Rules {
     /// How many there are.
-    pub const COUNT: usize = 13;
+    pub const COUNT: usize = 14;
 
     /// All of them: the only value outside the explorer.
     pub const ALL: Self = Self {
@@ -50,5 +52,6 @@ impl Rules {
         drop_inflight: true,
         drain: true,
         known_voters: true,
+        new_lineage: true,
     };
 }

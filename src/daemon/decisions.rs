@@ -184,6 +184,11 @@ impl Node {
             ViewCause::Held => "held by hand: nobody promotes itself".to_owned(),
             ViewCause::Claimed => format!("{primary} serves instead of {other}, by hand"),
             ViewCause::VoterAdded => "a voter was met for the first time".to_owned(),
+            ViewCause::Forced => format!(
+                "an operator made {} Primary by force: what it lacked is given up here, and a \
+                 replica that has it is refused",
+                self.config.node_name(view.primary)
+            ),
         };
         let lossy = if view.lossy {
             "; acknowledged writes may be missing"

@@ -28,6 +28,7 @@ impl Node {
 pub(super) fn verb_of(order: Order) -> &'static str {
     match order {
         Order::Primary => "primary",
+        Order::Force => "primary --force",
         Order::Secondary => "secondary",
         Order::Up => "up",
         Order::Down => "down",
@@ -97,6 +98,7 @@ fn id_of(refusal: &OrderRefusal) -> ErrorId {
         Some(Blocker::PeerNotUp) => ErrorId::PeerCannotFollow,
         Some(Blocker::PeerSilent) => ErrorId::NodeUnreachable,
         Some(Blocker::NotTaken) => ErrorId::NotTaken,
+        Some(Blocker::NoData) => ErrorId::NoDataHere,
         _ => ErrorId::NoQuorum,
     }
 }

@@ -1,5 +1,6 @@
 //! The promises, as properties of one state.
 
+use replicator::types::View;
 use thiserror::Error;
 
 use super::machine::{Machine, node_id};
@@ -34,12 +35,21 @@ pub enum Violation {
 impl Machine {
     pub(super) fn check(&self, state: &State) -> Option<Violation> {
         let open = [self.is_open(state, 0), self.is_open(state, 1)];
-        if open == [true, true] {
+        if open == [true, true] && state.nodes[0].forced == state.nodes[1].forced {
             return Some(Violation::TwoServers);
         }
-        let node = open.iter().position(|open| *open)?;
+        let mut serving = (0..2).filter(|node| open[*node]);
+        serving.find_map(|node| self.check_server(state, node))
+    }
+
+    fn check_server(&self, state: &State, node: usize) -> Option<Violation> {
         let me = &state.nodes[node];
-        if state.acked & !me.data != 0 {
+        let acked = if me.forced {
+            state.acked_forced
+        } else {
+            state.acked
+        };
+        if acked & !me.data != 0 {
             return Some(Violation::LostWrite);
         }
         let view = self.table.get(me.active);
@@ -47,11 +57,13 @@ impl Machine {
             return Some(Violation::StaleServes);
         }
         let loose = !self.is_strict(state, node);
-        (loose && self.peer_may_be_in_sync(state, 1 - node)).then_some(Violation::LooseTooSoon)
+        (loose && self.peer_may_be_in_sync(state, 1 - node, &view))
+            .then_some(Violation::LooseTooSoon)
     }
 
-    /// Whether some two voters would tell a proposer now that `peer` is in sync.
-    fn peer_may_be_in_sync(&self, state: &State, peer: usize) -> bool {
+    /// Whether some two voters would tell a proposer now that `peer` is in sync, in the lineage of
+    /// `own`: what was forced apart counts on other data.
+    fn peer_may_be_in_sync(&self, state: &State, peer: usize, own: &View) -> bool {
         let mut pairs = [(0, 1), (0, 2), (1, 2)].into_iter();
         pairs.any(|(one, other)| {
             let (one, other) = (&state.voters[one], &state.voters[other]);
@@ -63,7 +75,10 @@ impl Machine {
             let view = self.table.view(highest.view);
             !one.replaced
                 && !other.replaced
-                && view.is_some_and(|view| view.in_sync.contains(node_id(peer)))
+                && view.is_some_and(|view| {
+                    view.data_generation == own.data_generation
+                        && view.in_sync.contains(node_id(peer))
+                })
         })
     }
 }

@@ -37,15 +37,16 @@ impl Machine {
         self.begin_add(state, node, out);
     }
 
-    /// A session begins when the other is no Primary, has not sealed the view (R6), and nothing of an
-    /// earlier session can still land there (R14). In-sync replicas are made equal first.
+    /// A session begins when the other is no Primary, has not sealed the view (R6), is of the same
+    /// lineage, and nothing of an earlier session can still land there (R14). In-sync replicas are made equal first.
     fn connect(&mut self, state: &State, node: usize, out: &mut Vec<Successor>) {
         let (me, other) = (&state.nodes[node], &state.nodes[1 - node]);
         let Some(view) = self.table.view(me.active).filter(|_| !me.session) else {
             return;
         };
         let sealed = view.number.0 <= u64::from(other.seal);
-        if !other.active.is_none() || sealed || other.queue != 0 {
+        let diverged = me.forced != other.forced;
+        if !other.active.is_none() || sealed || diverged || other.queue != 0 {
             return;
         }
         let mut next = *state;
@@ -114,7 +115,11 @@ impl Machine {
         for write in bits(me.inflight) {
             if !self.is_strict(state, node) || me.peer_has & write != 0 {
                 let mut next = *state;
-                next.acked |= write;
+                if me.forced {
+                    next.acked_forced |= write;
+                } else {
+                    next.acked |= write;
+                }
                 next.nodes[node].inflight &= !write;
                 out.push((Action::Complete { node, write }, next, None));
             }

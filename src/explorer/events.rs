@@ -98,6 +98,7 @@ impl Machine {
                 } else {
                     old.data
                 },
+                forced: old.forced,
                 ..Node::default()
             };
             if !self.rules.own_commit {

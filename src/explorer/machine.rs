@@ -133,7 +133,7 @@ impl Machine {
             number: ViewNumber(1),
             primary: NodeId::A,
             in_sync: InSync { a: true, b: both },
-            data_generation: DataGeneration(1),
+            data_generation: LINEAGE,
             replicas: [Some(replica(0)), Some(replica(1))],
             voters: VoterSet([0, 1, 2].map(|voter| Some(voter_id(voter, false)))),
             size_blocks: 1,
@@ -294,6 +294,11 @@ impl Machine {
                 replica: replica(1 - node),
                 number,
             },
+            Kind::Force => Change::Force {
+                replica: replica(node),
+                data_generation: FORCED_LINEAGE,
+                alone: None,
+            },
             Kind::Hold => Change::Hold,
             Kind::Claim => Change::Claim {
                 replica: replica(node),
@@ -302,6 +307,9 @@ impl Machine {
         })
     }
 }
+
+const LINEAGE: DataGeneration = DataGeneration(1);
+pub(super) const FORCED_LINEAGE: DataGeneration = DataGeneration(2);
 
 /// So short that a grant given at zero is over at [`NOW`], and one given now is not.
 const MODEL_GRANT: Timing = Timing {

@@ -6,13 +6,15 @@
 //! ended, so the grant may end", and the engines to which acknowledged write is on which disk. After
 //! every step: at most one gate is open, whoever's is open has every acknowledged write and is in
 //! sync in its view, does without its peer only if no view with the peer in sync can be chosen any
-//! more, a view number names one view, and nothing of an old session lands on a Primary's disk.
+//! more, a view number names one view, and nothing of an old session lands on a Primary's disk. A
+//! promotion by force begins another lineage, and then each of these holds within a lineage: two
+//! nodes may serve only apart, and then never meet.
 //!
 //! A checker that finds nothing proves little about itself: each safety rule can be taken away
 //! ([`Rules`]), and then a violation must be found ([`mutants`]).
 //!
-//! Not in the model: clock arithmetic (`lease.rs` has its own proof as a test), founding, Leave,
-//! power loss of disk caches; these are the simulator's.
+//! Not in the model: clock arithmetic (`lease.rs` has its own proof as a test), founding, Leave, a
+//! force without a majority (`scenarios_force.rs`), power loss of disk caches; these are the simulator's.
 
 mod check;
 mod engines;
@@ -46,6 +48,8 @@ pub struct Scope {
     pub wipes: usize,
     /// Demotions by hand.
     pub orders: usize,
+    /// Promotions by force; at most one, since a state tells two lineages apart.
+    pub forces: usize,
 }
 
 /// Where an exploration begins: A serves in view 1, and everybody knows it.
@@ -62,13 +66,14 @@ impl Scope {
     pub const TINY: Self = Self::of(Start::Both, [1, 1, 1, 0, 0, 0]);
 
     /// Exhausted by CI, in about a minute of one core: three rounds without a crash, two with one;
-    /// an Add undecided; a voter wiped; an operator's demotion and claim.
-    pub const CI: [Self; 5] = [
+    /// an Add undecided; a voter wiped; an operator's demotion and claim; a promotion by force.
+    pub const CI: [Self; 6] = [
         Self::of(Start::Both, [3, 1, 0, 0, 0, 0]),
         Self::of(Start::Both, [2, 1, 1, 0, 0, 0]),
         Self::of(Start::Solo, [2, 1, 0, 1, 0, 0]),
         Self::of(Start::Both, [2, 1, 0, 0, 1, 0]),
         Self::of(Start::Both, [2, 1, 0, 0, 0, 1]),
+        Self::of(Start::Solo, [2, 1, 0, 0, 0, 0]).with_force(),
     ];
 
     /// Most rounds a state can hold.
@@ -90,6 +95,13 @@ impl Scope {
             cuts,
             wipes,
             orders,
+            forces: 0,
         }
+    }
+
+    /// The same, where an operator may promote a node by force, once.
+    #[must_use]
+    pub const fn with_force(self) -> Self {
+        Self { forces: 1, ..self }
     }
 }

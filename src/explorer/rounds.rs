@@ -3,7 +3,9 @@
 use replicator::types::{CommittedView, NodeId, View, ViewNumber, VoterSet};
 
 use super::check::Violation;
-use super::machine::{Action, Machine, NOW, Successor, end_session, node_id, small, voter_id};
+use super::machine::{
+    Action, FORCED_LINEAGE, Machine, NOW, Successor, end_session, node_id, small, voter_id,
+};
 use super::state::{Accepted, BallotCode, Kind, Node, PromiseNote, Sent, Stage, State, ViewIndex};
 use crate::controller::decision::{Outcome, Step};
 use crate::controller::register::Verdict;
@@ -162,6 +164,9 @@ impl Machine {
             } else if self.scope.orders > 0 {
                 kinds.extend([Kind::Resume, Kind::Claim]);
             }
+            if !me.stopped && usize::from(state.forces) < self.scope.forces {
+                kinds.push(Kind::Force);
+            }
             return kinds;
         };
         if !me.undecided.is_none() {
@@ -206,15 +211,16 @@ impl Machine {
             next.nodes[node].undecided = ViewIndex::NONE;
             return next;
         };
-        if kind == Kind::Takeover {
-            self.begin_drain(&mut next, node, &view);
+        next.forces += u8::from(kind == Kind::Force);
+        if matches!(kind, Kind::Takeover | Kind::Force) {
+            self.begin_drain(&mut next, node, &view, kind);
         } else {
             self.propose(&mut next, node, &view, kind);
         }
         next
     }
 
-    fn begin_drain(&mut self, next: &mut State, node: usize, view: &View) {
+    fn begin_drain(&mut self, next: &mut State, node: usize, view: &View, kind: Kind) {
         let seal = ViewNumber(view.number.0 - 1);
         let mut grant = self.grant(&next.nodes[node]);
         if !grant.seal_if_over(NOW, seal, &self.rules) {
@@ -224,7 +230,7 @@ impl Machine {
         let me = &mut next.nodes[node];
         me.seal = small(grant.seal().0);
         me.stage = Stage::Draining;
-        me.kind = Kind::Takeover;
+        me.kind = kind;
         me.proposed = proposed;
         end_session(&mut next.nodes[1 - node]);
     }
@@ -239,7 +245,7 @@ impl Machine {
             next.nodes[node].seal_on_disk = me.seal;
         }
         let view = self.table.get(me.proposed);
-        self.propose(&mut next, node, &view, Kind::Takeover);
+        self.propose(&mut next, node, &view, me.kind);
         out.push((Action::Drained { node }, next, None));
     }
 
@@ -372,6 +378,7 @@ impl Machine {
     pub(super) fn activate(&self, next: &mut State, node: usize, view: ViewIndex) {
         let me = &mut next.nodes[node];
         me.active = view;
+        me.forced = self.table.get(view).data_generation == FORCED_LINEAGE;
         me.lease = false;
         me.strict_add = false;
         end_session(me);

@@ -181,6 +181,7 @@ pub fn mutants() -> Vec<(&'static str, Rules, Scope)> {
         take_away(&mut rules);
         (name, rules, Scope::of(start, bounds))
     };
+    let forced = |(name, rules, scope): (_, _, Scope)| (name, rules, scope.with_force());
     let (both, solo) = (Start::Both, Start::Solo);
     vec![
         mutant(
@@ -261,5 +262,11 @@ pub fn mutants() -> Vec<(&'static str, Rules, Scope)> {
             both,
             [2, 1, 0, 0, 1, 0],
         ),
+        forced(mutant(
+            "a force goes on with the old lineage",
+            |rules| rules.new_lineage = false,
+            solo,
+            [1, 1, 0, 0, 0, 0],
+        )),
     ]
 }

@@ -83,6 +83,8 @@ pub(super) enum Kind {
     Claim,
     /// A Recover that ends a hold, by order.
     Resume,
+    /// By force, by order.
+    Force,
 }
 
 /// A promise as the proposer holds it.
@@ -139,6 +141,8 @@ pub(super) struct Node {
     pub(super) inflight: u8,
     /// Of these, those the other has on its disk.
     pub(super) peer_has: u8,
+    /// Its data are of the lineage that a force began.
+    pub(super) forced: bool,
 }
 
 /// A round that was begun: its messages may arrive at any time, more than once, or never.
@@ -165,9 +169,12 @@ pub(super) struct State {
     pub(super) wipes: u8,
     pub(super) cuts: u8,
     pub(super) orders: u8,
+    pub(super) forces: u8,
     pub(super) writes: u8,
     /// Writes that guests believe in.
     pub(super) acked: u8,
+    /// The same of the lineage that a force began.
+    pub(super) acked_forced: u8,
     /// The committed view of each number, for the monitor.
     pub(super) chosen: [ViewIndex; NUMBERS_MAX],
 }

@@ -183,6 +183,12 @@ catalogue! {
     NoPrimary = "E0423", exit::REFUSED, ["twinadm primary RES on the node whose data are good"];
     /// Something would be lost for good, and nobody said yes.
     NeedsYes = "E0422", exit::REFUSED, ["if that may be lost, say it again with --yes"];
+    /// What other replicas or voters hold would be given up for good, and nobody typed that it may be.
+    WouldLose = "E0424", exit::REFUSED, [
+        "if that may be lost: twinadm primary RES --force --yes-lose=RES",
+    ];
+    /// The replica never held anything of the resource.
+    NoDataHere = "E0425", exit::REFUSED, ["attach the replica that was in use: twinadm attach RES"];
     /// The guest that uses the resource could not be stopped.
     GuestStays = "E0430", exit::REFUSED, ["shut the guest down, or use --force to end it"];
 

@@ -71,6 +71,8 @@ pub enum ViewCause {
     Claimed,
     /// A voter was met for the first time.
     VoterAdded,
+    /// An operator made this node Primary by force, over what the voters say: a new lineage.
+    Forced,
 }
 
 /// The agreed truth about a resource.
@@ -94,7 +96,8 @@ pub struct View {
     pub held: bool,
     /// Activated over data that may lack acknowledged writes (R17).
     pub lossy: bool,
-    /// Made by `--force`.
+    /// The lineage was begun by `--force`, and since then no replica was added: a replica of the old
+    /// lineage may exist and hold what this one lacks.
     pub forced: bool,
     /// Why.
     pub cause: ViewCause,
@@ -110,6 +113,15 @@ pub struct VoterSet(pub [Option<VoterId>; 3]);
 impl VoterSet {
     /// Votes needed, always of three: with one voter not met yet both others are needed.
     pub const MAJORITY: usize = 2;
+
+    /// Votes that decide here: [`Self::MAJORITY`]. Where only one voter is recorded, which no
+    /// founding does but a forced view whose node was left alone, that one decides until it met
+    /// another.
+    #[must_use]
+    pub fn needed(&self) -> usize {
+        let recorded = self.0.iter().flatten().count();
+        if recorded == 1 { 1 } else { Self::MAJORITY }
+    }
 
     /// Whether `voter` is the recorded identity of `node`.
     #[must_use]
@@ -154,7 +166,8 @@ pub struct CommittedView {
 }
 
 impl CommittedView {
-    /// Counts the majority itself: `None` if fewer than two recorded voters accepted.
+    /// Counts the majority itself: `None` if fewer recorded voters accepted than are
+    /// [needed](VoterSet::needed).
     #[must_use]
     pub fn prove(view: View, evidence: QuorumEvidence) -> Option<Self> {
         let votes = NodeId::ALL
@@ -164,7 +177,7 @@ impl CommittedView {
                     .is_some_and(|voter| view.voters.recognises(*node, voter))
             })
             .count();
-        (votes >= VoterSet::MAJORITY).then_some(Self { view, evidence })
+        (votes >= view.voters.needed()).then_some(Self { view, evidence })
     }
 
     /// The view.
@@ -251,6 +264,20 @@ mod tests {
     fn a_replaced_voter_does_not_count() {
         let wiped = evidence([Some(VoterId(10)), Some(VoterId(99)), Some(VoterId(5))]);
         assert!(CommittedView::prove(view(), wiped).is_none());
+    }
+
+    #[test]
+    fn a_node_left_alone_by_force_decides_by_itself_until_it_met_another() {
+        let alone = View {
+            voters: VoterSet([Some(VoterId(10)), None, None]),
+            ..view()
+        };
+        let own = evidence([Some(VoterId(10)), None, None]);
+        assert!(CommittedView::prove(alone, own).is_some());
+        let others = evidence([None, Some(VoterId(11)), Some(VoterId(12))]);
+        assert!(CommittedView::prove(alone, others).is_none());
+        assert!(CommittedView::prove(view(), own).is_none());
+        assert_eq!(VoterSet::default().needed(), VoterSet::MAJORITY);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use super::super::input::{Order, ReplicaFacts};
 use super::super::output::EngineCommand;
 use super::super::view::Change;
 use super::orders::Stage;
-use super::{Active, AddStage, Context, Resource, SESSION_GRACE};
+use super::{Active, AddStage, Context, Resource, SESSION_GRACE, seen_window};
 
 /// Before a node only asks what was decided, no other node has run a round for so long: several
 /// times what a round with slow voter stores takes.
@@ -110,6 +110,9 @@ impl Resource {
             return newest.map(|_| Change::Hold);
         }
         let ordered = self.wants_primary();
+        if let Some(change) = self.desire_force(cx) {
+            return Some(change);
+        }
         let situation = self.situation(cx, ordered);
         if !situation.allows() {
             return None;
@@ -174,7 +177,7 @@ impl Resource {
     }
 
     pub(super) fn wants_primary(&self) -> bool {
-        self.order_what() == Some(Order::Primary)
+        matches!(self.order_what(), Some(Order::Primary | Order::Force))
     }
 
     pub(super) fn wants_down(&self) -> bool {
@@ -183,17 +186,18 @@ impl Resource {
             Some(Order::Move) => {
                 matches!(self.order_stage(), Some(Stage::Quiescing | Stage::Leaving))
             }
-            Some(Order::Primary | Order::Up) | None => false,
+            Some(Order::Primary | Order::Force | Order::Up) | None => false,
         }
     }
 }
 
-/// A voter that no view recorded yet and that is there.
+/// A voter that no view recorded yet and that is there: one that was heard once and is gone could not
+/// accept, and a view that counts on it would leave a node that decides alone without a majority.
 fn unmet_voter(cx: &Context<'_>, voters: &VoterSet) -> Option<Change> {
     cx.others().find_map(|voter| {
-        let id = cx.peers[voter.index()].voter()?;
-        voters.0[voter.index()]
-            .is_none()
-            .then_some(Change::AddVoter { voter, id })
+        let peer = &cx.peers[voter.index()];
+        let id = peer.voter()?;
+        let there = peer.is_seen(cx.now, seen_window(voter, cx.me));
+        (there && voters.0[voter.index()].is_none()).then_some(Change::AddVoter { voter, id })
     })
 }

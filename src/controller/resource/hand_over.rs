@@ -8,7 +8,7 @@
 
 use core::time::Duration;
 
-use replicator::types::{View, VoterSet};
+use replicator::types::View;
 
 use super::super::input::Order;
 use super::super::output::{Blocker, EngineCommand, StepDownReason};
@@ -31,6 +31,7 @@ impl Pending {
             // As long as the peer would have waited before an unplanned takeover.
             Stage::Leaving => me.timing.grant,
             Stage::Returning => me.timing.grant * RETURN_GRANTS,
+            Stage::Promoting if self.is(Order::Force) => me.timing.grant,
             Stage::Promoting | Stage::AwaitingQuorum | Stage::Holding | Stage::Recording => {
                 Duration::ZERO
             }
@@ -96,7 +97,7 @@ impl Resource {
             Some(_) => {}
         }
         let seen = cx.voters_seen();
-        if seen < VoterSet::MAJORITY {
+        if seen < self.votes_needed() {
             blockers.push(Blocker::NoQuorum { seen });
         }
         // What left and was not answered is settled first.

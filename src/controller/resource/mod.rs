@@ -6,6 +6,7 @@
 //! round reads the register first, and the wish is looked at again with what it read.
 
 mod desire;
+mod force;
 mod hand_over;
 mod orders;
 mod propose;

@@ -3,7 +3,7 @@
 
 use core::time::Duration;
 
-use replicator::types::{Instant, VoterSet};
+use replicator::types::{DataGeneration, Instant};
 
 use super::super::input::{Order, OrderId};
 use super::super::order::{Done, OrderRefusal};
@@ -95,8 +95,8 @@ impl Resource {
             return;
         }
         if let Some(running) = self.order {
-            let overrules =
-                running.what == Order::Primary && !matches!(what, Order::Primary | Order::Move);
+            let promotes = |order| matches!(order, Order::Primary | Order::Force);
+            let overrules = promotes(running.what) && !promotes(what) && what != Order::Move;
             if !overrules {
                 self.order_done(cx, id, Err(OrderRefusal::Busy));
                 return;
@@ -116,6 +116,10 @@ impl Resource {
                     stage_since: cx.now,
                 });
                 self.ends_hold = false;
+                if what == Order::Force {
+                    // The one at hand may be that of the view which is left behind.
+                    self.generation = DataGeneration(cx.random.next_u128());
+                }
                 if stage == Stage::Recording {
                     self.record_up(what);
                 }
@@ -129,6 +133,7 @@ impl Resource {
         let up = self.record().up;
         match what {
             Order::Primary => (!active).then_some(Stage::Promoting),
+            Order::Force => (!active || self.lease_lapsed).then_some(Stage::Promoting),
             Order::Up => (!up).then_some(Stage::Recording),
             Order::Secondary | Order::Down if active => Some(Stage::AwaitingQuorum),
             Order::HandOver => self.peer_is_in_sync(cx).then_some(Stage::AwaitingQuorum),
@@ -171,7 +176,7 @@ impl Resource {
                     // The view that follows leaves nobody else to serve.
                 } else if self.active.is_none() {
                     self.set_stage(cx, Stage::Holding);
-                } else if cx.voters_seen() >= VoterSet::MAJORITY {
+                } else if cx.voters_seen() >= self.votes_needed() {
                     self.begin_quiesce(cx);
                 }
             }
@@ -206,10 +211,12 @@ impl Resource {
 
     fn progress_promotion(&mut self, cx: &mut Context<'_>) {
         if self.active.is_some() {
-            self.end_order(cx, false);
+            if !self.progress_forced_primary(cx) {
+                self.end_order(cx, false);
+            }
             return;
         }
-        let blockers = self.blockers(cx);
+        let blockers = self.order_blockers(cx);
         if blockers.iter().any(|blocker| !blocker.may_pass()) {
             self.refuse_order(cx, blockers);
         }
@@ -264,7 +271,7 @@ impl Resource {
 
     fn give_order_up(&mut self, cx: &mut Context<'_>) {
         let mut blockers = match self.order_stage() {
-            Some(Stage::Promoting) => self.blockers(cx),
+            Some(Stage::Promoting) => self.order_blockers(cx),
             Some(Stage::Quiescing) => {
                 cx.engine(self.id, EngineCommand::Unquiesce);
                 vec![Blocker::NotQuiet]
@@ -281,7 +288,7 @@ impl Resource {
             Some(Stage::AwaitingQuorum | Stage::Leaving | Stage::Returning) | None => Vec::new(),
         };
         let seen = cx.voters_seen();
-        if blockers.is_empty() && seen < VoterSet::MAJORITY {
+        if blockers.is_empty() && seen < self.votes_needed() {
             blockers.push(Blocker::NoQuorum { seen });
         }
         if blockers.is_empty() {

@@ -23,6 +23,8 @@ pub(super) struct Attempt {
     committed_at_begin: ViewNumber,
     /// Voters that refused this round, as bits.
     refused_by: u8,
+    /// Its ballot outranks rounds that nobody here heard of: this voter may decide alone.
+    alone: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -63,6 +65,15 @@ impl Attempt {
     pub(super) fn again_at(&self) -> Instant {
         self.again_at
     }
+
+    pub(super) fn is_alone(&self) -> bool {
+        self.alone
+    }
+
+    /// Whether that voter promised.
+    pub(super) fn has_promise_of(&self, node: NodeId) -> bool {
+        self.round.promises[node.index()].is_some()
+    }
 }
 
 impl Resource {
@@ -95,7 +106,11 @@ impl Resource {
         if highest >= Ballot::ROUND_MAX {
             return self.end_of_rounds(cx);
         }
-        let number = highest + 1;
+        self.begin_round_at(cx, highest + 1, false);
+    }
+
+    /// Begins the round of that number, which none had before.
+    pub(super) fn begin_round_at(&mut self, cx: &mut Context<'_>, number: u32, alone: bool) {
         self.highest_round = number;
         let ballot = Ballot {
             round: number,
@@ -109,6 +124,7 @@ impl Resource {
             repeats: 0,
             committed_at_begin: self.committed_number(),
             refused_by: 0,
+            alone,
         });
         cx.send_others(&Part::Prepare {
             resource: self.id,
@@ -131,7 +147,7 @@ impl Resource {
             return;
         }
         match attempt.round.read(&cx.me.rules) {
-            None => {}
+            None => self.progress_alone(cx, &attempt),
             // A first view should record everyone who is there: wait a little for the third.
             Some(Read::Empty) if self.awaits_third_voter(cx, &attempt) => {}
             Some(read) => self.decide(cx, read),
@@ -225,7 +241,7 @@ impl Resource {
             change,
         };
         match proposal.apply(current.as_ref(), &cx.me.rules) {
-            Ok(view) if matches!(change, Change::Takeover { .. }) => {
+            Ok(view) if matches!(change, Change::Takeover { .. } | Change::Force { .. }) => {
                 self.begin_drain(cx, view, change);
             }
             Ok(view) => self.accept(cx, view, Some(change)),
@@ -245,7 +261,7 @@ impl Resource {
     }
 
     /// R22: grant check and seal are one step; R13: the engine drains meanwhile.
-    fn begin_drain(&mut self, cx: &mut Context<'_>, view: View, change: Change) {
+    pub(super) fn begin_drain(&mut self, cx: &mut Context<'_>, view: View, change: Change) {
         let seal = ViewNumber(view.number.0 - 1);
         let handed_over = self.peer_left == Some(seal);
         if handed_over {
@@ -281,13 +297,20 @@ impl Resource {
         let Some(attempt) = &mut self.attempt else {
             return;
         };
-        let Stage::Draining { view, drained, .. } = &mut attempt.stage else {
+        let Stage::Draining {
+            view,
+            change,
+            drained,
+            ..
+        } = &mut attempt.stage
+        else {
             return;
         };
         if view.number != seal.next() {
             return;
         }
-        if ok {
+        // By force also over a replica that may miss writes: only nothing may land late.
+        if ok || matches!(change, Change::Force { .. }) {
             *drained = true;
         } else {
             self.attempt = None;
@@ -347,7 +370,7 @@ impl Resource {
         self.on_accept(cx, cx.me.node, ballot, &view);
     }
 
-    fn abort(&mut self, cx: &mut Context<'_>, change: Change, reason: Abort) {
+    pub(super) fn abort(&mut self, cx: &mut Context<'_>, change: Change, reason: Abort) {
         let kind = change.kind();
         self.attempt = None;
         // No successor will ever do: that is not tried as if something could change.

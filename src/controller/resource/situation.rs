@@ -32,7 +32,9 @@ impl Resource {
             ends_hold: self.ends_hold,
             view: self.record().newest(),
             replica: self.replica.as_ref(),
-            forbidden: self.vetoed || self.local_failed,
+            disk_failed: self.local_failed,
+            vetoed: self.vetoed,
+            forced: false,
             claim: self
                 .claim
                 .filter(|(at, _)| cx.now < at.plus(cx.me.timing.suspicion)),

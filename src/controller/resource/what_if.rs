@@ -2,7 +2,7 @@
 
 use core::time::Duration;
 
-use replicator::types::{InSync, NodeId, VoterSet};
+use replicator::types::{InSync, NodeId};
 
 use super::super::output::Blocker;
 use super::super::what_if::Fate;
@@ -65,7 +65,7 @@ impl Resource {
             Fate::Unaffected
         } else if in_sync == InSync::only(peer) || self.local_failed || doubtful {
             Fate::NoData
-        } else if seen < VoterSet::MAJORITY {
+        } else if seen < self.votes_needed() {
             let blocker = Blocker::NoQuorum { seen };
             Fate::Held { blocker }
         } else {

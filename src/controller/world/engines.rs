@@ -1,7 +1,7 @@
 //! The engines and the session between them, reduced to what the controller can tell apart: who has
 //! which acknowledged writes, and whether the other end is there.
 
-use replicator::types::{InSync, Instant, NodeId};
+use replicator::types::{InSync, Instant, NodeId, View, ViewCause};
 
 use super::super::*;
 use super::{A, B, Happening, RESOURCE, World, ms};
@@ -36,9 +36,13 @@ impl World {
                 engine.lease = Instant::ZERO;
                 engine.quiet = false;
                 engine.peer_lost_told = false;
+                engine.whole = true;
                 if let Some(facts) = &mut engine.facts {
                     facts.blank = false;
+                    facts.eligible = true;
                 }
+                engine.lineage = Some(activation.view().data_generation);
+                self.note_lineage(index, activation.view());
                 self.close_session();
             }
             EngineCommand::StepDown => {
@@ -109,6 +113,19 @@ impl World {
         }
     }
 
+    /// A forced view gives up what its replica lacks; from then on its own lineage is promised.
+    fn note_lineage(&mut self, index: usize, view: &View) {
+        if matches!(view.cause, ViewCause::Founded | ViewCause::Forced) {
+            self.lineage = Some(view.data_generation);
+            self.acked = self.nodes[index].engine.data;
+        }
+    }
+
+    /// The replica's data are given up by order.
+    pub(crate) fn forget_lineage(&mut self, index: usize) {
+        self.nodes[index].engine.lineage = None;
+    }
+
     /// A guest writes wherever a gate is open.
     pub(super) fn write(&mut self) {
         if self.idle {
@@ -147,8 +164,11 @@ impl World {
         let (primary, other) = (active.next(), active.next());
         let primary = primary.filter(|_| connected && other.is_none())?;
         let view = self.nodes[primary].engine.active?;
+        // Of another lineage: refused, on both sides.
+        let theirs = self.nodes[1 - primary].engine.lineage;
+        let diverged = theirs.is_some_and(|it| it != view.data_generation);
         // R6: nothing of a sealed view is taken.
-        (view.number > self.nodes[1 - primary].engine.seal).then_some(primary)
+        (!diverged && view.number > self.nodes[1 - primary].engine.seal).then_some(primary)
     }
 
     pub(super) fn tend_session(&mut self) {
@@ -186,6 +206,7 @@ impl World {
         self.session = Some(generation);
         let view = self.nodes[primary].engine.active.expect("Primary");
         let peer = 1 - primary;
+        self.nodes[peer].engine.lineage = Some(view.data_generation);
         self.resynced = view.in_sync == InSync::BOTH;
         if self.resynced {
             // What one of them has beyond the acknowledged ones was never acknowledged.

@@ -12,7 +12,8 @@ use core::time::Duration;
 use std::collections::{BTreeMap, BTreeSet};
 
 use replicator::types::{
-    Ballot, InSync, Instant, NodeId, ReplicaId, ResourceId, View, ViewNumber, VoterId,
+    Ballot, DataGeneration, InSync, Instant, NodeId, ReplicaId, ResourceId, View, ViewNumber,
+    VoterId,
 };
 
 use super::random::Random;
@@ -75,6 +76,8 @@ struct Engine {
     whole: bool,
     drain_fails: bool,
     peer_lost_told: bool,
+    /// Whose data these are; `None` before the resource was founded, or after they were given up.
+    lineage: Option<DataGeneration>,
 }
 
 struct Node {
@@ -140,6 +143,8 @@ pub(crate) struct World {
     sessions: u64,
     resynced: bool,
     pub(crate) acked: u64,
+    /// The newest lineage: promises are about its writes.
+    lineage: Option<DataGeneration>,
     views: BTreeMap<ViewNumber, View>,
     pub(crate) orders: BTreeMap<u64, Result<Done, OrderRefusal>>,
     pub(crate) events: Vec<(usize, ControllerEvent)>,
@@ -206,6 +211,7 @@ impl World {
                 whole: true,
                 drain_fails: false,
                 peer_lost_told: false,
+                lineage: None,
             },
             offset: 1_000_000_000 * (index as u64 + 1),
             rate: [-1, 1, 0][index],
@@ -230,6 +236,7 @@ impl World {
             sessions: 0,
             resynced: false,
             acked: 0,
+            lineage: None,
             views: BTreeMap::new(),
             orders: BTreeMap::new(),
             events: Vec::new(),
@@ -474,7 +481,7 @@ impl World {
     }
 
     pub(crate) fn who_serves(&self) -> Option<usize> {
-        (0..2).find(|node| self.serves(*node))
+        (0..2).find(|node| self.serves(*node) && self.nodes[*node].engine.lineage == self.lineage)
     }
 
     pub(crate) fn now_ms(&self) -> u64 {
@@ -777,7 +784,10 @@ impl World {
 
     /// The promises.
     fn check(&self) {
-        let serving: Vec<_> = (0..2).filter(|node| self.serves(*node)).collect();
+        // What was forced apart from the rest is promised to be no worse than it was: see `lineage`.
+        let serving: Vec<_> = (0..2)
+            .filter(|node| self.serves(*node) && self.nodes[*node].engine.lineage == self.lineage)
+            .collect();
         assert!(
             serving.len() < 2,
             "two gates are open at {} ms",

@@ -3,7 +3,7 @@
 //! ```text
 //! explore                                    the scope of CI, then all mutants
 //! explore --mutants                          only these
-//! explore --scope 4,1,1,0,0,0                rounds,writes,crashes,cuts,wipes,orders
+//! explore --scope 4,1,1,0,0,0                rounds,writes,crashes,cuts,wipes,orders[,forces]
 //! explore --walks 100000 [--seed S] [--scope ...]   random walks, 120 steps each
 //! ```
 //! The last line is the verdict; exit 1 if a promise was broken or a mutant was not noticed.
@@ -64,24 +64,36 @@ fn ask(arguments: &[String]) -> Result<bool, String> {
     })
 }
 
-/// `3,1,0,0,0,0`, or `solo:` before it to begin with only A in sync.
+/// `3,1,0,0,0,0`, or `solo:` before it to begin with only A in sync; `,1` after it for one promotion by
+/// force.
 fn parse_scope(text: &str) -> Result<Scope, String> {
     let (start, text) = match text.strip_prefix("solo:") {
         Some(rest) => (Start::Solo, rest),
         None => (Start::Both, text),
     };
     let numbers: Result<Vec<usize>, _> = text.split(',').map(str::parse).collect();
-    let numbers = numbers.map_err(|error| format!("{text}: {error}"))?;
+    let mut numbers = numbers.map_err(|error| format!("{text}: {error}"))?;
+    let forces = if numbers.len() == 7 {
+        numbers.pop().unwrap_or(0)
+    } else {
+        0
+    };
     let bounds: [usize; 6] = numbers
         .try_into()
         .map_err(|_| "a scope has six numbers: rounds,writes,crashes,cuts,wipes,orders")?;
     if bounds[0] > Scope::ROUNDS_MAX
         || bounds[1] > Scope::WRITES_MAX
         || bounds[2] > Scope::CRASHES_MAX
+        || forces > 1
     {
         return Err("that scope is larger than a state can hold".to_owned());
     }
-    Ok(Scope::of(start, bounds))
+    let scope = Scope::of(start, bounds);
+    Ok(if forces == 1 {
+        scope.with_force()
+    } else {
+        scope
+    })
 }
 
 fn exhausted(scope: Scope) -> bool {

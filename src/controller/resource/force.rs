@@ -1,0 +1,140 @@
+//! Promotion by force: an operator gives up what this replica lacks, or the voters that are gone.
+//!
+//! What the peer may still do is not given up: while it is heard as Primary, and until its lease is
+//! certainly over, nothing is forced. A majority of the voters is asked like for any other change. Only
+//! if none of the others that the view counts is there, for as long as an unplanned takeover would
+//! wait, this voter decides alone, and from then on counts alone until it meets another.
+//!
+//! Invariant: a forced view begins a lineage of its own, so that of two nodes that served apart neither
+//! is overwritten by meeting the other.
+
+use replicator::types::{Ballot, Instant, NodeId, VoterSet};
+
+use super::super::input::Order;
+use super::super::output::{Blocker, StepDownReason};
+use super::super::precondition::Situation;
+use super::super::view::{Change, FORCE_ALONE_ROUNDS, Proposal};
+use super::propose::Attempt;
+use super::{Context, Resource};
+
+impl Resource {
+    /// Votes that change the newest view known here.
+    pub(super) fn votes_needed(&self) -> usize {
+        self.record()
+            .newest()
+            .map_or(VoterSet::MAJORITY, |view| view.voters.needed())
+    }
+
+    /// What keeps the order to become Primary from succeeding now.
+    pub(super) fn order_blockers(&self, cx: &Context<'_>) -> Vec<Blocker> {
+        if self.order_what() != Some(Order::Force) || self.active.is_some() {
+            return self.blockers(cx);
+        }
+        let checks = self.forced_situation(cx).checks();
+        checks
+            .into_iter()
+            .filter_map(|(_, check)| check.blocker())
+            .collect()
+    }
+
+    /// How things are for one whose operator gives up what this replica lacks.
+    pub(super) fn forced_situation(&self, cx: &Context<'_>) -> Situation<'_> {
+        Situation {
+            forced: true,
+            ..self.situation(cx, true)
+        }
+    }
+
+    /// The forced change, if one was ordered, is allowed, and nothing milder will do.
+    pub(super) fn desire_force(&self, cx: &Context<'_>) -> Option<Change> {
+        self.force_ordered_since()?;
+        let replica = self.replica?.replica;
+        self.record().newest()?;
+        if !self.forced_situation(cx).allows() || !self.force_is_needed(cx) {
+            return None;
+        }
+        Some(Change::Force {
+            replica,
+            data_generation: self.generation,
+            alone: None,
+        })
+    }
+
+    fn force_ordered_since(&self) -> Option<Instant> {
+        self.order_since()
+            .filter(|_| self.order_what() == Some(Order::Force))
+    }
+
+    /// Whether an order without force would be refused, or would wait for voters in vain.
+    fn force_is_needed(&self, cx: &Context<'_>) -> bool {
+        let checks = self.situation(cx, true).checks().into_iter();
+        let mut unmet = checks.filter_map(|(_, check)| check.blocker());
+        unmet.any(|blocker| !blocker.may_pass()) || self.is_left_alone(cx)
+    }
+
+    /// Whether none of the other voters that the newest view counts was there for as long as an
+    /// unplanned takeover would wait. One that is seen under another identity was replaced.
+    fn is_left_alone(&self, cx: &Context<'_>) -> bool {
+        let (Some(since), Some(view)) = (self.force_ordered_since(), self.record().newest()) else {
+            return false;
+        };
+        let counts = |node: &NodeId| {
+            let peer = &cx.peers[node.index()];
+            let voter = peer.voter();
+            peer.is_seen(cx.now, super::seen_window(*node, cx.me))
+                && voter.is_some_and(|voter| view.voters.recognises(*node, voter))
+        };
+        cx.now >= since.plus(cx.me.timing.grant)
+            && view.voters.recognises(cx.me.node, cx.me.voter)
+            && !cx.others().any(|node| counts(&node))
+    }
+
+    /// A Primary whose lease is over and whom no voter is left to free: it begins anew, of another
+    /// lineage, since its peer may have taken over. Whether the order was one of force to an active
+    /// node that still waits.
+    pub(super) fn progress_forced_primary(&mut self, cx: &mut Context<'_>) -> bool {
+        if self.force_ordered_since().is_none() || !self.lease_lapsed {
+            return false;
+        }
+        if self.is_left_alone(cx) {
+            self.step_down(cx, StepDownReason::Ordered);
+        }
+        true
+    }
+
+    /// No majority promised so far: begins to decide alone, or does, if that was ordered and nothing
+    /// else is left.
+    pub(super) fn progress_alone(&mut self, cx: &mut Context<'_>, attempt: &Attempt) {
+        let wished = matches!(self.desire(cx), Some(Change::Force { .. }));
+        if !wished || !self.is_left_alone(cx) {
+            return;
+        }
+        if !attempt.is_alone() {
+            // Its own voter promises it like any other round, and says so only when that is durable.
+            let number = self.highest_round.saturating_add(FORCE_ALONE_ROUNDS);
+            if number < Ballot::ROUND_MAX {
+                self.begin_round_at(cx, number, true);
+            }
+            return;
+        }
+        let (Some(newest), Some(facts)) = (self.record().newest().copied(), self.replica) else {
+            return;
+        };
+        if !attempt.has_promise_of(cx.me.node) {
+            return;
+        }
+        let change = Change::Force {
+            replica: facts.replica,
+            data_generation: self.generation,
+            alone: Some(cx.me.voter),
+        };
+        let proposal = Proposal {
+            node: cx.me.node,
+            change,
+        };
+        match proposal.apply(Some(&newest), &cx.me.rules) {
+            Ok(view) => self.begin_drain(cx, view, change),
+            Err(reason) => self.abort(cx, change, reason),
+        }
+    }
+}

@@ -1,0 +1,227 @@
+//! Stories of a promotion by force: what it overrides, what it never does, and how the two sides of it
+//! meet again.
+
+use replicator::types::{DataGeneration, InSync, ViewCause, VoterSet};
+
+use super::view::FORCE_ALONE_STEP;
+use super::world::{A, B, T, World, ms};
+use super::*;
+
+/// A pair whose B was left behind, and whose A then died with the writes that B lacks.
+fn left_behind(seed: u64) -> World {
+    let mut world = World::pair(seed);
+    world.kill(B);
+    world.run_until(ms(1_000), |world| {
+        world.view(A).in_sync == InSync::only(NodeId::A)
+    });
+    world.run(ms(100));
+    world.kill(A);
+    world.restart(B);
+    world.run(ms(1_500));
+    world
+}
+
+fn blockers(world: &World, order: u64) -> Vec<Blocker> {
+    match world.orders.get(&order) {
+        Some(Err(OrderRefusal::Blocked { blockers, .. })) => blockers.clone(),
+        other => panic!("not refused: {other:?}{}", world.story()),
+    }
+}
+
+fn lineage(world: &World, node: usize) -> DataGeneration {
+    world.view(node).data_generation
+}
+
+#[test]
+fn an_outdated_replica_serves_by_force_alone_and_the_better_one_is_kept_apart() {
+    let mut world = left_behind(120);
+    let before = world.view(B);
+    world.order(8, B, Order::Primary);
+    world.run(ms(100));
+    assert!(matches!(
+        blockers(&world, 8)[..],
+        [Blocker::NotInSync { .. }]
+    ));
+    world.order(9, B, Order::Force);
+    let took = world.run_until(ms(1_000), |world| world.serves(B));
+    assert!(
+        took < 200,
+        "the voters are there and nothing is waited for: {took} ms"
+    );
+    let forced = world.view(B);
+    assert_eq!(forced.number, before.number.next());
+    assert!(forced.forced && forced.lossy && forced.cause == ViewCause::Forced);
+    assert_eq!(forced.voters, before.voters);
+    assert_ne!(forced.data_generation, before.data_generation);
+    // A returns: it has more than B, is no Primary, is not overwritten and not counted on.
+    world.restart(A);
+    world.run(ms(3_000));
+    assert!(world.serves(B) && !world.active(A));
+    assert_eq!(world.view(A), world.view(B));
+    assert_eq!(world.view(B).in_sync, InSync::only(NodeId::B));
+    assert!(world.view(B).forced, "said until somebody decided");
+    // Not even by force while B is Primary.
+    world.order(10, A, Order::Force);
+    world.run(ms(100));
+    assert!(matches!(
+        blockers(&world, 10)[..],
+        [Blocker::PeerActive { .. }]
+    ));
+    // Its data are given up: an ordinary pair again.
+    world.forget_lineage(A);
+    world.run_until(ms(3_000), |world| world.view(B).in_sync == InSync::BOTH);
+    assert!(!world.view(B).forced);
+    world.kill(B);
+    world.run_until(ms(2_000), |world| world.serves(A));
+}
+
+#[test]
+fn a_live_primary_is_never_forced_aside() {
+    for behind in [false, true] {
+        let mut world = World::pair(121);
+        world.data_cut = behind;
+        world.run(ms(2_000));
+        world.order(8, B, Order::Force);
+        world.run(ms(100));
+        assert!(matches!(
+            blockers(&world, 8)[..],
+            [Blocker::PeerActive { .. }, ..]
+        ));
+        assert!(world.serves(A) && !world.view(A).forced);
+    }
+}
+
+#[test]
+fn what_needs_no_force_is_done_without() {
+    // B is in sync: the lease is waited for, and the old lineage goes on.
+    let mut world = World::pair(122);
+    let old = lineage(&world, A);
+    world.kill(A);
+    world.run(ms(300));
+    world.order(8, B, Order::Force);
+    let took = world.run_until(ms(2_000), |world| world.serves(B));
+    assert!(took >= 290, "the grant counts: {took} ms");
+    assert!(!world.view(B).forced && lineage(&world, B) == old);
+    // A new resource is founded like by `primary`.
+    let mut world = World::new(123, Timing::FAST, true);
+    world.up(A);
+    world.up(B);
+    world.order(8, A, Order::Force);
+    world.run_until(ms(2_000), |world| world.serves(A));
+    assert!(!world.view(A).forced);
+}
+
+#[test]
+fn a_node_without_any_voter_decides_alone_and_meets_the_others_as_newer() {
+    let mut world = World::pair(124);
+    let old = world.view(A);
+    world.kill(A);
+    world.kill(T);
+    world.run(ms(3_000));
+    assert!(!world.active(B), "no majority, no takeover");
+    world.order(8, B, Order::Force);
+    let took = world.run_until(ms(3_000), |world| world.serves(B));
+    assert!(took >= 590, "as long as a takeover waits: {took} ms");
+    world.run(ms(10));
+    assert!(matches!(world.orders[&8], Ok(Done { already: false, .. })));
+    let forced = world.view(B);
+    assert_eq!(forced.number.0, old.number.0 + FORCE_ALONE_STEP);
+    assert_eq!(forced.voters.0.iter().flatten().count(), 1);
+    // It counts on itself alone across a restart too.
+    world.kill(B);
+    world.restart(B);
+    world.run_until(ms(3_000), |world| world.serves(B));
+    assert_eq!(lineage(&world, B), forced.data_generation);
+    // The arbitrator returns with the old view on record: it votes for the new one, and counts again.
+    world.restart(T);
+    let met = |world: &World| world.view(B).voters.0.iter().flatten().count();
+    world.run_until(ms(5_000), |world| met(world) == 2);
+    assert_eq!(world.view(B).voters.needed(), VoterSet::MAJORITY);
+    // So does the old Primary, which serves nothing and keeps what it has.
+    world.restart(A);
+    world.run_until(ms(5_000), |world| met(world) == 3);
+    world.run(ms(2_000));
+    assert!(world.serves(B) && !world.active(A));
+    assert_eq!(world.view(B).in_sync, InSync::only(NodeId::B));
+    world.forget_lineage(A);
+    world.run_until(ms(3_000), |world| world.view(B).in_sync == InSync::BOTH);
+    world.kill(B);
+    world.run_until(ms(2_000), |world| world.serves(A));
+}
+
+#[test]
+fn voters_that_are_there_are_asked_and_only_replaced_ones_are_not() {
+    let mut world = left_behind(125);
+    world.kill(T);
+    world.run(ms(5_000));
+    // A new arbitrator is no voter of the old view: with A gone nobody is left.
+    world.wipe_store(T);
+    world.start(T);
+    world.run(ms(5_000));
+    world.order(8, B, Order::Force);
+    world.run_until(ms(3_000), |world| world.serves(B));
+    world.run_until(ms(3_000), |world| {
+        world.view(B).voters.0[T] == Some(VoterId(902)) && world.view(B).voters.needed() == 2
+    });
+}
+
+#[test]
+fn a_held_primary_whom_nobody_is_left_to_free_goes_on_by_force() {
+    let mut world = World::pair(126);
+    let old = lineage(&world, A);
+    world.kill(T);
+    world.run(ms(5_000));
+    world.kill(B);
+    world.run(ms(2_000));
+    assert!(world.active(A) && !world.serves(A), "frozen: B may serve");
+    world.order(8, A, Order::Primary);
+    world.run(ms(10));
+    assert!(matches!(world.orders[&8], Ok(Done { already: true, .. })));
+    let acked = world.acked;
+    world.order(9, A, Order::Force);
+    world.run_until(ms(3_000), |world| world.serves(A));
+    assert!(world.acked >= acked, "it had every write");
+    assert_ne!(lineage(&world, A), old);
+    // B could have served: it is refused until somebody says that it did not.
+    world.restart(B);
+    world.run(ms(3_000));
+    assert!(world.serves(A) && world.view(A).in_sync == InSync::only(NodeId::A));
+}
+
+#[test]
+fn nothing_is_forced_out_of_a_replica_that_never_held_anything() {
+    let mut world = left_behind(127);
+    world.report_facts(
+        B,
+        ReplicaFacts {
+            replica: replicator::types::ReplicaId(0xbad),
+            blank: true,
+            ..super::world::used_replica(B)
+        },
+    );
+    world.order(8, B, Order::Force);
+    world.run(ms(100));
+    assert_eq!(blockers(&world, 8), [Blocker::NoData]);
+    assert!(!world.active(B));
+}
+
+/// Whatever is lost on the way, at most one node serves each lineage, and what is forced is forced once.
+#[test]
+fn force_in_rough_weather_is_as_safe() {
+    for seed in 0..12 {
+        let mut world = left_behind(12_800 + seed);
+        world.weather = super::world::Weather::ROUGH;
+        world.order(8, B, Order::Force);
+        world.run_until(ms(10_000), |world| world.serves(B));
+        let forced = lineage(&world, B);
+        world.restart(A);
+        world.run(ms(5_000));
+        if seed % 2 == 0 {
+            world.kill(B);
+            world.restart(B);
+        }
+        world.run_until(ms(10_000), |world| world.serves(B));
+        assert_eq!(lineage(&world, B), forced);
+        assert!(!world.active(A));
+    }
+}
