@@ -281,6 +281,9 @@ impl Blocker {
             Self::Ineligible | Self::WrongReplica | Self::NotInSync { .. } => vec![
                 format!("on {peer}: twinadm primary {resource}"),
                 format!("{node} then resyncs by itself: twinadm wait-sync {resource}"),
+                format!(
+                    "{peer} gone for good? what force would lose: twinadm primary {resource} --force"
+                ),
             ],
             Self::NotBlank | Self::PeerNotBlank => vec![
                 "bring back the voters that knew it, or".to_owned(),
@@ -301,6 +304,9 @@ impl Blocker {
             Self::NoQuorum { .. } => vec![
                 "start the other node or the arbitrator, or mend the network".to_owned(),
                 again,
+                format!(
+                    "both gone for good? what force would lose: twinadm primary {resource} --force"
+                ),
             ],
             Self::NobodyServes => vec![format!("on {peer}: twinadm primary {resource}")],
             Self::NotFounded | Self::Held { .. } | Self::ByHandOnly { .. } => {

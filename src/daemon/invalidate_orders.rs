@@ -251,7 +251,7 @@ impl Node {
         let discard = format!("twinadm invalidate {name} --from {from} --yes-discard={size}");
         Err(
             ErrorReport::new(ErrorId::WouldDiscard, self.refusing(name, from), why)
-                .next(format!("look first: twinadm status {name}"))
+                .next(format!("look first: twinadm split-brain show {name}"))
                 .next(format!("discard them: {discard}")),
         )
     }

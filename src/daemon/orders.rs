@@ -245,8 +245,17 @@ impl Node {
                 self.resync_rate_order(&*self.resource(&resource)?, max_rate, timeout)
             }
             Verb::Adjust { resource, dry_run } => self.adjust(resource.as_deref(), dry_run),
-            Verb::Primary { resource } => {
-                self.primary(&*self.resource(&resource)?, timeout, answers)
+            Verb::Primary {
+                resource,
+                force,
+                yes_lose,
+            } => {
+                let resource = &*self.resource(&resource)?;
+                let order = match force {
+                    true => self.forced_order(resource, yes_lose.as_deref())?,
+                    false => Order::Primary,
+                };
+                self.primary(resource, order, timeout, answers)
             }
             Verb::Verify {
                 resource,
@@ -364,13 +373,14 @@ impl Node {
     fn primary(
         &self,
         resource: &ResourceConfig,
+        order: Order,
         timeout: Option<Duration>,
         answers: &mut dyn Answers,
     ) -> Outcome {
         self.check_running(resource)?;
         let timeout = timeout.unwrap_or(PRIMARY_TIMEOUT);
         let mut told = String::new();
-        let outcome = self.order(resource, Order::Primary, timeout, || {
+        let outcome = self.order(resource, order, timeout, || {
             let waiting = self.waiting_for(resource);
             if !waiting.is_empty() && waiting != told {
                 answers
@@ -383,7 +393,7 @@ impl Node {
             // Of a client that left only the place is taken back: the controller has its order.
             !answers.is_gone()
         });
-        let ended = self.ended(resource, Order::Primary, timeout, outcome)?;
+        let ended = self.ended(resource, order, timeout, outcome)?;
         // Committed; the engine is told and serves within a few turns of its loop.
         let serves = self.wait_engine(resource, ORDER_TIMEOUT, |engine| {
             engine.role == Role::Primary

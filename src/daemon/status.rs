@@ -152,6 +152,7 @@ fn resource_status(
             .and_then(|it| it.resync_rate.limit())
             .map(NonZeroU64::get),
         lossy: view.is_some_and(|view| view.lossy),
+        forced: view.is_some_and(|view| view.forced),
         prefer: resource
             .prefer
             .map(|node| config.node_name(node).to_owned()),
@@ -316,6 +317,7 @@ fn peer_status(
             .map(|at| moment.now.since(at).as_secs_f64()),
         sync_paused: engine.is_some_and(|it| it.peer_sync_paused),
         refused: engine.and_then(|it| it.refused).map(refusal_words),
+        diverged: engine.is_some_and(|it| it.refused == Some(Refusal::Diverged)),
         volumes: resource
             .volumes
             .iter()

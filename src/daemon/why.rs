@@ -46,13 +46,7 @@ impl Node {
             let claim = known.and_then(|it| it.controller.as_ref()?.peer);
             (engine, claim)
         });
-        let told = Told {
-            config: &self.config,
-            node: self.node,
-            names: self.names(resource),
-            why: &why,
-            engine: engine.as_ref(),
-        };
+        let told = self.told(resource, &why, engine.as_ref());
         Ok(Response::Why(Box::new(WhyReport {
             schema: WHY_SCHEMA.to_owned(),
             generated: rfc3339_seconds(Self::moment().unix_millis),
@@ -88,6 +82,21 @@ impl Node {
             history: self.newest_history(resource.id(), HISTORY_SHOWN),
             help: told.help(),
         })))
+    }
+
+    pub(super) fn told<'a>(
+        &'a self,
+        resource: &'a ResourceConfig,
+        why: &'a Why,
+        engine: Option<&'a Snapshot>,
+    ) -> Told<'a> {
+        Told {
+            config: &self.config,
+            node: self.node,
+            names: self.names(resource),
+            why,
+            engine,
+        }
     }
 
     pub(super) fn controller_silent(&self) -> ErrorReport {
@@ -129,7 +138,7 @@ fn peer_report(config: &Config, peer: NodeId, claim: PeerClaim) -> PeerReport {
 }
 
 /// The facts and the names to tell them with.
-struct Told<'a> {
+pub(super) struct Told<'a> {
     config: &'a Config,
     node: NodeId,
     names: Names<'a>,
@@ -257,11 +266,21 @@ impl Told<'_> {
     }
 
     /// What making this node Primary by force would lose.
-    fn force_loses(&self) -> (String, Option<u64>) {
+    pub(super) fn force_loses(&self) -> (String, Option<u64>) {
         let Some(view) = &self.why.view else {
             return ("nothing: it never had a Primary".to_owned(), Some(0));
         };
         let (node, number) = (self.names.node, view.number);
+        let majority = |(it, check): &(Precondition, Check)| {
+            *it == Precondition::Majority && check.blocker().is_some()
+        };
+        if view.in_sync.contains(self.node) && self.why.checks.iter().any(majority) {
+            let text = format!(
+                "nothing that is known here, since view {number} counts on {node}; but too few voters are \
+                 seen to know that it is the newest"
+            );
+            return (text, None);
+        }
         if view.in_sync.contains(self.node) {
             let text = format!("no acknowledged write: view {number} counts on {node}");
             return (text, Some(0));
@@ -279,8 +298,8 @@ impl Told<'_> {
             .find(|it| view.in_sync.contains(*it))
             .map_or("", |it| self.config.node_name(it));
         let text = format!(
-            "what was acknowledged on {only} since it left {node} out: {amount} (this version \
-             cannot force a promotion)"
+            "what was acknowledged on {only} since it left {node} out: {amount}. It stays on {only}, \
+             which is refused from then on"
         );
         (text, known)
     }

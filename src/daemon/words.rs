@@ -57,7 +57,12 @@ pub(super) fn order_words(verb: &Verb) -> Option<(String, String)> {
         Verb::PauseSync { resource } => ("pause-sync".to_owned(), resource),
         Verb::ResumeSync { resource } => ("resume-sync".to_owned(), resource),
         Verb::Resync { resource, .. } => ("resync".to_owned(), resource),
-        Verb::Primary { resource } => ("primary".to_owned(), resource),
+        Verb::Primary {
+            resource,
+            force: true,
+            ..
+        } => ("primary --force".to_owned(), resource),
+        Verb::Primary { resource, .. } => ("primary".to_owned(), resource),
         Verb::Secondary { resource, .. } => ("secondary".to_owned(), resource),
         Verb::Invalidate { resource, .. } => ("invalidate".to_owned(), resource),
         Verb::InvalidateRemote { resource, .. } => ("invalidate-remote".to_owned(), resource),

@@ -67,13 +67,14 @@ impl Scope {
 
     /// Exhausted by CI, in about a minute of one core: three rounds without a crash, two with one;
     /// an Add undecided; a voter wiped; an operator's demotion and claim; a promotion by force.
-    pub const CI: [Self; 6] = [
+    pub const CI: [Self; 7] = [
         Self::of(Start::Both, [3, 1, 0, 0, 0, 0]),
         Self::of(Start::Both, [2, 1, 1, 0, 0, 0]),
         Self::of(Start::Solo, [2, 1, 0, 1, 0, 0]),
         Self::of(Start::Both, [2, 1, 0, 0, 1, 0]),
         Self::of(Start::Both, [2, 1, 0, 0, 0, 1]),
         Self::of(Start::Solo, [2, 1, 0, 0, 0, 0]).with_force(),
+        Self::of(Start::Both, [2, 1, 0, 0, 0, 0]).with_force(),
     ];
 
     /// Most rounds a state can hold.

@@ -18,6 +18,7 @@ mod demo;
 mod devices;
 mod explain;
 mod failover;
+mod forcing;
 mod forwarding;
 mod guest;
 mod guests;

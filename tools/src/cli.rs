@@ -145,8 +145,20 @@ pub enum Verb {
     /// side
     InvalidateRemote(InvalidateRemote),
     /// Serve the resources from this node
+    ///
+    /// It waits for what may still come: voters, the first word of the peer, the end of its lease. What
+    /// waiting does not mend is refused.
+    ///
+    /// With --force this node serves over the data it has where nothing better can be had: the node
+    /// with the newer data, or the other voters, are gone for good. It says first what that gives up, and
+    /// does it only when the resource's name is typed. What is made then is another history: a replica
+    /// of the old one is refused when it returns, and kept, until `split-brain resolve`. While the other
+    /// node is heard as Primary nothing is forced.
     #[command(visible_alias = "promote")]
-    Primary(Resources),
+    Primary(Primary),
+    /// Two replicas with different histories: look at both, give one of them up
+    #[command(subcommand)]
+    SplitBrain(SplitBrain),
     /// Stop serving the resources; no node promotes itself until `primary` or `up`
     #[command(visible_alias = "demote")]
     Secondary(Forceable),
@@ -273,6 +285,44 @@ pub struct InvalidateRemote {
     #[arg(long, value_name = "PEER")]
     pub peer: String,
     /// Lose what only that replica has, of at most this size, or all of it
+    #[arg(long, value_name = "SIZE", num_args = 0..=1, require_equals = true,
+          default_missing_value = "all", value_parser = discard)]
+    pub yes_discard: Option<u64>,
+}
+
+/// `primary`.
+#[derive(Clone, Debug, Args)]
+pub struct Primary {
+    /// A resource, or `all`
+    #[arg(required = true, value_name = "RES", value_parser = whole_resource)]
+    pub resources: Vec<Selector>,
+    /// Serve whatever the view and the voters say, over the data that are here
+    #[arg(long)]
+    pub force: bool,
+    /// The name of the resource: what --force gives up may be lost
+    #[arg(long, value_name = "RES", require_equals = true, requires = "force")]
+    pub yes_lose: Option<String>,
+}
+
+/// `split-brain`.
+#[derive(Clone, Debug, Subcommand)]
+pub enum SplitBrain {
+    /// Show what each side holds that the other may lack
+    Show(OneResource),
+    /// Keep the data of one node and throw the other's away: `invalidate`, on the side that loses
+    Resolve(Resolve),
+}
+
+/// `split-brain resolve`.
+#[derive(Clone, Debug, Args)]
+pub struct Resolve {
+    /// A resource
+    #[arg(value_name = "RES", value_parser = one_resource)]
+    pub resource: Selector,
+    /// The node whose data are kept; it must be Primary
+    #[arg(long, value_name = "NODE")]
+    pub keep: String,
+    /// Lose what only the other replica has, of at most this size, or all of it
     #[arg(long, value_name = "SIZE", num_args = 0..=1, require_equals = true,
           default_missing_value = "all", value_parser = discard)]
     pub yes_discard: Option<u64>,
@@ -630,10 +680,40 @@ mod tests {
     }
 
     #[test]
+    fn what_is_lost_by_force_is_named_and_only_with_force() {
+        let Verb::Primary(primary) = parse("twinadm promote r --force --yes-lose=r")
+            .unwrap()
+            .verb
+        else {
+            panic!()
+        };
+        assert!(primary.force && primary.yes_lose.as_deref() == Some("r"));
+        for bad in [
+            "r --yes-lose=r",
+            "r --force --yes-lose",
+            "r --force --yes-lose r",
+        ] {
+            assert!(parse(&format!("twinadm primary {bad}")).is_err(), "{bad}");
+        }
+        assert!(parse("twinadm split-brain resolve r --keep a --yes-discard=4MiB").is_ok());
+        for bad in [
+            "resolve r",
+            "resolve all --keep a",
+            "show",
+            "resolve r/0 --keep a",
+        ] {
+            assert!(
+                parse(&format!("twinadm split-brain {bad}")).is_err(),
+                "{bad}"
+            );
+        }
+    }
+
+    #[test]
     fn verbs_and_flags_that_are_not_built_are_unknown() {
         for line in [
             "twinadm resize r",
-            "twinadm primary r --force",
+            "twinadm primary r --yes-lose=r",
             "twinadm init lab",
             "twinadm top",
         ] {

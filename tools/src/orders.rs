@@ -34,6 +34,8 @@ pub(crate) enum MakeVerb {
     /// The same on that peer.
     InvalidateRemote(String, Option<u64>),
     Primary,
+    /// By force, and the name that was typed.
+    Force(Option<String>),
     Secondary(bool),
     Move(String),
 }
@@ -66,7 +68,16 @@ impl MakeVerb {
                 peer,
                 yes_discard,
             },
-            Self::Primary => Verb::Primary { resource },
+            Self::Primary => Verb::Primary {
+                resource,
+                force: false,
+                yes_lose: None,
+            },
+            Self::Force(yes_lose) => Verb::Primary {
+                resource,
+                force: true,
+                yes_lose,
+            },
             Self::Secondary(force) => Verb::Secondary { resource, force },
             Self::Move(to) => Verb::Move {
                 resource,
@@ -108,6 +119,24 @@ pub(crate) fn give(
         }
     }
     Ok(code)
+}
+
+/// Gives one order about one resource.
+///
+/// # Errors
+/// What the daemon says, or if it cannot be reached.
+pub(crate) fn give_one(context: &Context, make: &MakeVerb, name: &str) -> Result<u8, Failure> {
+    let whole = Selector {
+        resource: Some(name.to_owned()),
+        peer: None,
+        volume: None,
+    };
+    let verb = make.verb(name.to_owned(), &whole);
+    if context.dry_run {
+        show_plan(context, &verb, name)
+    } else {
+        order(context, verb, name)
+    }
 }
 
 /// The names of the resources that are meant.

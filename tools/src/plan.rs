@@ -87,6 +87,12 @@ pub fn plan(verb: &Verb, resource: &ResourceStatus) -> Vec<String> {
             let what = format!("leave {peer} out of the view, throw its data away, copy all to it");
             step(true, format!("{name}: {what}"));
         }
+        Verb::Primary { force: true, .. } => {
+            step(
+                !primary || resource.suspended.is_some(),
+                format!("{name}: promote, by force where nothing else will do"),
+            );
+        }
         Verb::Primary { .. } => step(!primary, format!("{name}: promote")),
         Verb::Secondary { .. } => {
             step(primary, format!("{name}: demote, and hold so"));
@@ -143,6 +149,8 @@ mod tests {
             },
             Verb::Primary {
                 resource: resource(),
+                force: false,
+                yes_lose: None,
             },
         ];
         for verb in verbs {
@@ -235,7 +243,9 @@ mod tests {
         assert_eq!(
             plan(
                 &Verb::Primary {
-                    resource: resource()
+                    resource: resource(),
+                    force: false,
+                    yes_lose: None,
                 },
                 &down()
             )

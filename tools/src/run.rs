@@ -16,8 +16,8 @@ use crate::orders::MakeVerb;
 use crate::show::words;
 use crate::wait::Goal;
 use crate::{
-    adjust, config_verbs, create_md, demo, events, explain, guest, manual, metadata, orders,
-    status, verify, wait,
+    adjust, config_verbs, create_md, demo, events, explain, force, guest, manual, metadata, orders,
+    split_brain, status, verify, wait,
 };
 
 /// Runs `twinadm` with these arguments, the program's name first; answers the exit code.
@@ -86,7 +86,12 @@ fn run(context: &Context, verb: &Verb) -> Result<u8, Failure> {
             );
             orders::give(context, core::slice::from_ref(&arguments.resource), &make)
         }
+        Verb::Primary(arguments) if arguments.force => force::primary(context, arguments),
         Verb::Primary(arguments) => orders::give(context, &arguments.resources, &MakeVerb::Primary),
+        Verb::SplitBrain(cli::SplitBrain::Show(arguments)) => split_brain::show(context, arguments),
+        Verb::SplitBrain(cli::SplitBrain::Resolve(arguments)) => {
+            split_brain::resolve(context, arguments)
+        }
         Verb::Secondary(arguments) => orders::give(
             context,
             &arguments.resources,

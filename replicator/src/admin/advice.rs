@@ -61,6 +61,7 @@ fn advise(node: &str, cluster: &ClusterStatus, resource: &ResourceStatus) -> Opt
         .or_else(|| sync_paused(resource))
         .or_else(|| resyncing(resource))
         .or_else(|| awaits_order(node, resource))
+        .or_else(|| forced(resource))
         .or_else(|| {
             resource
                 .peers
@@ -284,6 +285,25 @@ fn awaits_order(node: &str, resource: &ResourceStatus) -> Option<Advice> {
     })
 }
 
+/// Served by force, and nobody has seen yet what the other side holds.
+fn forced(resource: &ResourceStatus) -> Option<Advice> {
+    let serves = resource.role == Some(Role::Primary);
+    let unseen =
+        |peer: &&PeerStatus| !peer.diverged && peer.connection != ConnectionState::Connected;
+    let peer = resource.peers.iter().find(unseen)?;
+    (serves && resource.forced).then(|| Advice {
+        problem: Some(ErrorId::Forced),
+        status: format!(
+            "made Primary by force: what {} holds of before may not be here, and is kept there",
+            peer.node
+        ),
+        action: Some(format!(
+            "bring {} back, then: twinadm split-brain show {}",
+            peer.node, resource.name
+        )),
+    })
+}
+
 fn peer_away(resource: &ResourceStatus, peer: &PeerStatus) -> Option<Advice> {
     if reconnects(peer) {
         return None;
@@ -291,6 +311,15 @@ fn peer_away(resource: &ResourceStatus, peer: &PeerStatus) -> Option<Advice> {
     let name = &peer.node;
     let (status, action) = match (&peer.refused, peer.connection) {
         (_, ConnectionState::Connected) => return None,
+        (Some(_), _) if peer.diverged => {
+            return Some(Advice {
+                problem: Some(ErrorId::Diverged),
+                status: format!(
+                    "{name} has another history: both served apart, and neither is overwritten"
+                ),
+                action: Some(format!("twinadm split-brain show {}", resource.name)),
+            });
+        }
         (Some(why), _) => (
             format!("{name} is refused: {why}"),
             format!("twinadm status {} on both nodes", resource.name),

@@ -112,6 +112,8 @@ catalogue! {
     ];
     /// Degraded: the peer's replica is not up to date and no resync runs.
     PeerDiskAway = "W0136", exit::DEGRADED, ["look at the other node: twinadm status RES there"];
+    /// Degraded: made Primary by force, and the other replica's data of before are nowhere else.
+    Forced = "W0141", exit::DEGRADED, ["bring the other node back, then: twinadm split-brain show RES"];
     /// The third voter is not heard of.
     ArbitratorLost = "W0137", exit::DEGRADED, ["bring the arbitrator or the link to it back"];
     /// The node's votes cannot be recorded, so it has none.
@@ -131,6 +133,8 @@ catalogue! {
     WouldDiscard = "E0203", exit::REFUSED, [
         "if they may be lost, say how much: twinadm invalidate RES --from PEER --yes-discard=SIZE",
     ];
+    /// The two replicas have different histories: both served apart, and one must be given up.
+    Diverged = "E0301", exit::DEGRADED, ["twinadm split-brain show RES"];
     /// Metadata of ours is there already.
     MetadataExists = "E0401", exit::REFUSED, [
         "keep it; or, if this replica's data may be forgotten: twinadm create-md RES --force",

@@ -60,7 +60,15 @@ pub enum Verb {
         peer: Option<String>,
     },
     /// Become Primary: waits for what can still arrive, refuses at once what waiting cannot mend.
-    Primary { resource: String },
+    /// With `force` whatever the view and the voters say, if `yes_lose` is the resource's name: what this
+    /// replica lacks is given up here.
+    Primary {
+        resource: String,
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        force: bool,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        yes_lose: Option<String>,
+    },
     /// Stop being Primary, and hold so. `force` drops attached NBD clients.
     Secondary {
         resource: String,

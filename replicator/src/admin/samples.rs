@@ -41,6 +41,7 @@ pub(super) fn healthy() -> Status {
             sync_paused: false,
             resync_limit_bytes_per_second: None,
             lossy: false,
+            forced: false,
             prefer: Some("kvm-a".to_owned()),
             may_promote: false,
             suspended: None,
@@ -65,6 +66,7 @@ pub(super) fn healthy() -> Status {
                 disconnected_seconds: None,
                 sync_paused: false,
                 refused: None,
+                diverged: false,
                 volumes: vec![PeerVolumeStatus {
                     volume: 0,
                     disk: DiskState::UpToDate,

@@ -99,6 +99,10 @@ pub struct ResourceStatus {
     /// The view was activated over data that may lack acknowledged writes.
     #[serde(default)]
     pub lossy: bool,
+    /// The view goes back to a `primary --force`, and no replica was added since: what others hold of
+    /// before may not be here.
+    #[serde(default)]
+    pub forced: bool,
     /// Preferred node, as configured.
     pub prefer: Option<String>,
     /// Whether `primary` here would succeed, as far as is known here.
@@ -197,6 +201,9 @@ pub struct PeerStatus {
     /// Why it is StandAlone, if it is by a refusal.
     #[serde(default)]
     pub refused: Option<String>,
+    /// It is refused because its data have another history: one of the two must be given up.
+    #[serde(default)]
+    pub diverged: bool,
     /// Ordered by number.
     pub volumes: Vec<PeerVolumeStatus>,
 }

@@ -95,6 +95,7 @@ fn resource(name: &str, role: Role, prefer: &str) -> ResourceStatus {
         sync_paused: false,
         resync_limit_bytes_per_second: None,
         lossy: false,
+        forced: false,
         prefer: Some(prefer.to_owned()),
         may_promote: false,
         suspended: None,
@@ -126,6 +127,7 @@ fn resource(name: &str, role: Role, prefer: &str) -> ResourceStatus {
             disconnected_seconds: None,
             sync_paused: false,
             refused: None,
+            diverged: false,
             volumes: vec![PeerVolumeStatus {
                 volume: 0,
                 disk: DiskState::UpToDate,

@@ -263,3 +263,30 @@ fn a_guest_that_does_not_run_is_a_problem_and_one_that_is_off_by_hand_is_none() 
         assert_eq!(said(state), (None, None, 0), "{state}");
     }
 }
+
+/// Story: a node that was left behind serves by force. First its peer is away, then it is back with
+/// what it held.
+#[test]
+fn a_forced_primary_is_a_problem_until_one_history_is_given_up() {
+    let forced = |diverged| {
+        conclude(|status| {
+            let resource = &mut status.resources[0];
+            resource.role = Some(Role::Primary);
+            resource.forced = true;
+            let peer = &mut resource.peers[0];
+            peer.connection = ConnectionState::Connecting;
+            peer.disconnected_seconds = Some(60.0);
+            if diverged {
+                peer.connection = ConnectionState::StandAlone;
+                peer.refused = Some("the two replicas have different histories".to_owned());
+                peer.diverged = true;
+            }
+        })
+    };
+    let (problem, sentence, _) = forced(false);
+    assert_eq!(problem.as_deref(), Some("W0141"));
+    assert!(sentence.unwrap().contains("by force"));
+    let (problem, sentence, _) = forced(true);
+    assert_eq!(problem.as_deref(), Some("E0301"));
+    assert!(sentence.unwrap().contains("another history"));
+}
