@@ -43,8 +43,20 @@ pub enum Input {
     /// The resources configured on this node are these now. One that is not among them any more is
     /// down here; its record stays, since other nodes may ask for it.
     Configured(Vec<Configured>),
+    /// What this node may do by itself is this from now on.
+    Automation(Automation),
     /// Time has passed [`super::Controller::next_deadline`].
     Tick,
+}
+
+/// What an operator took from a node's own decisions. It goes on serving what it serves, and begins again
+/// after a restart; orders by hand, and a peer that leaves in order, are followed all the same.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Automation {
+    /// It takes nothing over: it is to be worked on.
+    pub standby: bool,
+    /// Nothing changes its place: it takes nothing over, and hands nothing over when it stops.
+    pub maintenance: bool,
 }
 
 /// The daemon's name for an order.
@@ -71,6 +83,9 @@ pub enum Order {
     /// the peer take over at once. If it does not, this node serves again. Nothing is held. Done
     /// when the peer's view is known.
     Move,
+    /// The peer certainly does not run: an operator says so. What this node promised it needs no waiting
+    /// for any more, until the peer is heard again. Refused while it is. Done at once.
+    Fenced,
     /// The resource takes part on this node from now on, across restarts too. On the Primary of
     /// record it ends a hold. Done when recorded.
     Up,

@@ -44,6 +44,8 @@ pub mod rules;
 #[cfg(test)]
 mod scenarios;
 #[cfg(test)]
+mod scenarios_automation;
+#[cfg(test)]
 mod scenarios_exhausted;
 #[cfg(test)]
 mod scenarios_force;
@@ -76,7 +78,7 @@ use replicator::types::{
 };
 
 pub use codec::CodecError;
-pub use input::{EngineReport, Input, Order, OrderId, ReplicaFacts, ReplicaMark};
+pub use input::{Automation, EngineReport, Input, Order, OrderId, ReplicaFacts, ReplicaMark};
 pub use lease::{Timing, TimingError};
 pub use message::{DATAGRAM_LEN_MAX, Datagram};
 pub use order::{Done, Explanation, Names, OrderRefusal, RefusalKind};
@@ -193,6 +195,7 @@ impl Controller {
             timing: settings.timing,
             rules,
             has_arbitrator: settings.has_arbitrator,
+            automation: Automation::default(),
         };
         let mut random = Random::new(settings.seed);
         let mut records: BTreeMap<_, _> = settings.stored.into_iter().collect();
@@ -250,6 +253,10 @@ impl Controller {
                 }
             }
             Input::Configured(configured) => self.configure(&configured, &mut outlet),
+            Input::Automation(automation) => {
+                self.me.automation = automation;
+                self.drive_all(&mut outlet);
+            }
             Input::Tick => self.drive_all(&mut outlet),
         }
         self.note_liveness(&mut outlet);

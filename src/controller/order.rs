@@ -192,6 +192,9 @@ impl Blocker {
             Self::PeerSilent => ("E0601", RefusalKind::Timeout),
             Self::NotTaken => ("E0903", RefusalKind::Timeout),
             Self::NoData => ("E0421", RefusalKind::Safety),
+            Self::Standby => ("E0422", RefusalKind::Safety),
+            Self::Maintenance => ("E0423", RefusalKind::Safety),
+            Self::PeerHeard { .. } => ("E0424", RefusalKind::Safety),
         }
     }
 
@@ -256,6 +259,14 @@ impl Blocker {
             Self::NotTaken => {
                 format!("{peer} did not take over, and so {node} serves again: nothing was lost")
             }
+            Self::Standby => format!("{node} is in standby: it takes nothing over by itself"),
+            Self::Maintenance => {
+                format!("maintenance is on at {node}: it takes nothing over by itself")
+            }
+            Self::PeerHeard { last_seen } => format!(
+                "{peer} is alive: it was heard {:.1} s ago",
+                last_seen.as_secs_f64()
+            ),
             Self::NoData => {
                 format!("the replica on {node} is new: it holds nothing of the resource")
             }
@@ -273,6 +284,18 @@ impl Blocker {
         let again = format!("then: {}", names.command(verb));
         match self {
             Self::NotUp => vec![format!("twinadm up {resource}"), again],
+            Self::Standby => vec![
+                format!("twinadm node resume {node}"),
+                format!("or by hand: twinadm primary {resource} --node {node}"),
+            ],
+            Self::Maintenance => vec![
+                "twinadm maintenance off".to_owned(),
+                format!("or by hand: twinadm primary {resource} --node {node}"),
+            ],
+            Self::PeerHeard { .. } => vec![
+                format!("to have it here: twinadm move {resource} {node}"),
+                format!("power {peer} off first, then: twinadm confirm-fenced {peer}"),
+            ],
             Self::NoData => vec![
                 format!("attach the replica that was in use: twinadm attach {resource}"),
                 format!("or let {node} copy it from {peer}: on {peer}, twinadm primary {resource}"),
@@ -388,6 +411,11 @@ mod tests {
             Blocker::PeerNotReady,
             Blocker::NotTaken,
             Blocker::NoData,
+            Blocker::Standby,
+            Blocker::Maintenance,
+            Blocker::PeerHeard {
+                last_seen: Duration::from_millis(400),
+            },
         ]
     }
 

@@ -361,6 +361,15 @@ pub enum Blocker {
     NotTaken,
     /// The replica never was part of the resource: there is nothing to serve from it, by force either.
     NoData,
+    /// The node is in standby.
+    Standby,
+    /// Maintenance is on here.
+    Maintenance,
+    /// The peer, said to be dead, was heard.
+    PeerHeard {
+        /// How long ago.
+        last_seen: Duration,
+    },
 }
 
 impl Blocker {
@@ -393,7 +402,10 @@ impl Blocker {
             | Self::PeerNotInSync { .. }
             | Self::PeerNotUp
             | Self::NotTaken
-            | Self::NoData => false,
+            | Self::NoData
+            | Self::Standby
+            | Self::Maintenance
+            | Self::PeerHeard { .. } => false,
         }
     }
 }

@@ -9,7 +9,7 @@ use core::time::Duration;
 
 use replicator::types::{Failover, Instant, NodeId, View, ViewNumber, VoterSet};
 
-use super::input::ReplicaFacts;
+use super::input::{Automation, ReplicaFacts};
 use super::message::BeaconEntry;
 use super::order::Names;
 use super::output::Blocker;
@@ -45,12 +45,15 @@ pub(super) struct Situation<'a> {
     pub(super) awaits_peer: bool,
     /// The newest view in which the peer said that it will never serve again.
     pub(super) peer_left: Option<ViewNumber>,
+    /// The view in which an operator said that the peer is dead.
+    pub(super) fenced: Option<ViewNumber>,
     /// When the grant given to the peer ends.
     pub(super) grant_until: Instant,
     /// For the explorer's mutants.
     pub(super) grant_counts: bool,
     pub(super) has_arbitrator: bool,
     pub(super) failover: Failover,
+    pub(super) automation: Automation,
     pub(super) voters_seen: usize,
 }
 
@@ -188,6 +191,7 @@ impl Precondition {
         let ours = view.primary == s.node;
         // Positive evidence needs neither the wait nor a third voter (R12).
         let left = s.peer_left == Some(number);
+        let gone = left || s.fenced == Some(number);
         match self {
             Self::InSync
             | Self::SameReplica
@@ -201,7 +205,7 @@ impl Precondition {
             // Also of a held view, and of one that names this node: nobody else looks.
             Self::PeerGone if s.forced => {
                 let serves = s.claim.is_some_and(|(_, claim)| claim.active);
-                let over = left || s.now >= s.grant_until || !s.grant_counts;
+                let over = gone || s.now >= s.grant_until || !s.grant_counts;
                 Check::met(over && !serves, s.peer_serves(view))
             }
             Self::InSync => {
@@ -213,14 +217,17 @@ impl Precondition {
                 Check::met(met, Blocker::Held { view: number })
             }
             Self::Allowed | Self::PeerGone if ours || view.held => Check::NotAsked,
+            Self::Allowed if s.ordered || left => Check::Met,
+            Self::Allowed if s.automation.standby => Check::Unmet(Blocker::Standby),
+            Self::Allowed if s.automation.maintenance => Check::Unmet(Blocker::Maintenance),
             Self::Allowed => {
                 let automatic = s.has_arbitrator && s.failover == Failover::Auto;
                 let has_arbitrator = s.has_arbitrator;
                 let otherwise = Blocker::ByHandOnly { has_arbitrator };
-                Check::met(automatic || s.ordered || left, otherwise)
+                Check::met(automatic, otherwise)
             }
             Self::PeerGone => {
-                let over = left || s.now >= s.grant_until || !s.grant_counts;
+                let over = gone || s.now >= s.grant_until || !s.grant_counts;
                 Check::met(over, s.peer_serves(view))
             }
             _ => match s.replica {

@@ -5,6 +5,8 @@
 //! change unnoticed. The arbitrator never proposes; a data node proposes only itself; only the
 //! Primary changes who is in sync.
 
+mod force;
+
 use core::fmt;
 
 use replicator::types::{
@@ -13,6 +15,9 @@ use replicator::types::{
 use thiserror::Error;
 
 use super::rules::Rules;
+use force::force;
+
+pub use force::{FORCE_ALONE_ROUNDS, FORCE_ALONE_STEP};
 
 /// What a data node can propose. `node` is always the proposer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -438,48 +443,6 @@ fn claim(
     })
 }
 
-/// Between the last view known and one that was forced without a majority: those that were out of
-/// reach may have agreed on successors meanwhile, a few a month. The forced one outranks them all.
-pub const FORCE_ALONE_STEP: u64 = 1000;
-
-/// The same for ballots. Promises of rounds that nobody here heard of are below it.
-pub const FORCE_ALONE_ROUNDS: u32 = 1 << 20;
-
-/// The successor of `view` by an operator's word. Who may have it is not asked here: evidence that the
-/// other node does not serve, and that the operator knows what is lost, was asked for before.
-fn force(
-    view: &View,
-    node: NodeId,
-    replica: ReplicaId,
-    data_generation: DataGeneration,
-    alone: Option<VoterId>,
-    rules: &Rules,
-) -> Result<View, Abort> {
-    let exhausted = Abort::Exhausted { view: view.number };
-    if data_generation == view.data_generation && rules.new_lineage {
-        return Err(Abort::SameLineage { view: view.number });
-    }
-    let mut next = View {
-        primary: node,
-        in_sync: InSync::only(node),
-        data_generation,
-        held: false,
-        lossy: true,
-        forced: true,
-        ..successor(view, ViewCause::Forced)
-    };
-    next.replicas[node.index()] = Some(replica);
-    if let Some(own) = alone {
-        next.number.0 = view.number.0.saturating_add(FORCE_ALONE_STEP);
-        next.voters = VoterSet::default();
-        next.voters.0[node.index()] = Some(own);
-    }
-    if next.number > ViewNumber::MAX {
-        return Err(exhausted);
-    }
-    Ok(next)
-}
-
 fn add_voter(view: &View, node: NodeId, voter: NodeId, id: VoterId) -> Result<View, Abort> {
     require_primary(view, node)?;
     if view.voters.0[voter.index()].is_some() {
@@ -763,73 +726,6 @@ mod tests {
             change: REMOVE,
         };
         assert_eq!(remove.apply(None, &Rules::ALL), Err(Abort::NotFounded));
-    }
-
-    fn forced(alone: Option<VoterId>) -> Change {
-        Change::Force {
-            replica: ReplicaId(0xb3),
-            data_generation: DataGeneration(99),
-            alone,
-        }
-    }
-
-    /// Whatever the view says: a forced successor names its proposer and nobody else, begins a lineage
-    /// of its own, and says that it was forced; the next Add ends the alarm.
-    #[test]
-    fn a_forced_view_is_of_another_lineage_and_owes_nothing_to_the_old_one() {
-        let solo = propose(A, REMOVE, &both()).unwrap();
-        let held = propose(A, Change::Hold, &both()).unwrap();
-        for view in [both(), solo, held] {
-            for node in [A, B] {
-                for alone in [None, Some(VoterId(7))] {
-                    let next = propose(node, forced(alone), &view).unwrap();
-                    assert_eq!((next.primary, next.in_sync), (node, InSync::only(node)));
-                    assert_ne!(next.data_generation, view.data_generation);
-                    assert!(next.forced && next.lossy && !next.held);
-                    assert_eq!(next.replicas[node.index()], Some(ReplicaId(0xb3)));
-                    let step = if alone.is_some() { FORCE_ALONE_STEP } else { 1 };
-                    assert_eq!(next.number.0, view.number.0 + step);
-                    let counts = next.voters.0.iter().flatten().count();
-                    assert_eq!(counts, if alone.is_some() { 1 } else { 3 });
-                    // The old Primary has nothing to come back with.
-                    let other = node.peer();
-                    let replica = ReplicaId(if other == A { 0xa } else { 0xb });
-                    let takeover = Change::Takeover {
-                        replica,
-                        lossy: false,
-                    };
-                    assert!(propose(other, takeover, &next).is_err());
-                    let add = Change::Add {
-                        replica,
-                        number: next.number.next(),
-                    };
-                    assert!(!propose(node, add, &next).unwrap().forced);
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn a_forced_lineage_is_never_the_old_one_and_numbers_end_somewhere() {
-        let same = Change::Force {
-            replica: REPLICA_B,
-            data_generation: both().data_generation,
-            alone: None,
-        };
-        let view = both();
-        assert_eq!(
-            propose(B, same, &view),
-            Err(Abort::SameLineage { view: view.number })
-        );
-        let late = View {
-            number: ViewNumber(ViewNumber::MAX.0 - 1),
-            ..both()
-        };
-        assert!(propose(B, forced(None), &late).is_ok());
-        assert_eq!(
-            propose(B, forced(Some(VoterId(7))), &late),
-            Err(Abort::Exhausted { view: late.number })
-        );
     }
 
     #[test]

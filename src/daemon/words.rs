@@ -33,6 +33,7 @@ pub(super) fn verb_of(order: Order) -> &'static str {
         Order::Up => "up",
         Order::Down => "down",
         Order::HandOver => "hand over",
+        Order::Fenced => "confirm-fenced",
         Order::Move => "move",
     }
 }
@@ -104,6 +105,7 @@ fn id_of(refusal: &OrderRefusal) -> ErrorId {
         Some(Blocker::PeerSilent) => ErrorId::NodeUnreachable,
         Some(Blocker::NotTaken) => ErrorId::NotTaken,
         Some(Blocker::NoData) => ErrorId::NoDataHere,
+        Some(Blocker::PeerHeard { .. }) => ErrorId::StillAlive,
         _ => ErrorId::NoQuorum,
     }
 }

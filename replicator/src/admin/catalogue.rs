@@ -114,6 +114,10 @@ catalogue! {
     PeerDiskAway = "W0136", exit::DEGRADED, ["look at the other node: twinadm status RES there"];
     /// Degraded: made Primary by force, and the other replica's data of before are nowhere else.
     Forced = "W0141", exit::DEGRADED, ["bring the other node back, then: twinadm split-brain show RES"];
+    /// The node is in standby: it takes nothing over by itself.
+    Standby = "W0142", exit::DEGRADED, ["twinadm node resume NODE"];
+    /// Maintenance is on: the node takes nothing over by itself.
+    Maintenance = "W0143", exit::DEGRADED, ["twinadm maintenance off"];
     /// The third voter is not heard of.
     ArbitratorLost = "W0137", exit::DEGRADED, ["bring the arbitrator or the link to it back"];
     /// The node's votes cannot be recorded, so it has none.
@@ -191,6 +195,10 @@ catalogue! {
     WouldLose = "E0424", exit::REFUSED, [
         "if that may be lost: twinadm primary RES --force --yes-lose=RES",
     ];
+    /// The node that is said to be dead is alive.
+    StillAlive = "E0426", exit::REFUSED, ["power it off first"];
+    /// The node is in standby, and what it serves could not all be moved.
+    NotDrained = "E0427", exit::REFUSED, ["mend what the message names, then: twinadm node drain NODE"];
     /// The replica never held anything of the resource.
     NoDataHere = "E0425", exit::REFUSED, ["attach the replica that was in use: twinadm attach RES"];
     /// The guest that uses the resource could not be stopped.

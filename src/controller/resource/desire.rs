@@ -186,7 +186,7 @@ impl Resource {
             Some(Order::Move) => {
                 matches!(self.order_stage(), Some(Stage::Quiescing | Stage::Leaving))
             }
-            Some(Order::Primary | Order::Force | Order::Up) | None => false,
+            Some(Order::Primary | Order::Force | Order::Fenced | Order::Up) | None => false,
         }
     }
 }

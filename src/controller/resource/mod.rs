@@ -10,6 +10,7 @@ mod force;
 mod hand_over;
 mod orders;
 mod propose;
+mod shown;
 mod situation;
 mod vote;
 mod what_if;
@@ -24,13 +25,11 @@ use replicator::types::{
 use super::Configured;
 use super::beacon::Peer;
 use super::decision::{News, answer_beacon};
-use super::input::{EngineReport, OrderId, ReplicaFacts, ReplicaMark};
+use super::input::{Automation, EngineReport, OrderId, ReplicaFacts, ReplicaMark};
 use super::lease::{Grant, GrantAnswer, Lease, Timing};
 use super::message::{BeaconEntry, Part};
 use super::order::{Done, OrderRefusal};
-use super::output::{
-    Action, ControllerEvent, EngineCommand, PeerClaim, ResourceSnapshot, StepDownReason,
-};
+use super::output::{Action, ControllerEvent, EngineCommand, StepDownReason};
 use super::random::Random;
 use super::record::VoterRecord;
 use super::rules::Rules;
@@ -48,6 +47,8 @@ pub(super) struct Me {
     pub(super) timing: Timing,
     pub(super) rules: Rules,
     pub(super) has_arbitrator: bool,
+    /// This alone changes, by order.
+    pub(super) automation: Automation,
 }
 
 /// What a step may look at and where its effects go.
@@ -207,6 +208,9 @@ pub(super) struct Resource {
     /// The newest view in which the peer was Primary and never will be active again, by its own
     /// word. Bound to that view, it stays true whatever is late: activation needs a newer one.
     peer_left: Option<ViewNumber>,
+    /// The view that was the newest when an operator said that the peer is dead. Forgotten as soon as it
+    /// is heard.
+    peer_fenced: Option<ViewNumber>,
 
     // What this node is and does.
     /// The newest view in which this node served and will never serve again, to be followed by the
@@ -271,6 +275,7 @@ impl Resource {
             claim: None,
             peer_kept_at: None,
             peer_left: None,
+            peer_fenced: None,
             handed_over: None,
             stopping: false,
             active: None,
@@ -453,6 +458,7 @@ impl Resource {
         entry: BeaconEntry,
     ) -> Option<GrantAnswer> {
         self.claim = Some((cx.now, entry));
+        self.peer_fenced = None;
         if entry.attached && entry.eligible && entry.kept {
             self.peer_kept_at = Some(cx.now);
         }
@@ -716,72 +722,12 @@ impl Resource {
         Some(self.lease.until().unwrap_or(active.since))
     }
 
-    // ---- what others see ----
-
-    /// This node's beacon about the resource.
-    pub(super) fn beacon_entry(&self) -> BeaconEntry {
-        let replica = self.replica;
-        BeaconEntry {
-            resource: self.id,
-            view: self
-                .active
-                .map_or(self.committed_number(), |active| active.view.number),
-            up: self.record().up,
-            active: self.active.is_some(),
-            attached: replica.is_some(),
-            eligible: replica.is_some_and(|facts| facts.eligible)
-                && !self.vetoed
-                && !self.local_failed,
-            kept: replica.is_some_and(|facts| !facts.lost_volatile),
-            blank: replica.is_some_and(|facts| facts.blank),
-            handed_over: self.active.is_none() && self.handed_over == Some(self.committed_number()),
-            size_blocks: replica.map_or(0, |facts| facts.size_blocks),
-        }
-    }
-
-    /// The newest committed view if a node that knows only `known` should hear of it.
-    pub(super) fn news_for(&self, known: ViewNumber) -> Option<View> {
-        self.committed().filter(|view| view.number > known)
-    }
-
-    /// For `status`.
-    pub(super) fn snapshot(&self, cx: &Context<'_>) -> ResourceSnapshot {
-        let blockers = self.blockers(cx);
-        let lease_remaining = self
-            .lease
-            .until()
-            .filter(|_| self.needs_lease(cx))
-            .map(|until| until.since(cx.now));
-        ResourceSnapshot {
-            up: self.record().up,
-            activated: self.active.is_some(),
-            view: self.committed(),
-            lease_remaining,
-            lease_lapsed: self.lease_lapsed,
-            may_promote: self.active.is_none() && blockers.is_empty(),
-            blockers,
-            proposal: self.proposal_kind(),
-            last_abort: self.last_abort,
-            peer: self.fresh_claim(cx).map(|entry| PeerClaim {
-                up: entry.up,
-                active: entry.active,
-                attached: entry.attached,
-                eligible: entry.eligible,
-                view: entry.view,
-            }),
-        }
-    }
-
-    /// What the peer said about the resource, if it was heard less than S ago.
-    fn fresh_claim(&self, cx: &Context<'_>) -> Option<BeaconEntry> {
-        self.claim
-            .filter(|(at, _)| cx.now < at.plus(cx.me.timing.suspicion))
-            .map(|(_, entry)| entry)
-    }
+    // ---- what the peer says ----
 
     /// The peer began another life: what it claimed is void.
     pub(super) fn forget_claim(&mut self) {
         self.claim = None;
+        self.peer_fenced = None;
     }
 
     fn order_done(

@@ -94,6 +94,11 @@ impl Resource {
             self.order_done(cx, id, Err(OrderRefusal::UnknownResource));
             return;
         }
+        if what == Order::Fenced {
+            // It carries nothing out, and what waits for it need not be given again.
+            let result = self.note_fenced(cx);
+            return self.order_done(cx, id, result);
+        }
         if let Some(running) = self.order {
             let promotes = |order| matches!(order, Order::Primary | Order::Force);
             let overrules = promotes(running.what) && !promotes(what) && what != Order::Move;
@@ -136,7 +141,11 @@ impl Resource {
             Order::Force => (!active || self.lease_lapsed).then_some(Stage::Promoting),
             Order::Up => (!up).then_some(Stage::Recording),
             Order::Secondary | Order::Down if active => Some(Stage::AwaitingQuorum),
-            Order::HandOver => self.peer_is_in_sync(cx).then_some(Stage::AwaitingQuorum),
+            Order::Fenced => None,
+            Order::HandOver => {
+                let moves = self.peer_is_in_sync(cx) && !cx.me.automation.maintenance;
+                moves.then_some(Stage::AwaitingQuorum)
+            }
             Order::Move => (!self.peer_serves(cx)).then_some(Stage::AwaitingQuorum),
             Order::Down => up.then_some(Stage::Recording),
             Order::Secondary => {
@@ -148,6 +157,24 @@ impl Resource {
                 (of_record && up).then_some(Stage::Holding)
             }
         }
+    }
+
+    /// An operator says that the peer is dead: positive evidence, as long as nothing speaks against it.
+    fn note_fenced(&mut self, cx: &Context<'_>) -> Result<Done, OrderRefusal> {
+        let peer = cx.peer();
+        if !peer.is_suspect(cx.now, cx.me.timing.suspicion) {
+            let last_seen = peer.heard().map_or(Duration::ZERO, |at| cx.now.since(at));
+            return Err(OrderRefusal::Blocked {
+                blockers: vec![Blocker::PeerHeard { last_seen }],
+                waited: Duration::ZERO,
+            });
+        }
+        let newest = self.record().newest().map(|view| view.number);
+        let waits = self.active.is_none() && self.grant.runs(cx.now) && newest.is_some();
+        if waits {
+            self.peer_fenced = newest;
+        }
+        Ok(self.done(!waits))
     }
 
     fn record_up(&mut self, what: Order) {

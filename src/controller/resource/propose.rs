@@ -264,7 +264,9 @@ impl Resource {
     pub(super) fn begin_drain(&mut self, cx: &mut Context<'_>, view: View, change: Change) {
         let seal = ViewNumber(view.number.0 - 1);
         let handed_over = self.peer_left == Some(seal);
-        if handed_over {
+        let fenced = self.peer_fenced.is_some()
+            && self.peer_fenced == self.record().newest().map(|view| view.number);
+        if handed_over || fenced {
             self.grant.seal_handed_over(seal, &cx.me.rules);
         } else if !self.grant.seal_if_over(cx.now, seal, &cx.me.rules) {
             self.attempt = None;

@@ -41,10 +41,12 @@ impl Resource {
             kept_wait_end: self.kept_wait_end(cx.me),
             awaits_peer: self.awaits_peer_replica(cx),
             peer_left: self.peer_left,
+            fenced: self.peer_fenced,
             grant_until: self.grant.until(),
             grant_counts: cx.me.rules.grant_outlives_lease,
             has_arbitrator: cx.me.has_arbitrator,
             failover: self.configured.map(|it| it.failover).unwrap_or_default(),
+            automation: cx.me.automation,
             voters_seen: cx.voters_seen(),
         }
     }

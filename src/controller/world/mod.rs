@@ -6,6 +6,7 @@
 //! every acknowledged write, and that a view number names one view.
 
 mod engines;
+mod faults;
 mod questions;
 
 use core::time::Duration;
@@ -300,6 +301,11 @@ impl World {
         self.report(node, EngineReport::Replica(facts));
     }
 
+    /// What the node may do by itself; forgotten with its process.
+    pub(crate) fn automate(&mut self, node: usize, automation: Automation) {
+        self.input(node, Input::Automation(automation));
+    }
+
     /// The node's files changed.
     pub(crate) fn configure(&mut self, node: usize, configured: Vec<Configured>) {
         self.input(node, Input::Configured(configured));
@@ -368,17 +374,6 @@ impl World {
         self.check();
     }
 
-    pub(crate) fn pause(&mut self, index: usize, paused: bool) {
-        self.nodes[index].paused = paused;
-    }
-
-    pub(crate) fn wipe_store(&mut self, index: usize) {
-        assert!(self.nodes[index].controller.is_none());
-        self.nodes[index].durable.clear();
-        self.nodes[index].voter = VoterId(900 + index as u128);
-        self.nodes[index].incarnation = 0;
-    }
-
     /// The voter's record says that the last round there can be was promised.
     pub(crate) fn use_up_rounds(&mut self, index: usize) {
         for record in self.nodes[index].durable.values_mut() {
@@ -404,14 +399,6 @@ impl World {
     pub(crate) fn heal(&mut self) {
         self.cut.clear();
         self.data_cut = false;
-    }
-
-    pub(crate) fn break_store(&mut self, index: usize, broken: bool) {
-        self.nodes[index].store_broken = broken;
-    }
-
-    pub(crate) fn break_drain(&mut self, index: usize) {
-        self.nodes[index].engine.drain_fails = true;
     }
 
     pub(crate) fn order(&mut self, id: u64, node: usize, what: Order) {

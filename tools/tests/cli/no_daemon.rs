@@ -20,7 +20,7 @@ fn unknown_verbs_and_flags_are_usage_errors() {
         &["resize", "x"],
         &["up"],
         &["status", "--nonsense"],
-        &["primary", "r", "--force"],
+        &["primary", "r", "--yes-lose=r"],
         &[],
     ] {
         let ran = scratch.twinadm(line);
