@@ -83,8 +83,8 @@ pub use lease::{Timing, TimingError};
 pub use message::{DATAGRAM_LEN_MAX, Datagram};
 pub use order::{Done, Explanation, Names, OrderRefusal, RefusalKind};
 pub use output::{
-    Action, Blocker, ControllerEvent, EngineCommand, NodeSnapshot, PeerClaim, ResourceSnapshot,
-    StepDownReason, VoterSnapshot, VotersSnapshot,
+    Action, Blocker, ControllerEvent, EngineCommand, Evidence, NodeSnapshot, PeerClaim,
+    ResourceSnapshot, StepDownReason, VoterSnapshot, VotersSnapshot,
 };
 pub use precondition::{Check, Precondition};
 pub use record::VoterRecord;

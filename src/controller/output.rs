@@ -93,6 +93,17 @@ pub enum EngineCommand {
     },
 }
 
+/// What shows that a Primary serves no more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Evidence {
+    /// It said so itself.
+    HandedOver,
+    /// An operator said that it is dead.
+    Fenced,
+    /// It was silent for longer than any lease it may hold.
+    Silence,
+}
+
 /// Why a Primary stops being one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StepDownReason {
@@ -149,8 +160,8 @@ pub enum ControllerEvent {
         resource: ResourceId,
         /// The seal.
         seal: ViewNumber,
-        /// Its Primary said itself that it serves no more; else it was silent for long enough.
-        handed_over: bool,
+        /// What shows that its Primary serves no more.
+        evidence: Evidence,
     },
     /// The replica itself forbade its promotion (R10, R13).
     Vetoed {

@@ -12,7 +12,7 @@ use replicator::types::{Instant, ReplicaId, ResourceId};
 
 use super::api::{AttachFailure, ResourceSnapshot, StoredMarks};
 use crate::controller;
-use crate::controller::{Done, NodeSnapshot, OrderId, OrderRefusal};
+use crate::controller::{Automation, Done, NodeSnapshot, OrderId, OrderRefusal};
 use crate::guests::{Entry, Stop};
 
 /// Outcomes of orders kept for clients that did not fetch them (they were gone by then).
@@ -35,6 +35,8 @@ pub struct BoardState {
     pub resources: BTreeMap<ResourceId, ResourceBoard>,
     /// Why the voter store takes no records any more, if it does not.
     pub store_error: Option<String>,
+    /// What an operator took from this node's own decisions.
+    pub automation: Automation,
     /// The process is about to end in order.
     pub stopping: bool,
     /// Why the process must end, if it must.

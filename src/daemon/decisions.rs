@@ -5,7 +5,7 @@ use replicator::io::clock;
 use replicator::types::{ResourceId, View, ViewCause, ViewNumber};
 
 use super::node::Node;
-use crate::controller::{ControllerEvent, StepDownReason};
+use crate::controller::{ControllerEvent, Evidence, StepDownReason};
 
 /// How loud the log is about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,12 +128,15 @@ impl Node {
             ControllerEvent::Sealed {
                 resource,
                 seal,
-                handed_over,
+                evidence,
             } => {
                 let peer = self.config.node_name(self.node.peer());
-                let why = match handed_over {
-                    true => format!("{peer} said that it serves no more"),
-                    false => format!("{peer} was silent for as long as it may rely on this node"),
+                let why = match evidence {
+                    Evidence::HandedOver => format!("{peer} said that it serves no more"),
+                    Evidence::Fenced => format!("{peer} is said to be dead"),
+                    Evidence::Silence => {
+                        format!("{peer} was silent for as long as it may rely on this node")
+                    }
                 };
                 let text = format!("taking over, because {why}; views up to {seal} are refused");
                 said(resource, Info, "takeover", Some(*seal), text)

@@ -14,6 +14,7 @@
 mod adjust;
 pub mod api;
 pub mod args;
+mod automation;
 mod beacon;
 pub mod beacon_io;
 pub mod board;
@@ -35,6 +36,7 @@ pub mod mailbox;
 mod metrics;
 mod move_order;
 mod node;
+mod node_orders;
 pub mod notify;
 mod orders;
 mod origin;

@@ -15,6 +15,7 @@ use replicator::types::{Instant, NodeId, OpId, ResourceId};
 use super::api::{
     AttachFailure, ResourceSnapshot, ShardCommand, ShardEvent, ShardHandle, ShardSink, StoredMarks,
 };
+use super::automation::AutomationFile;
 use super::board::{Board, Presence};
 use super::history::History;
 use super::mailbox::Mailbox;
@@ -85,6 +86,9 @@ pub(super) struct Node {
     pub(super) node: NodeId,
     pub(super) run_dir: PathBuf,
     pub(super) history: History,
+    /// Where what follows is kept, for its refusals.
+    pub(super) state_dir: PathBuf,
+    pub(super) automation: AutomationFile,
     pub(super) board: Board,
     /// Wakes the main thread when `board.fatal` was set.
     pub(super) ended: Mailbox<()>,

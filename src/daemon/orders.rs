@@ -81,9 +81,15 @@ impl ControlHandler for Node {
             .timeout_ms
             .map(|millis| Duration::from_millis(millis).min(TIMEOUT_MAX));
         let order = words::order_words(&request.verb);
+        let node_order = words::node_order_words(&request.verb);
         let response = self.carry_out(request.verb, timeout, answers);
         if let Some((resource, order)) = order {
             self.note_order(&resource, &order, asker, &response);
+        }
+        if let Some(order) = node_order {
+            for resource in self.resources.all() {
+                self.note_order(&resource.name, &order, asker, &response);
+            }
         }
         answers.send(&response.unwrap_or_else(Response::Error))
     }
@@ -270,6 +276,10 @@ impl Node {
             Verb::Secondary { resource, force } => {
                 self.secondary(&*self.resource(&resource)?, force, timeout, answers)
             }
+            Verb::NodeDrain => self.node_drain(timeout, answers),
+            Verb::NodeResume => self.node_resume(),
+            Verb::Maintenance { on } => self.maintenance(on),
+            Verb::ConfirmFenced { dead } => self.confirm_fenced(&dead),
             Verb::Move { resource, to, .. } => {
                 self.move_order(&*self.resource(&resource)?, &to, timeout)
             }

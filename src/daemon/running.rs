@@ -1,5 +1,6 @@
 //! All threads of a node: started in order, watched, and stopped in order.
 
+use super::automation::AutomationFile;
 use super::forward::Caller;
 use super::resources::Resources;
 use std::io;
@@ -108,6 +109,11 @@ impl Running {
                 Program::Daemon => History::open(&flags.state_dir),
                 Program::Arbitrator => History::in_memory(),
             },
+            state_dir: flags.state_dir.clone(),
+            automation: match program {
+                Program::Daemon => AutomationFile::open(&flags.state_dir),
+                Program::Arbitrator => AutomationFile::in_memory(),
+            },
             board: super::board::Board::default(),
             ended: Mailbox::new(1).map_err(failed("eventfd"))?,
             controller: Mailbox::new(CONTROLLER_INPUTS_MAX).map_err(failed("eventfd"))?,
@@ -123,6 +129,8 @@ impl Running {
             config,
         });
         note_marks(&node, &store);
+        // Before the controller's first turn; what it promised in an earlier life outlasts that anyway.
+        node.tell_automation(node.automation.now());
         if let Err(errno) = realtime::lock_memory() {
             tracing::info!(
                 "memory may be paged out ({}): on a busy host leases may lapse",

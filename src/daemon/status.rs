@@ -113,6 +113,8 @@ fn cluster_status(place: Place<'_>, board: &BoardState) -> ClusterStatus {
             seen: arbitrator_seen,
         }),
         store_error: board.store_error.clone(),
+        standby: board.automation.standby,
+        maintenance: board.automation.maintenance,
         insecure: config.net.insecure && !config.is_loopback(),
     }
 }

@@ -48,6 +48,10 @@ pub(super) fn order_words(verb: &Verb) -> Option<(String, String)> {
         | Verb::WhatIf { .. }
         | Verb::History { .. }
         | Verb::Version
+        | Verb::NodeDrain
+        | Verb::NodeResume
+        | Verb::Maintenance { .. }
+        | Verb::ConfirmFenced { .. }
         | Verb::Adjust { .. } => return None,
         Verb::Up { resource } => ("up".to_owned(), resource),
         Verb::Down { resource, .. } => ("down".to_owned(), resource),
@@ -71,6 +75,18 @@ pub(super) fn order_words(verb: &Verb) -> Option<(String, String)> {
         Verb::Move { resource, to, .. } => (format!("move to {to}"), resource),
     };
     Some((resource.clone(), word))
+}
+
+/// An order about a node, as it was typed; `None` for any other.
+pub(super) fn node_order_words(verb: &Verb) -> Option<String> {
+    Some(match verb {
+        Verb::NodeDrain => "node drain".to_owned(),
+        Verb::NodeResume => "node resume".to_owned(),
+        Verb::Maintenance { on: true } => "maintenance on".to_owned(),
+        Verb::Maintenance { on: false } => "maintenance off".to_owned(),
+        Verb::ConfirmFenced { dead } => format!("confirm-fenced {dead}"),
+        _ => return None,
+    })
 }
 
 /// The controller's reasons under the ids of the one catalogue.

@@ -16,6 +16,7 @@ mod bad_input;
 mod cluster;
 mod demo;
 mod devices;
+mod draining;
 mod explain;
 mod failover;
 mod forcing;

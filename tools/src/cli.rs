@@ -172,6 +172,21 @@ pub enum Verb {
     /// Primary stays up as Secondary. If NODE does not take over within the time that an unplanned
     /// takeover needs, the old Primary serves again and the exit code is 9.
     Move(Move),
+    /// Take a node out of service, or back into it
+    #[command(subcommand)]
+    Node(NodeVerb),
+    /// Keep both data nodes from taking anything over by themselves, or let them again
+    ///
+    /// While it is on, nothing changes its place but by hand: no node takes over, and one that stops hands
+    /// nothing over. What a node serves it goes on serving, and serves again after a restart; leases and
+    /// quorum count as ever. Each node keeps it across restarts. Told to both data nodes; with --node to
+    /// that one alone.
+    Maintenance(Maintenance),
+    /// Say that NODE is dead, powered off or cut from its disks: the other node need not wait for it
+    ///
+    /// It ends the wait for what NODE was promised (its lease), so that a takeover comes at once. Refused
+    /// while NODE is heard, forgotten as soon as it is. If NODE runs all the same, two nodes may serve.
+    ConfirmFenced(ConfirmFenced),
     /// Show how everything is
     Status(Status),
     /// Say why a node is Primary or is not: what must hold, what does not, and what helps
@@ -348,6 +363,51 @@ pub struct Move {
     /// The data node that is to be Primary; any node may be asked
     #[arg(value_name = "NODE")]
     pub to: String,
+}
+
+/// `node`.
+#[derive(Clone, Debug, Subcommand)]
+pub enum NodeVerb {
+    /// Put NODE in standby and move all it serves to the other node, one resource after the other
+    ///
+    /// In standby it takes nothing over by itself, across restarts too, until `node resume`; its replicas
+    /// are kept in sync. What cannot be moved stays, is named with its reason, and the exit code is 4.
+    Drain(WhichNode),
+    /// End the standby of NODE; what was moved away stays where it is
+    Resume(WhichNode),
+}
+
+/// A node.
+#[derive(Clone, Debug, Args)]
+pub struct WhichNode {
+    /// A data node; any node may be asked
+    #[arg(value_name = "NODE")]
+    pub which: String,
+}
+
+/// `maintenance`.
+#[derive(Clone, Debug, Args)]
+pub struct Maintenance {
+    /// Whether
+    #[arg(value_enum, value_name = "on|off")]
+    pub switch: Switch,
+}
+
+/// On or off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Switch {
+    /// Nothing is taken over.
+    On,
+    /// As ever.
+    Off,
+}
+
+/// `confirm-fenced`.
+#[derive(Clone, Debug, Args)]
+pub struct ConfirmFenced {
+    /// The node that is dead
+    #[arg(value_name = "NODE")]
+    pub dead: String,
 }
 
 /// `why`.
@@ -706,6 +766,31 @@ mod tests {
                 parse(&format!("twinadm split-brain {bad}")).is_err(),
                 "{bad}"
             );
+        }
+    }
+
+    #[test]
+    fn a_node_is_named_and_is_not_the_one_that_is_asked() {
+        let cli = parse("twinadm node drain a --node b").unwrap();
+        let Verb::Node(NodeVerb::Drain(drain)) = cli.verb else {
+            panic!()
+        };
+        assert_eq!(
+            (drain.which.as_str(), cli.globals.node.as_deref()),
+            ("a", Some("b"))
+        );
+        let cli = parse("twinadm node resume a").unwrap();
+        assert_eq!(cli.globals.node, None);
+        for bad in [
+            "node drain",
+            "node drain a b",
+            "maintenance",
+            "maintenance yes",
+        ] {
+            assert!(parse(&format!("twinadm {bad}")).is_err(), "{bad}");
+        }
+        for good in ["maintenance on", "confirm-fenced a --node b"] {
+            assert!(parse(&format!("twinadm {good}")).is_ok(), "{good}");
         }
     }
 

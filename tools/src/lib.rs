@@ -24,6 +24,7 @@ mod guest;
 mod local;
 mod manual;
 mod metadata;
+mod nodes;
 mod orders;
 pub mod plan;
 pub mod run;

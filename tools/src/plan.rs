@@ -101,7 +101,11 @@ pub fn plan(verb: &Verb, resource: &ResourceStatus) -> Vec<String> {
             let there = resource.view_primary.as_ref() == Some(to) && !resource.held;
             step(!there, format!("{name}: demote, and promote on {to}"));
         }
-        Verb::Status { .. }
+        Verb::NodeDrain
+        | Verb::NodeResume
+        | Verb::Maintenance { .. }
+        | Verb::ConfirmFenced { .. }
+        | Verb::Status { .. }
         | Verb::Events2 { .. }
         | Verb::Why { .. }
         | Verb::Quorum

@@ -16,8 +16,8 @@ use crate::orders::MakeVerb;
 use crate::show::words;
 use crate::wait::Goal;
 use crate::{
-    adjust, config_verbs, create_md, demo, events, explain, force, guest, manual, metadata, orders,
-    split_brain, status, verify, wait,
+    adjust, config_verbs, create_md, demo, events, explain, force, guest, manual, metadata, nodes,
+    orders, split_brain, status, verify, wait,
 };
 
 /// Runs `twinadm` with these arguments, the program's name first; answers the exit code.
@@ -103,6 +103,10 @@ fn run(context: &Context, verb: &Verb) -> Result<u8, Failure> {
             std::slice::from_ref(&arguments.resource),
             &MakeVerb::Move(arguments.to.clone()),
         ),
+        Verb::Node(cli::NodeVerb::Drain(arguments)) => nodes::drain(context, arguments),
+        Verb::Node(cli::NodeVerb::Resume(arguments)) => nodes::resume(context, arguments),
+        Verb::Maintenance(arguments) => nodes::maintenance(context, arguments),
+        Verb::ConfirmFenced(arguments) => nodes::confirm_fenced(context, arguments),
         Verb::Why(arguments) => explain::why(context, arguments),
         Verb::Quorum(cli::Quorum::Show) => explain::quorum(context),
         Verb::WhatIf(cli::WhatIf::Kill(arguments)) => explain::what_if(context, arguments),

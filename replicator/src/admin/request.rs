@@ -83,6 +83,14 @@ pub enum Verb {
         #[serde(default)]
         passed_on: bool,
     },
+    /// Move everything that the node serves to the other one, and take nothing over until `node-resume`.
+    NodeDrain,
+    /// The end of it.
+    NodeResume,
+    /// This node takes nothing over by itself while it is `on`, and hands nothing over when it stops.
+    Maintenance { on: bool },
+    /// The operator's word that the node `dead` does not run: what it was promised needs no waiting.
+    ConfirmFenced { dead: String },
     /// Hold the resource's resyncs, those to come too.
     PauseSync { resource: String },
     /// Do not hold them here any more.

@@ -25,6 +25,8 @@ pub(super) fn healthy() -> Status {
                 seen: true,
             }),
             store_error: None,
+            standby: false,
+            maintenance: false,
             insecure: false,
         },
         resources: vec![ResourceStatus {

@@ -50,6 +50,13 @@ pub struct ClusterStatus {
     /// again; `None` while it can.
     #[serde(default)]
     pub store_error: Option<String>,
+    /// This node is in standby: it takes nothing over by itself.
+    #[serde(default)]
+    pub standby: bool,
+    /// Maintenance is on here: this node takes nothing over by itself, and hands nothing over when it
+    /// stops.
+    #[serde(default)]
+    pub maintenance: bool,
     /// The nodes talk in clear text beyond loopback (`insecure = true`).
     #[serde(default)]
     pub insecure: bool,

@@ -6,7 +6,7 @@ use replicator::types::{
 
 use super::super::decision::{Knowledge, Outcome, Step};
 use super::super::message::Part;
-use super::super::output::{ControllerEvent, EngineCommand, StepDownReason};
+use super::super::output::{ControllerEvent, EngineCommand, Evidence, StepDownReason};
 use super::super::register::{Promise, Read, Round};
 use super::super::view::{Abort, Change, Proposal, ProposalKind};
 use super::{AddStage, Context, Resource};
@@ -266,7 +266,12 @@ impl Resource {
         let handed_over = self.peer_left == Some(seal);
         let fenced = self.peer_fenced.is_some()
             && self.peer_fenced == self.record().newest().map(|view| view.number);
-        if handed_over || fenced {
+        let evidence = match (handed_over, fenced) {
+            (true, _) => Evidence::HandedOver,
+            (false, true) => Evidence::Fenced,
+            (false, false) => Evidence::Silence,
+        };
+        if evidence != Evidence::Silence {
             self.grant.seal_handed_over(seal, &cx.me.rules);
         } else if !self.grant.seal_if_over(cx.now, seal, &cx.me.rules) {
             self.attempt = None;
@@ -289,7 +294,7 @@ impl Resource {
         cx.event(ControllerEvent::Sealed {
             resource: self.id,
             seal,
-            handed_over,
+            evidence,
         });
         cx.engine(self.id, EngineCommand::Drain { seal });
     }

@@ -129,6 +129,8 @@ impl Lab {
             node: id,
             run_dir: self.dir.clone(),
             history: History::in_memory(),
+            state_dir: PathBuf::new(),
+            automation: crate::daemon::automation::AutomationFile::in_memory(),
             board: Board::default(),
             ended: Mailbox::new(1).unwrap(),
             controller: Mailbox::new(CONTROLLER_INPUTS_MAX).unwrap(),

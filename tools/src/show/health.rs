@@ -16,7 +16,9 @@ pub enum Health {
 /// The worst of all resources.
 #[must_use]
 pub fn health(status: &Status) -> Health {
-    let cluster = if status.cluster.arbitrator_lost() || status.cluster.store_error.is_some() {
+    let cluster = &status.cluster;
+    let held_back = cluster.standby || cluster.maintenance;
+    let cluster = if cluster.arbitrator_lost() || cluster.store_error.is_some() || held_back {
         Health::Degraded
     } else {
         Health::Fine
@@ -81,6 +83,12 @@ pub fn nagios(status: &Status) -> (String, u8) {
         .collect();
     if status.cluster.store_error.is_some() {
         sentences.push(format!("{} cannot record its votes", status.node));
+    }
+    if status.cluster.standby {
+        sentences.push(format!("{} is in standby", status.node));
+    }
+    if status.cluster.maintenance {
+        sentences.push(format!("maintenance is on at {}", status.node));
     }
     if status.cluster.arbitrator_lost() {
         sentences.push("the arbitrator does not answer".to_owned());

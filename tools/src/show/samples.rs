@@ -26,6 +26,8 @@ pub(crate) fn healthy() -> Status {
                 seen: true,
             }),
             store_error: None,
+            standby: false,
+            maintenance: false,
             insecure: false,
         },
         resources: vec![db, resource("vm-web", Role::Primary, "kvm-a")],

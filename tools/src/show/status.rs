@@ -41,6 +41,7 @@ pub fn status_text(status: &Status, detail: Detail) -> String {
              until then the loss of another node holds I/O.",
         ));
     }
+    push_automation(status, &mut lines);
     if status.cluster.arbitrator_lost() {
         let name = status
             .cluster
@@ -54,6 +55,24 @@ pub fn status_text(status: &Status, detail: Detail) -> String {
         ));
     }
     lines.join("\n") + "\n"
+}
+
+/// What this node does not do by itself, by order.
+fn push_automation(status: &Status, lines: &mut Vec<String>) {
+    let node = &status.node;
+    if status.cluster.maintenance {
+        let text = format!(
+            "maintenance is on at {node} (W0143): it takes nothing over by itself, and hands nothing over \
+             when it stops."
+        );
+        lines.extend(wrapped("status:", &text));
+        lines.push("action: twinadm maintenance off".to_owned());
+    }
+    if status.cluster.standby {
+        let text = format!("{node} is in standby (W0142): it takes nothing over by itself.");
+        lines.extend(wrapped("status:", &text));
+        lines.push(format!("action: twinadm node resume {node}"));
+    }
 }
 
 /// One resource on one line, without numbers that move by themselves: one line a change.
@@ -89,6 +108,12 @@ fn header(status: &Status) -> String {
     }
     words.push(format!("resources:{}", status.resources.len()));
     words.push(format!("problems:{problems}"));
+    if status.cluster.standby {
+        words.push("standby:yes".to_owned());
+    }
+    if status.cluster.maintenance {
+        words.push("MAINTENANCE:on".to_owned());
+    }
     if status.cluster.insecure {
         words.push("INSECURE:clear-text".to_owned());
     }
