@@ -193,6 +193,7 @@ impl Blocker {
             Self::NotTaken => ("E0903", RefusalKind::Timeout),
             Self::NoData => ("E0421", RefusalKind::Safety),
             Self::Standby => ("E0422", RefusalKind::Safety),
+            Self::ViewMoved { .. } => ("E0425", RefusalKind::Safety),
             Self::Maintenance => ("E0423", RefusalKind::Safety),
             Self::PeerHeard { .. } => ("E0424", RefusalKind::Safety),
         }
@@ -259,6 +260,9 @@ impl Blocker {
             Self::NotTaken => {
                 format!("{peer} did not take over, and so {node} serves again: nothing was lost")
             }
+            Self::ViewMoved { view } => format!(
+                "view {view} was decided meanwhile, or was not known here: something else would be lost"
+            ),
             Self::Standby => format!("{node} is in standby: it takes nothing over by itself"),
             Self::Maintenance => {
                 format!("maintenance is on at {node}: it takes nothing over by itself")
@@ -284,6 +288,9 @@ impl Blocker {
         let again = format!("then: {}", names.command(verb));
         match self {
             Self::NotUp => vec![format!("twinadm up {resource}"), again],
+            Self::ViewMoved { .. } => vec![format!(
+                "see what would be lost now: twinadm primary {resource} --force"
+            )],
             Self::Standby => vec![
                 format!("twinadm node resume {node}"),
                 format!("or by hand: twinadm primary {resource} --node {node}"),
@@ -411,6 +418,9 @@ mod tests {
             Blocker::PeerNotReady,
             Blocker::NotTaken,
             Blocker::NoData,
+            Blocker::ViewMoved {
+                view: ViewNumber(7),
+            },
             Blocker::Standby,
             Blocker::Maintenance,
             Blocker::PeerHeard {

@@ -372,6 +372,11 @@ pub enum Blocker {
     NotTaken,
     /// The replica never was part of the resource: there is nothing to serve from it, by force either.
     NoData,
+    /// Another view than the one that the operator was told of is the newest now.
+    ViewMoved {
+        /// That one.
+        view: ViewNumber,
+    },
     /// The node is in standby.
     Standby,
     /// Maintenance is on here.
@@ -414,6 +419,7 @@ impl Blocker {
             | Self::PeerNotUp
             | Self::NotTaken
             | Self::NoData
+            | Self::ViewMoved { .. }
             | Self::Standby
             | Self::Maintenance
             | Self::PeerHeard { .. } => false,

@@ -48,6 +48,8 @@ fn an_outdated_replica_serves_by_force_alone_and_the_better_one_is_kept_apart() 
         took < 200,
         "the voters are there and nothing is waited for: {took} ms"
     );
+    world.run(ms(10));
+    assert!(matches!(world.orders[&9], Ok(Done { already: false, .. })));
     let forced = world.view(B);
     assert_eq!(forced.number, before.number.next());
     assert!(forced.forced && forced.lossy && forced.cause == ViewCause::Forced);
@@ -73,6 +75,38 @@ fn an_outdated_replica_serves_by_force_alone_and_the_better_one_is_kept_apart() 
     assert!(!world.view(B).forced);
     world.kill(B);
     world.run_until(ms(2_000), |world| world.serves(A));
+}
+
+#[test]
+fn what_was_decided_unheard_of_is_not_given_up_by_an_order_that_knew_less() {
+    let mut world = World::pair(128);
+    // B does not hear that A goes on without it.
+    world.kill(B);
+    world.cut(A, B);
+    world.cut(B, T);
+    world.run_until(ms(1_000), |world| {
+        world.view(A).in_sync == InSync::only(NodeId::A)
+    });
+    world.run(ms(50));
+    world.kill(A);
+    world.restart(B);
+    world.run(ms(1_000));
+    let known = world.view(B).number;
+    world.order(8, B, Order::Force);
+    world.run(ms(100));
+    world.heal();
+    world.run(ms(1_500));
+    let [Blocker::ViewMoved { view }] = blockers(&world, 8)[..] else {
+        panic!("{:?}", world.orders[&8])
+    };
+    assert!(
+        view > known && !world.active(B),
+        "{view} after {known}{}",
+        world.story()
+    );
+    // Told of that one, he may still want it.
+    world.order(9, B, Order::Force);
+    world.run_until(ms(1_000), |world| world.serves(B));
 }
 
 #[test]
@@ -213,6 +247,13 @@ fn force_in_rough_weather_is_as_safe() {
         world.weather = super::world::Weather::ROUGH;
         world.order(8, B, Order::Force);
         world.run_until(ms(10_000), |world| world.serves(B));
+        world.run_until(ms(500), |world| world.orders.contains_key(&8));
+        assert!(
+            world.orders[&8].is_ok(),
+            "{:?}{}",
+            world.orders[&8],
+            world.story()
+        );
         let forced = lineage(&world, B);
         world.restart(A);
         world.run(ms(5_000));

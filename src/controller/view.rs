@@ -88,6 +88,8 @@ pub enum Change {
     /// An operator makes this node Primary whatever the view says, over the data that its replica
     /// has: a new lineage, so that what it lacks is refused when it returns and not overwritten.
     Force {
+        /// The view that the operator was told about: no other is given up.
+        about: ViewNumber,
         /// The proposer's replica.
         replica: ReplicaId,
         /// Identity of the new lineage.
@@ -198,8 +200,8 @@ pub enum Abort {
         /// Which view.
         view: ViewNumber,
     },
-    /// The engines prepared another number.
-    #[error("view {view} was not the one prepared for")]
+    /// It was prepared, or ordered, for another one.
+    #[error("view {view} was not the one it was meant for")]
     WrongNumber {
         /// The view the register holds.
         view: ViewNumber,
@@ -281,10 +283,12 @@ impl Proposal {
             Change::Hold => hold(view, node),
             Change::Claim { replica, lossy } => claim(view, node, replica, lossy, rules),
             Change::Force {
+                about,
                 replica,
                 data_generation,
                 alone,
             } => {
+                require_number(view, about.next())?;
                 let lineage = match rules.new_lineage {
                     true => data_generation,
                     false => view.data_generation,

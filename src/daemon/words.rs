@@ -121,6 +121,7 @@ fn id_of(refusal: &OrderRefusal) -> ErrorId {
         Some(Blocker::PeerSilent) => ErrorId::NodeUnreachable,
         Some(Blocker::NotTaken) => ErrorId::NotTaken,
         Some(Blocker::NoData) => ErrorId::NoDataHere,
+        Some(Blocker::ViewMoved { .. }) => ErrorId::WouldLose,
         Some(Blocker::PeerHeard { .. }) => ErrorId::StillAlive,
         _ => ErrorId::NoQuorum,
     }

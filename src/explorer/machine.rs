@@ -295,6 +295,11 @@ impl Machine {
                 number,
             },
             Kind::Force => Change::Force {
+                // What was known when the round began is what the operator was told.
+                about: self
+                    .table
+                    .view(state.nodes[node].committed_at_begin)
+                    .map_or(ViewNumber::NONE, |view| view.number),
                 replica: replica(node),
                 data_generation: FORCED_LINEAGE,
                 alone: None,

@@ -8,7 +8,7 @@
 //! Invariant: a forced view begins a lineage of its own, so that of two nodes that served apart neither
 //! is overwritten by meeting the other.
 
-use replicator::types::{Ballot, Instant, NodeId, VoterSet};
+use replicator::types::{Ballot, Instant, NodeId, ViewNumber, VoterSet};
 
 use super::super::input::Order;
 use super::super::output::{Blocker, StepDownReason};
@@ -30,11 +30,29 @@ impl Resource {
         if self.order_what() != Some(Order::Force) || self.active.is_some() {
             return self.blockers(cx);
         }
-        let checks = self.forced_situation(cx).checks();
-        checks
-            .into_iter()
-            .filter_map(|(_, check)| check.blocker())
-            .collect()
+        let checks = self.forced_situation(cx).checks().into_iter();
+        let mut blockers: Vec<_> = checks.filter_map(|(_, check)| check.blocker()).collect();
+        if self.view_moved() {
+            let view = self.newest_number();
+            blockers.push(Blocker::ViewMoved { view });
+        }
+        blockers
+    }
+
+    pub(super) fn newest_number(&self) -> ViewNumber {
+        self.record()
+            .newest()
+            .map_or(ViewNumber::NONE, |view| view.number)
+    }
+
+    /// Whether another view is the newest than when the order was given. Its own successor, which this
+    /// node's voter has accepted and whose fate is open, is none.
+    fn view_moved(&self) -> bool {
+        let newest = self.newest_number();
+        let own = self.undecided.is_some_and(|undecided| {
+            undecided.view.number == newest && matches!(undecided.change, Change::Force { .. })
+        });
+        self.order_about() != Some(newest) && !own
     }
 
     /// How things are for one whose operator gives up what this replica lacks.
@@ -48,12 +66,14 @@ impl Resource {
     /// The forced change, if one was ordered, is allowed, and nothing milder will do.
     pub(super) fn desire_force(&self, cx: &Context<'_>) -> Option<Change> {
         self.force_ordered_since()?;
+        let about = self.order_about()?;
         let replica = self.replica?.replica;
         self.record().newest()?;
-        if !self.forced_situation(cx).allows() || !self.force_is_needed(cx) {
+        if self.view_moved() || !self.forced_situation(cx).allows() || !self.force_is_needed(cx) {
             return None;
         }
         Some(Change::Force {
+            about,
             replica,
             data_generation: self.generation,
             alone: None,
@@ -124,6 +144,7 @@ impl Resource {
             return;
         }
         let change = Change::Force {
+            about: newest.number,
             replica: facts.replica,
             data_generation: self.generation,
             alone: Some(cx.me.voter),

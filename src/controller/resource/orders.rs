@@ -3,7 +3,7 @@
 
 use core::time::Duration;
 
-use replicator::types::{DataGeneration, Instant};
+use replicator::types::{DataGeneration, Instant, ViewNumber};
 
 use super::super::input::{Order, OrderId};
 use super::super::order::{Done, OrderRefusal};
@@ -24,6 +24,8 @@ pub(super) struct Pending {
     pub(super) stage: Stage,
     /// When that stage began.
     stage_since: Instant,
+    /// The newest view known when it was given.
+    about: ViewNumber,
 }
 
 /// How far an order is.
@@ -70,6 +72,11 @@ impl Resource {
 
     pub(super) fn order_what(&self) -> Option<Order> {
         self.order.map(|order| order.what)
+    }
+
+    /// The newest view known when the order was given.
+    pub(super) fn order_about(&self) -> Option<ViewNumber> {
+        self.order.map(|order| order.about)
     }
 
     pub(super) fn order_since(&self) -> Option<Instant> {
@@ -119,6 +126,7 @@ impl Resource {
                     deadline,
                     stage,
                     stage_since: cx.now,
+                    about: self.newest_number(),
                 });
                 self.ends_hold = false;
                 if what == Order::Force {

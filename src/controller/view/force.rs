@@ -73,8 +73,9 @@ mod tests {
         Proposal { node, change }.apply(Some(view), &Rules::ALL)
     }
 
-    fn forced(alone: Option<VoterId>) -> Change {
+    fn forced(about: &View, alone: Option<VoterId>) -> Change {
         Change::Force {
+            about: about.number,
             replica: ReplicaId(0xb3),
             data_generation: DataGeneration(99),
             alone,
@@ -90,7 +91,7 @@ mod tests {
         for view in [both(), solo, held] {
             for node in [A, B] {
                 for alone in [None, Some(VoterId(7))] {
-                    let next = propose(node, forced(alone), &view).unwrap();
+                    let next = propose(node, forced(&view, alone), &view).unwrap();
                     assert_eq!((next.primary, next.in_sync), (node, InSync::only(node)));
                     assert_ne!(next.data_generation, view.data_generation);
                     assert!(next.forced && next.lossy && !next.held);
@@ -120,6 +121,7 @@ mod tests {
     #[test]
     fn a_forced_lineage_is_never_the_old_one_and_numbers_end_somewhere() {
         let same = Change::Force {
+            about: both().number,
             replica: REPLICA_B,
             data_generation: both().data_generation,
             alone: None,
@@ -133,10 +135,20 @@ mod tests {
             number: ViewNumber(ViewNumber::MAX.0 - 1),
             ..both()
         };
-        assert!(propose(B, forced(None), &late).is_ok());
+        assert!(propose(B, forced(&late, None), &late).is_ok());
         assert_eq!(
-            propose(B, forced(Some(VoterId(7))), &late),
+            propose(B, forced(&late, Some(VoterId(7))), &late),
             Err(Abort::Exhausted { view: late.number })
+        );
+    }
+    /// Story: while the order is on its way the old Primary comes back and serves again. What is given up
+    /// now is not what the operator was told of.
+    #[test]
+    fn only_the_view_that_was_told_of_is_given_up() {
+        let newer = propose(A, REMOVE, &both()).unwrap();
+        assert_eq!(
+            propose(B, forced(&both(), None), &newer),
+            Err(Abort::WrongNumber { view: newer.number })
         );
     }
 }

@@ -3,12 +3,17 @@
 //! A seed expands to one plan. Every item is drawn from its own key, and every fault brings its
 //! own end, so a plan with items taken out is a plan, and the rest of it is unchanged.
 
+mod operators;
+
 use replicator::types::{Failover, NodeId, ReplicationProtocol};
 
 use crate::clock::{MICROS, MILLIS, SECS, SimTime};
 use crate::net::{NetOptions, Path, Wire};
 use crate::rng::{Rng, Stream};
 use crate::stamp::CELLS_PER_BLOCK;
+
+pub use operators::{CONTROL_FROM, MOVES_FROM};
+use operators::{draw_control, draw_moves, draw_takeovers};
 
 /// Blocks in a 4 MiB activity-log extent.
 const EXTENT_BLOCKS: u64 = 1024;
@@ -255,6 +260,17 @@ pub enum FaultWhat {
     Disconnect(NodeId),
     /// `primary`, whatever the other node does.
     Promote(NodeId),
+    /// `primary --force`, where the other node's process is dead.
+    Force(NodeId),
+    /// `confirm-fenced`, where the other node's process is dead.
+    Fenced(NodeId),
+    /// Standby or maintenance until the end.
+    Automation {
+        /// Whose.
+        node: NodeId,
+        /// Maintenance, not standby.
+        maintenance: bool,
+    },
     /// `secondary` here, `primary` there at the end.
     Move {
         /// The node demoted.
@@ -301,6 +317,7 @@ impl Plan {
         faults.extend(draw_verifies(seed, &options, &ops));
         faults.extend(draw_moves(seed, &options));
         faults.extend(draw_takeovers(seed, &options));
+        faults.extend(draw_control(seed, &options));
         faults.sort_by_key(|fault| fault.at);
         if let Some(hang) = draw_lone_hang(seed, &options) {
             faults = vec![hang];
@@ -650,71 +667,6 @@ fn untouched_blocks(options: &Options, ops: &[Op]) -> Vec<u64> {
     (0..options.volume_blocks)
         .filter(|block| !touched.contains(block))
         .collect()
-}
-
-/// Seeds below this one were kept for what they found when nobody moved a Primary in one order.
-pub const MOVES_FROM: u64 = 4_000_000_000;
-/// Key of the draw of such moves.
-const MOVES: u64 = 1 << 38;
-
-/// In half of the runs operators move the Primary, whoever it is; now and then right after another
-/// fault began, or both nodes are told at nearly the same moment.
-fn draw_moves(seed: u64, options: &Options) -> Vec<Fault> {
-    let mut rng = Rng::keyed(seed, Stream::Faults, MOVES);
-    if seed < MOVES_FROM || options.kinds.is_empty() || !rng.chance(500) {
-        return Vec::new();
-    }
-    let mut moves = Vec::new();
-    for _ in 0..rng.between(1, 5) {
-        let at = SimTime(rng.below(options.safety.0));
-        let first = rng.pick(&[NodeId::A, NodeId::B]);
-        for node in [first, first.peer()] {
-            let at = at.plus(rng.log_between(MICROS, SECS));
-            if rng.chance(800) {
-                moves.push(Fault {
-                    at,
-                    length: MILLIS,
-                    what: FaultWhat::MoveAway(node),
-                });
-            }
-        }
-    }
-    moves
-}
-
-/// Key of the draw of takeovers by order.
-const TAKEOVERS: u64 = 1 << 39;
-
-/// Under protocol A nobody takes over by itself: an operator does, of a Primary that died for longer
-/// than a grant, mostly right after something that left the peer to be made equal.
-fn draw_takeovers(seed: u64, options: &Options) -> Vec<Fault> {
-    let mut rng = Rng::keyed(seed, Stream::Faults, TAKEOVERS);
-    if options.protocol != ReplicationProtocol::A || options.kinds.is_empty() {
-        return Vec::new();
-    }
-    let mut takeovers = Vec::new();
-    let fault = |at, length, what| Fault { at, length, what };
-    for _ in 0..rng.between(1, 3) {
-        let at = SimTime(rng.below(options.safety.0));
-        let dead = rng.pick(&[NodeId::A, NodeId::B]);
-        let mut death = at;
-        if rng.chance(800) {
-            let hurt = match rng.below(4) {
-                0 => FaultWhat::Kill(dead),
-                1 => FaultWhat::Kill(dead.peer()),
-                _ => FaultWhat::Disconnect(dead),
-            };
-            let length = rng.log_between(MILLIS, 300 * MILLIS);
-            takeovers.push(fault(at, length, hurt));
-            // About when the two have met again.
-            death = at.plus(length + rng.log_between(20 * MILLIS, 300 * MILLIS));
-        }
-        let length = rng.between(4 * SECS, 8 * SECS);
-        takeovers.push(fault(death, length, FaultWhat::Kill(dead)));
-        let order = death.plus(rng.below(2 * SECS));
-        takeovers.push(fault(order, MILLIS, FaultWhat::Promote(dead.peer())));
-    }
-    takeovers
 }
 
 /// Both data nodes, at nearly the same moment, returning in either order.

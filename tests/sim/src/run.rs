@@ -54,6 +54,7 @@ impl Summary {
         sum.flushes += one.flushes;
         sum.failovers += one.failovers;
         sum.faults += one.faults;
+        sum.forced += one.forced;
         sum.over_budget += one.over_budget;
         if let Some(violation) = outcome.violation {
             self.failures.push((seed, violation));

@@ -356,6 +356,15 @@ impl History {
         }
     }
 
+    /// An operator promoted a replica by force: what was written before may be there or not.
+    pub fn force(&mut self) {
+        for entry in self.cells.iter_mut().flatten() {
+            (entry.seen_by, entry.seen_from, entry.excused) = (None, None, true);
+            entry.durable = false;
+        }
+        self.not_durable.clear();
+    }
+
     /// Writes acknowledged so far.
     #[must_use]
     pub fn acknowledged(&self) -> usize {

@@ -1,6 +1,7 @@
 //! A controller's inputs and actions, and the voter store, as the daemon carries them out.
 
 use replicator::engine::{AdminRequest, Input as EngineInput};
+use replicator::protocol::Refusal;
 use replicator::types::time::Duration;
 use replicator::types::{
     DiskState, Failover, InSync, Instant, NodeId, OpId, Role, StoreError, View,
@@ -253,12 +254,30 @@ impl World {
                 self.order(node, Order::Up);
             }
         }
+        self.resolve_diverged();
         match self.writer.newest().copied() {
             None => self.order(NodeId::A, Order::Primary),
             Some(view) if self.healed => self.put_right(view),
             Some(_) => {}
         }
         self.schedule(PATIENCE, Event::Operator);
+    }
+
+    /// `split-brain resolve`: the Primary's history is kept.
+    fn resolve_diverged(&mut self) {
+        for node in [NodeId::A, NodeId::B] {
+            let state = |node: NodeId| Some(self.nodes[node.index()].engine()?.snapshot());
+            let (Some(own), Some(peer)) = (state(node), state(node.peer())) else {
+                continue;
+            };
+            let diverged = own.refused == Some(Refusal::Diverged);
+            if diverged && own.role != Role::Primary && peer.role == Role::Primary {
+                self.admin(node, AdminRequest::Invalidate);
+            }
+            if own.refused.is_some() {
+                self.admin(node, AdminRequest::Connect);
+            }
+        }
     }
 
     /// Ends a hold, and moves a Primary that serves from its peer's disk to that peer. Where the
@@ -268,6 +287,11 @@ impl World {
             if view.in_sync == InSync::only(node) && view.primary == node {
                 self.attach_again(node);
             }
+        }
+        // A force whose order was given up may have been decided all the same: its replica's own record
+        // knows nothing of it.
+        if view.forced && !self.is_served() {
+            return self.order(view.primary, Order::Force);
         }
         let turn = usize::try_from(self.figures.events % 2).unwrap_or_default();
         let good = [NodeId::A, NodeId::B][turn];
@@ -307,7 +331,11 @@ impl World {
     }
 
     pub(super) fn order(&mut self, node: NodeId, what: Order) {
-        let deadline = self.local_now(node).plus(Duration::from_secs(2));
+        self.order_within(node, what, Duration::from_secs(2));
+    }
+
+    pub(super) fn order_within(&mut self, node: NodeId, what: Order, limit: Duration) {
+        let deadline = self.local_now(node).plus(limit);
         let resource = self.resource;
         let Some(process) = &mut self.node(node).process else {
             return;

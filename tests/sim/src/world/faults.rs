@@ -3,8 +3,9 @@
 use core::num::NonZeroU64;
 
 use replicator::engine::{AdminRequest, Engine, Input, ResyncOrder, VerifyOrder};
+use replicator::types::time::Duration;
 use replicator::types::{DiskState, NodeId, ReplicationState, ResyncRate, Role};
-use twinblk::controller::Order;
+use twinblk::controller::{Automation, Input as ControllerInput, Order};
 
 use crate::checkers::{Violation, state};
 use crate::clock::{MILLIS, SECS};
@@ -66,6 +67,17 @@ impl World {
             FaultWhat::MoveAway(node) => self.order(node, Order::Move),
             FaultWhat::Promote(node) => self.order(node, Order::Primary),
             FaultWhat::Disconnect(node) => self.admin(node, AdminRequest::Disconnect),
+            FaultWhat::Force(node) => self.order_beside_a_dead_peer(node, Order::Force),
+            FaultWhat::Fenced(node) => self.order_beside_a_dead_peer(node, Order::Fenced),
+            FaultWhat::Automation { node, maintenance } => {
+                self.automate(
+                    node,
+                    Automation {
+                        standby: !maintenance,
+                        maintenance,
+                    },
+                );
+            }
         }
         self.active_faults.insert(nr);
         self.schedule(fault.length, Event::FaultEnds(nr));
@@ -171,11 +183,31 @@ impl World {
             FaultWhat::Rot { .. } => {}
             FaultWhat::Move { to, .. } => self.order(to, Order::Primary),
             FaultWhat::Disconnect(node) => self.admin(node, AdminRequest::Connect),
-            FaultWhat::MoveAway(_) | FaultWhat::Promote(_) => {}
+            FaultWhat::MoveAway(_)
+            | FaultWhat::Promote(_)
+            | FaultWhat::Force(_)
+            | FaultWhat::Fenced(_) => {}
+            FaultWhat::Automation { node, .. } => self.automate(node, Automation::default()),
             FaultWhat::Stop(node) => {
                 self.kill(node);
                 self.schedule(MILLIS, Event::Start { node });
             }
+        }
+    }
+
+    /// What the operator says is true. A force without a majority would make two lineages live at once,
+    /// which no checker here understands: it is given up before it comes to that.
+    fn order_beside_a_dead_peer(&mut self, node: NodeId, order: Order) {
+        const LESS_THAN_A_GRANT: Duration = Duration::from_millis(500);
+        if self.nodes[node.peer().index()].process.is_none() {
+            self.order_within(node, order, LESS_THAN_A_GRANT);
+        }
+    }
+
+    /// Kept across restarts by the daemon; here a process that starts anew has forgotten it.
+    fn automate(&mut self, node: NodeId, automation: Automation) {
+        if self.nodes[node.index()].process.is_some() {
+            self.tell_controller(node, ControllerInput::Automation(automation));
         }
     }
 

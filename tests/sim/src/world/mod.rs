@@ -144,6 +144,8 @@ pub struct Figures {
     pub flushes: u64,
     /// Changes of the Primary.
     pub failovers: u64,
+    /// Promotions by force.
+    pub forced: u64,
     /// Faults that began.
     pub faults: u64,
     /// Runs in which too much broke to demand more than safety.

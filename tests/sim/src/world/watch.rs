@@ -3,7 +3,8 @@
 use replicator::engine::{AttachError, GuestReply};
 use replicator::meta::{Layout, Loader, Recovered, ReplicaState, Superblock, format};
 use replicator::types::{
-    BLOCK_LEN, BlockIndex, InSync, NodeId, ReplicationProtocol, Role, View, ViewNumber, VolumeId,
+    BLOCK_LEN, BlockIndex, InSync, NodeId, ReplicationProtocol, Role, View, ViewCause, ViewNumber,
+    VolumeId,
 };
 
 use crate::checkers::history::Must;
@@ -234,6 +235,10 @@ impl World {
         self.check(checked);
         if self.writer.newest().map(|view| view.number) != before {
             self.excuse_if_all_lost();
+            if view.cause == ViewCause::Forced {
+                self.history.force();
+                self.figures.forced += 1;
+            }
         }
         if self.trace.is_text() && self.writer.newest().map(|view| view.number) != before {
             let view = self.writer.newest().copied();
