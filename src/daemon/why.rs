@@ -312,6 +312,9 @@ impl Told<'_> {
                     "bring {peer} or the link to it back; or the arbitrator, to go on without it"
                 ),
                 "twinadm quorum show".to_owned(),
+                format!(
+                    "both gone for good? what force would lose: twinadm primary {resource} --force"
+                ),
             ],
             Verdict::Primary | Verdict::Proposing => Vec::new(),
             // Nothing to type: what runs out is waited for by itself.

@@ -118,7 +118,14 @@ fn guests_wait(node: &str, cluster: &ClusterStatus, resource: &ResourceStatus) -
         ),
         _ => (
             format!("reads and writes are held until {peers} answers or is left behind"),
-            String::new(),
+            match cluster.quorum {
+                true => String::new(),
+                false => format!(
+                    "too few voters are seen to leave {peers} behind: bring it or another voter back; \
+                     twinadm why {} says what else helps",
+                    resource.name
+                ),
+            },
         ),
     };
     let action = (!action.is_empty()).then_some(action);

@@ -290,3 +290,16 @@ fn a_forced_primary_is_a_problem_until_one_history_is_given_up() {
     assert_eq!(problem.as_deref(), Some("E0301"));
     assert!(sentence.unwrap().contains("another history"));
 }
+
+/// Story: the arbitrator died, then the peer. Nothing here goes on by itself any more.
+#[test]
+fn a_primary_held_without_any_other_voter_is_not_told_to_wait() {
+    let action = |quorum| {
+        let mut status = healthy();
+        status.cluster.quorum = quorum;
+        status.resources[0].suspended = Some("peer".to_owned());
+        status.concluded().resources[0].action.clone()
+    };
+    assert_eq!(action(true), None);
+    assert!(action(false).unwrap().contains("another voter back"));
+}
