@@ -162,6 +162,7 @@ fn blank() -> Superblock {
         bits_coarse: false,
         unwritten_bits_set: false,
         may_be_ahead: false,
+        may_be_behind: false,
         features: Features::default(),
     }
 }

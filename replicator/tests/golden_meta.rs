@@ -40,6 +40,7 @@ fn superblock() -> Superblock {
         bits_coarse: true,
         unwritten_bits_set: false,
         may_be_ahead: false,
+        may_be_behind: false,
         features: Features {
             compat: 1 << 63,
             ro_compat: 0,

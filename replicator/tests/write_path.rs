@@ -103,6 +103,7 @@ fn superblock(node: NodeId) -> Superblock {
         bits_coarse: false,
         unwritten_bits_set: false,
         may_be_ahead: false,
+        may_be_behind: false,
         features: Features::default(),
     }
 }

@@ -292,7 +292,10 @@ impl Precondition {
             Self::Blank => format!("the replica on {node} was never used"),
             Self::PeerBlank => format!("nor was that on {peer}, as far as it is known"),
             Self::PeerMet => format!("{peer} had its time to say what replica it has"),
-            Self::InSync => format!("the view counts on {node}: it has every acknowledged write"),
+            Self::InSync => format!(
+                "the view counts on {node}: it has every acknowledged write (under protocol A: \
+                 every flushed one)"
+            ),
             Self::SameReplica => "the attached replica is the one that the view names".to_owned(),
             Self::Whole => "the replica itself does not forbid it".to_owned(),
             Self::KeptEverything => "it lost nothing that the peer may have kept".to_owned(),

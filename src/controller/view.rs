@@ -77,7 +77,11 @@ pub enum Change {
         number: ViewNumber,
     },
     /// The Primary of record, not active, promises that nobody promotes itself.
-    Hold,
+    Hold {
+        /// It alone may have writes that guests were told of: it stopped without an orderly end under
+        /// protocol A.
+        lossy: bool,
+    },
     /// This node serves where a hold says that the peer does not.
     Claim {
         /// The proposer's replica.
@@ -237,7 +241,7 @@ impl Change {
             Self::Remove { .. } => ProposalKind::Remove,
             Self::Add { .. } => ProposalKind::Add,
             Self::Leave { .. } => ProposalKind::Leave,
-            Self::Hold => ProposalKind::Hold,
+            Self::Hold { .. } => ProposalKind::Hold,
             Self::Claim { .. } => ProposalKind::Claim,
             Self::Force { .. } => ProposalKind::Force,
             Self::AddVoter { .. } => ProposalKind::AddVoter,
@@ -280,7 +284,7 @@ impl Proposal {
             Change::Remove { ends_add } => remove(view, node, ends_add),
             Change::Add { replica, number } => add(view, node, replica, number),
             Change::Leave { number } => leave(view, node, number),
-            Change::Hold => hold(view, node),
+            Change::Hold { lossy } => hold(view, node, lossy),
             Change::Claim { replica, lossy } => claim(view, node, replica, lossy, rules),
             Change::Force {
                 about,
@@ -415,13 +419,14 @@ fn leave(view: &View, node: NodeId, number: ViewNumber) -> Result<View, Abort> {
     })
 }
 
-fn hold(view: &View, node: NodeId) -> Result<View, Abort> {
+fn hold(view: &View, node: NodeId, lossy: bool) -> Result<View, Abort> {
     require_primary(view, node)?;
     if view.held {
         return Err(Abort::Held { view: view.number });
     }
     Ok(View {
         held: true,
+        lossy,
         ..successor(view, ViewCause::Held)
     })
 }
@@ -442,7 +447,8 @@ fn claim(
         primary: node,
         in_sync: InSync::only(node),
         held: false,
-        lossy,
+        // What the old Primary had alone when the order came stays there.
+        lossy: lossy || view.lossy,
         ..successor(view, ViewCause::Claimed)
     })
 }
@@ -540,6 +546,7 @@ mod tests {
         lossy: false,
         ends_hold: false,
     };
+    const HOLD: Change = Change::Hold { lossy: false };
     const REMOVE: Change = Change::Remove { ends_add: false };
     const CLAIM: Change = Change::Claim {
         replica: REPLICA_B,
@@ -559,7 +566,7 @@ mod tests {
                     number: ViewNumber(5),
                 },
             ),
-            (A, Change::Hold),
+            (A, HOLD),
         ];
         for (node, change) in changes {
             let next = propose(node, change, &view).unwrap();
@@ -600,7 +607,7 @@ mod tests {
             propose(B, TAKEOVER, &solo),
             Err(Abort::NotInSync { view: solo.number })
         );
-        let held = propose(A, Change::Hold, &solo).unwrap();
+        let held = propose(A, HOLD, &solo).unwrap();
         assert_eq!(
             propose(B, CLAIM, &held),
             Err(Abort::NotInSync { view: held.number })
@@ -625,14 +632,14 @@ mod tests {
     fn nobody_proposes_for_the_other() {
         let view = both();
         assert!(propose(B, REMOVE, &view).is_err());
-        assert!(propose(B, Change::Hold, &view).is_err());
+        assert!(propose(B, HOLD, &view).is_err());
         assert!(propose(B, RECOVER, &view).is_err());
         assert!(propose(A, TAKEOVER, &view).is_err());
     }
 
     #[test]
     fn a_hold_stops_everyone_until_an_operator_speaks() {
-        let held = propose(A, Change::Hold, &both()).unwrap();
+        let held = propose(A, HOLD, &both()).unwrap();
         assert!(held.held);
         assert_eq!(
             propose(A, RECOVER, &held),
@@ -661,7 +668,7 @@ mod tests {
             ..both()
         };
         let exhausted = Err(Abort::Exhausted { view: last.number });
-        for (node, change) in [(A, REMOVE), (A, RECOVER), (B, TAKEOVER), (A, Change::Hold)] {
+        for (node, change) in [(A, REMOVE), (A, RECOVER), (B, TAKEOVER), (A, HOLD)] {
             assert_eq!(propose(node, change, &last), exhausted);
         }
     }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use replicator::admin::{ChangeEffect, ConfigChange, ErrorId, ErrorReport, Response};
 
-use replicator::types::NodeId;
+use replicator::types::{Failover, NodeId, ReplicationProtocol};
 
 use super::api::{NbdAccess, ShardCommand};
 use super::board::Presence;
@@ -157,10 +157,16 @@ impl Node {
     }
 
     pub(super) fn configured(&self, resource: &ResourceConfig) -> Configured {
+        let protocol = self.config.protocol_of(resource);
+        // Not `auto`, which may be in force before a change of the protocol is.
+        let failover = match protocol {
+            ReplicationProtocol::A => Failover::Manual,
+            ReplicationProtocol::B | ReplicationProtocol::C => resource.failover,
+        };
         Configured {
             resource: resource.id(),
-            protocol: self.config.protocol_of(resource),
-            failover: resource.failover,
+            protocol,
+            failover,
         }
     }
 }

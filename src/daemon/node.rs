@@ -288,6 +288,7 @@ fn facts_of(facts: ReplicaFacts) -> controller::ReplicaFacts {
         lost_volatile: facts.lost_volatile,
         unclean: facts.unclean,
         doubtful: facts.doubtful,
+        behind: facts.behind,
     }
 }
 

@@ -304,7 +304,7 @@ impl Machine {
                 data_generation: FORCED_LINEAGE,
                 alone: None,
             },
-            Kind::Hold => Change::Hold,
+            Kind::Hold => Change::Hold { lossy: false },
             Kind::Claim => Change::Claim {
                 replica: replica(node),
                 lossy: false,

@@ -379,11 +379,12 @@ impl Engine {
             .peer
             .as_ref()
             .map_or(ViewNumber::NONE, |peer| peer.view);
-        let (session, boot_id) = (session.id, self.keeper());
+        let (session, boot_id, behind) = (session.id, self.keeper(), self.takes_under_a());
         let Some(replica) = &mut self.replica else {
             return;
         };
-        let recorded = replica.superblock.current().boot_id == boot_id;
+        let current = replica.superblock.current();
+        let recorded = current.boot_id == boot_id && current.may_be_behind == behind;
         let lost = core::mem::take(&mut replica.lost_volatile);
         let state = replica.superblock.current().state;
         if !lost && recorded && matches!(state, ReplicaState::InSync { .. }) {
@@ -393,6 +394,7 @@ impl Engine {
         self.record(
             |superblock| {
                 superblock.boot_id = boot_id;
+                superblock.may_be_behind = behind;
                 if !matches!(state, ReplicaState::InSync { .. }) {
                     superblock.state = ReplicaState::InSync { since: view };
                     superblock.in_sync_from = None;
@@ -416,12 +418,19 @@ impl Engine {
         }
     }
 
+    /// Guests of the present session's Primary may be told of writes before they come here.
+    fn takes_under_a(&self) -> bool {
+        let session = self.session.as_ref();
+        let forwarded = session.is_some_and(|it| matches!(it.phase, Phase::ForwardTarget));
+        !forwarded && session.is_some_and(|it| it.protocol() == ReplicationProtocol::A)
+    }
+
     /// Target: "in sync from `view` on", void unless the register agrees (R19).
     pub(super) fn record_in_sync_from(&mut self, view: ViewNumber, out: &mut Outbox) {
         let Some(session) = self.session.as_ref().map(|session| session.id) else {
             return;
         };
-        let boot_id = self.keeper();
+        let (boot_id, behind) = (self.keeper(), self.takes_under_a());
         if let Some(replica) = &mut self.replica {
             replica.lost_volatile = false;
         }
@@ -431,6 +440,7 @@ impl Engine {
             |superblock| {
                 superblock.in_sync_from = Some(view);
                 superblock.boot_id = boot_id;
+                superblock.may_be_behind = behind;
             },
             MetaThen::AddRecorded(view, session),
             out,
@@ -466,7 +476,8 @@ impl Engine {
         // nothing depends on the mark, and one that outlived the cause (a full filesystem) could
         // never be promoted again. But what was not flushed may be gone, as after a power cut: of
         // no boot, so that the next activation is a lossy one (R17).
-        if self.is_only_replica() {
+        // The same goes for one that alone has what guests were told of (protocol A).
+        if self.is_only_replica() || (self.active.is_some() && self.ahead_lost) {
             self.record(|superblock| superblock.boot_id = 0, MetaThen::Nothing, out);
         } else {
             self.mark(ReplicaMark::Failed, out);
@@ -526,7 +537,7 @@ impl Engine {
         }
         if !self.peer_is_equal() {
             // One that was still being made equal is met again, as the only replica left.
-            if self.strict() && self.session_is_source() {
+            if self.strict() && (self.session_is_source() || self.waits_for_remove()) {
                 self.end_session(CloseReason::DiskChanged, out);
             }
             return;

@@ -256,6 +256,8 @@ pub struct ReplicaFacts {
     pub unclean: bool,
     /// Its disk has not answered for a while: the peer may have to serve soon.
     pub doubtful: bool,
+    /// It took writes under protocol A: guests may know of more than it has.
+    pub behind: bool,
 }
 
 /// Why a backing device cannot be used.

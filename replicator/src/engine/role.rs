@@ -66,7 +66,11 @@ impl Engine {
         self.lease_until = Instant::ZERO;
         self.draining = None;
         self.quiesce = None;
-        self.ahead_lost = false;
+        // What an earlier activation answered ahead may still be missing on the peer.
+        let beside_peer = view.in_sync.contains(self.config.node.peer());
+        let tail = beside_peer && self.dirty_blocks() > 0;
+        let record = self.replica.as_ref().map(|it| it.superblock.current());
+        self.ahead_lost = tail && record.is_some_and(|it| it.may_be_ahead);
         self.peer_lost_reported = false;
         self.view = Some(view);
         self.active = Some(Active {
@@ -82,11 +86,11 @@ impl Engine {
         }
         let boot_id = self.config.boot_id;
         let under_a = self.config.protocol == ReplicationProtocol::A;
-        let beside_peer = view.in_sync.contains(self.config.node.peer());
         self.record(
             |superblock| {
                 // An earlier activation's tail is nobody's concern once the peer has left.
                 superblock.may_be_ahead = under_a || (superblock.may_be_ahead && beside_peer);
+                superblock.may_be_behind = false;
                 superblock.state = ReplicaState::InSync { since: view.number };
                 superblock.data_generation = Some(view.data_generation);
                 superblock.last_view = view.number;
@@ -190,8 +194,13 @@ impl Engine {
         if added && unprepared {
             out.push(Action::Event(Event::PeerUnprepared));
         }
+        let under_a = self.config.protocol == ReplicationProtocol::A;
+        let beside_peer = view.in_sync.contains(node.peer());
         self.record(
-            |superblock| superblock.last_view = view.number,
+            |superblock| {
+                superblock.last_view = view.number;
+                superblock.may_be_ahead &= under_a || beside_peer;
+            },
             MetaThen::Nothing,
             out,
         );

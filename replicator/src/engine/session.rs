@@ -361,6 +361,12 @@ impl Engine {
         }
     }
 
+    /// The peer is to leave `in_sync` before anything is copied (protocol A).
+    pub(super) fn waits_for_remove(&self) -> bool {
+        let session = self.session.as_ref();
+        session.is_some_and(|session| session.rule == Some(Rule::PeerBehind))
+    }
+
     /// A Primary without a disk met the replica that its view counts on, but not as it was left.
     fn report_lost_writes(&mut self, rule: Rule, out: &mut Outbox) {
         let peer = self

@@ -95,6 +95,7 @@ impl Engine {
             lost_volatile: replica.lost_volatile,
             unclean: !replica.bitmap.is_empty(),
             doubtful: self.disk_is_doubtful(),
+            behind: superblock.may_be_behind,
         })
     }
 

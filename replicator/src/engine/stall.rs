@@ -243,7 +243,8 @@ impl Engine {
         // What stopped this disk may have stopped that one too, and then whoever writes his own off
         // first has lost: it is seen to work first.
         let works = self.owed_acks == 0 && !self.owes_barrier() && self.peer_disk_answers();
-        let good = self.peer_is_equal() || whole;
+        // What guests were told of and only this disk has is nowhere else (R18).
+        let good = self.peer_is_equal() || (whole && !self.ahead_lost);
         self.peer_is_named() && self.peer_is_recorded() && good && works
     }
 

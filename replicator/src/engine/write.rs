@@ -415,7 +415,8 @@ impl Engine {
         // Protocols A and B: this disk has it, and the peer will.
         let promised =
             submitted.promised && submitted.local == Leg::Done && submitted.peer == Leg::Pending;
-        if promised && self.peer_is_equal() && self.local_usable() {
+        let bounded = self.ahead_bytes < Self::AHEAD_BYTES_MAX;
+        if promised && bounded && self.peer_is_equal() && self.local_usable() {
             return Some(Ok(()));
         }
         // The peer may have lost what it had before it came back: nothing is told on its behalf

@@ -107,7 +107,8 @@ impl Resource {
         let me = cx.me.node;
         let newest = record.newest();
         if self.order_stage() == Some(Stage::Holding) {
-            return newest.map(|_| Change::Hold);
+            let lossy = self.answers_ahead() && !self.order.is_some_and(|it| it.quiesced);
+            return newest.map(|_| Change::Hold { lossy });
         }
         let ordered = self.wants_primary();
         if let Some(change) = self.desire_force(cx) {
@@ -134,11 +135,18 @@ impl Resource {
         }
         // Under A the Primary's guests know of writes that never came here, unless it left in order.
         let left = self.peer_left == Some(view.number);
-        let behind = self.configured?.protocol == ReplicationProtocol::A && !left;
+        let behind = self.answers_ahead() && !left;
         Some(Change::Takeover {
             replica,
             lossy: lossy || behind,
         })
+    }
+
+    /// Whether guests of the Primary may be told of writes that only its own disk has: by the
+    /// protocol in force, or by what this replica recorded of the last one.
+    pub(super) fn answers_ahead(&self) -> bool {
+        let configured = self.configured.map(|it| it.protocol);
+        configured == Some(ReplicationProtocol::A) || self.replica.is_some_and(|it| it.behind)
     }
 
     /// The first view, of a size that both disks have.

@@ -26,6 +26,8 @@ pub(super) struct Pending {
     stage_since: Instant,
     /// The newest view known when it was given.
     about: ViewNumber,
+    /// Everything that guests were told of is on both disks.
+    pub(super) quiesced: bool,
 }
 
 /// How far an order is.
@@ -127,6 +129,7 @@ impl Resource {
                     stage,
                     stage_since: cx.now,
                     about: self.newest_number(),
+                    quiesced: false,
                 });
                 self.ends_hold = false;
                 if what == Order::Force {
@@ -287,6 +290,9 @@ impl Resource {
             _ => {
                 self.step_down(cx, StepDownReason::Ordered);
                 self.set_stage(cx, Stage::Holding);
+                if let Some(order) = &mut self.order {
+                    order.quiesced = true;
+                }
             }
         }
     }

@@ -1,6 +1,6 @@
 //! How a resource stands: what its node's preconditions look at, and the answers that rest on them.
 
-use replicator::types::Instant;
+use replicator::types::{Failover, Instant};
 
 use super::super::Configured;
 use super::super::output::Blocker;
@@ -45,7 +45,11 @@ impl Resource {
             grant_until: self.grant.until(),
             grant_counts: cx.me.rules.grant_outlives_lease,
             has_arbitrator: cx.me.has_arbitrator,
-            failover: self.configured.map(|it| it.failover).unwrap_or_default(),
+            failover: match self.configured {
+                // A person decides to do without what the peer may not have got.
+                Some(_) if self.answers_ahead() => Failover::Manual,
+                configured => configured.map(|it| it.failover).unwrap_or_default(),
+            },
             automation: cx.me.automation,
             voters_seen: cx.voters_seen(),
         }

@@ -87,7 +87,7 @@ mod tests {
     #[test]
     fn a_forced_view_is_of_another_lineage_and_owes_nothing_to_the_old_one() {
         let solo = propose(A, REMOVE, &both()).unwrap();
-        let held = propose(A, Change::Hold, &both()).unwrap();
+        let held = propose(A, Change::Hold { lossy: false }, &both()).unwrap();
         for view in [both(), solo, held] {
             for node in [A, B] {
                 for alone in [None, Some(VoterId(7))] {

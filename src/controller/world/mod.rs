@@ -170,6 +170,7 @@ pub(crate) fn used_replica(node: usize) -> ReplicaFacts {
         lost_volatile: false,
         unclean: false,
         doubtful: false,
+        behind: false,
     }
 }
 

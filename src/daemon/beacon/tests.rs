@@ -188,6 +188,7 @@ fn blank(replica: u128) -> EngineReport {
         lost_volatile: false,
         unclean: false,
         doubtful: false,
+        behind: false,
     })
 }
 

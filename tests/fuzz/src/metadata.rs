@@ -137,6 +137,7 @@ fn base() -> BTreeMap<u64, Page> {
         bits_coarse: false,
         unwritten_bits_set: false,
         may_be_ahead: false,
+        may_be_behind: false,
         features: Features::default(),
     };
     let layout = superblock.layout().expect("a valid size");

@@ -68,6 +68,7 @@ fn superblock(wanted: &Wanted, recipe: &Recipe, replica: ReplicaId) -> Superbloc
         // Not known to be zero: every block counts as different until it was copied once.
         unwritten_bits_set: !recipe.zero_proven,
         may_be_ahead: false,
+        may_be_behind: false,
         features: Features::default(),
     }
 }

@@ -362,6 +362,7 @@ mod tests {
             bits_coarse: false,
             unwritten_bits_set: false,
             may_be_ahead: false,
+            may_be_behind: false,
             features: Features::default(),
         };
         let mut contents = Contents {

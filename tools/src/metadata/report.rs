@@ -98,6 +98,7 @@ pub(super) struct Flags {
     pub(super) zero_proven: bool,
     pub(super) unwritten_bits_set: bool,
     pub(super) may_be_ahead: bool,
+    pub(super) may_be_behind: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -242,6 +243,7 @@ impl Replica {
                 zero_proven: it.zero_proven,
                 unwritten_bits_set: it.unwritten_bits_set,
                 may_be_ahead: it.may_be_ahead,
+                may_be_behind: it.may_be_behind,
             },
             features: FeatureBits::new(it.features),
         }

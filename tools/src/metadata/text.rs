@@ -76,13 +76,14 @@ fn replica_lines(it: &Replica) -> String {
         format!("size bytes:{} metadata:{}", it.size_bytes, it.needed_bytes),
         format!(
             "flags open:{} full-sync-needed:{} bits-coarse:{} zero-proven:{} \
-             unwritten-bits-set:{} may-be-ahead:{}",
+             unwritten-bits-set:{} may-be-ahead:{} may-be-behind:{}",
             yes(flags.open),
             yes(flags.full_sync_needed),
             yes(flags.bits_coarse),
             yes(flags.zero_proven),
             yes(flags.unwritten_bits_set),
-            yes(flags.may_be_ahead)
+            yes(flags.may_be_ahead),
+            yes(flags.may_be_behind)
         ),
         format!(
             "features compat:{} ro-compat:{} incompat:{}",

@@ -86,7 +86,7 @@ fn dump_md_shows_new_metadata_and_changes_nothing() {
         "state Blank in-sync-since:none last-view:none in-sync-from:none\n",
         "generation data:none bitmap-base:zeroes ",
         "size bytes:4194304 metadata:528384\n",
-        "flags open:no full-sync-needed:no bits-coarse:no zero-proven:yes unwritten-bits-set:no\n",
+        "flags open:no full-sync-needed:no bits-coarse:no zero-proven:yes unwritten-bits-set:no may-be-ahead:no may-be-behind:no\n",
         "features compat:0x0 ro-compat:0x0 incompat:0x0\n",
         "activity-log content:whole slots:1024 used:0 pages:8 newest:0\n",
         "bitmap pages:1 written:0 unwritten:1 damaged:0 missing:0 block:4096\n",

@@ -320,6 +320,63 @@ fn what_was_answered_ahead_is_marked_when_the_session_ends() {
 }
 
 #[test]
+fn a_tail_of_before_a_restart_is_not_served_from_the_peer() {
+    // A answered a write that B never got, and starts again. Its device fails before the two meet, or
+    // while B is to leave: B lacks what guests were told of.
+    for met in [false, true] {
+        let mut pair = under(ReplicationProtocol::A);
+        pair.hold_inbox(B, true);
+        pair.written(A, 1, 0x11);
+        pair.crash(A);
+        pair.hold_inbox(B, false);
+        pair.restart(A);
+        pair.state(A).meta_failing = !met;
+        pair.recover(A);
+        if met {
+            pair.connect();
+            assert!(pair.saw(A, |event| *event == Event::PeerBehind));
+            pair.state(A).meta_failing = true;
+            let committed = pair.commit(A, |_| {});
+            pair.input(A, Input::Committed(committed));
+            pair.run();
+        }
+        assert_eq!(pair.snapshot(A).disk, DiskState::Failed, "met: {met}");
+        pair.connect();
+        assert!(
+            pair.saw(A, |event| *event == Event::PeerLostWrites),
+            "met: {met}"
+        );
+        assert!(!pair.saw(A, |event| matches!(event, Event::LeavePrepared { .. })));
+        // Nobody else has it: it may be promoted again, as one that may have lost its cache.
+        assert!(!pair.nodes[0].marked_failed, "met: {met}");
+    }
+}
+
+#[test]
+fn a_secondary_remembers_that_it_may_be_behind() {
+    let behind = |pair: &Pair| pair.facts(B).unwrap().behind;
+    for protocol in [
+        ReplicationProtocol::A,
+        ReplicationProtocol::B,
+        ReplicationProtocol::C,
+    ] {
+        let mut pair = under(protocol);
+        let wanted = protocol == ReplicationProtocol::A;
+        pair.written(A, 1, 0x11);
+        assert_eq!(behind(&pair), wanted, "{protocol:?}");
+        pair.shape.protocol = ReplicationProtocol::C;
+        pair.crash(B);
+        pair.restart(B);
+        assert_eq!(behind(&pair), wanted, "{protocol:?}, after a restart");
+        pair.crash(A);
+        pair.restart(A);
+        pair.recover(A);
+        reconnect(&mut pair, protocol);
+        assert!(!behind(&pair), "made equal under C, {protocol:?}");
+    }
+}
+
+#[test]
 fn a_primary_restarted_under_c_remembers_that_it_answered_under_a() {
     let mut pair = under(ReplicationProtocol::A);
     pair.hold_inbox(B, true);

@@ -203,6 +203,7 @@ pub(super) fn formatted(node: NodeId, replica: u128, shape: &Shape) -> Vec<u8> {
         bits_coarse: false,
         unwritten_bits_set: !shape.zero_proven,
         may_be_ahead: false,
+        may_be_behind: false,
         features: Features::default(),
     };
     let plan = format(&superblock).unwrap();

@@ -77,6 +77,7 @@ fn superblock(al_slots: u16) -> Superblock {
         bits_coarse: false,
         unwritten_bits_set: false,
         may_be_ahead: false,
+        may_be_behind: false,
         features: Features::default(),
     }
 }

@@ -103,6 +103,8 @@ pub struct Superblock {
     /// It served under protocol A, with a peer in `in_sync`: guests may know of writes that the peer
     /// never got.
     pub may_be_ahead: bool,
+    /// It took writes under protocol A: guests of the Primary may know of more than it has.
+    pub may_be_behind: bool,
     /// Feature bits, kept as found.
     pub features: Features,
 }
@@ -195,6 +197,7 @@ const FLAG_FULL_SYNC_NEEDED: u32 = 1 << 2;
 const FLAG_BITS_COARSE: u32 = 1 << 3;
 const FLAG_UNWRITTEN_BITS_SET: u32 = 1 << 4;
 const FLAG_MAY_BE_AHEAD: u32 = 1 << 5;
+const FLAG_MAY_BE_BEHIND: u32 = 1 << 6;
 
 impl Superblock {
     /// The layout of this replica's metadata; `None` if size or slots are out of range.
@@ -230,7 +233,8 @@ impl Superblock {
                 | flag(self.full_sync_needed, FLAG_FULL_SYNC_NEEDED)
                 | flag(self.bits_coarse, FLAG_BITS_COARSE)
                 | flag(self.unwritten_bits_set, FLAG_UNWRITTEN_BITS_SET)
-                | flag(self.may_be_ahead, FLAG_MAY_BE_AHEAD))
+                | flag(self.may_be_ahead, FLAG_MAY_BE_AHEAD)
+                | flag(self.may_be_behind, FLAG_MAY_BE_BEHIND))
             .into(),
             replica: self.replica.0.into(),
             data_generation: self.data_generation.map_or(0, |id| id.0).into(),
@@ -312,6 +316,7 @@ impl Superblock {
             bits_coarse: flags & FLAG_BITS_COARSE != 0,
             unwritten_bits_set: flags & FLAG_UNWRITTEN_BITS_SET != 0,
             may_be_ahead: flags & FLAG_MAY_BE_AHEAD != 0,
+            may_be_behind: flags & FLAG_MAY_BE_BEHIND != 0,
             features,
         };
         let layout = superblock.layout()?;

@@ -25,6 +25,7 @@ fn superblock() -> Superblock {
         bits_coarse: false,
         unwritten_bits_set: true,
         may_be_ahead: false,
+        may_be_behind: false,
         features: Features::default(),
     }
 }
@@ -51,7 +52,7 @@ prop_compose! {
         state in states(),
         ids in any::<(u64, u16, u128, u128, u128, u128)>(),
         views in (any::<u64>(), 0..=ViewNumber::MAX.0, 0..=ViewNumber::MAX.0),
-        bits in any::<[bool; 6]>(),
+        bits in any::<[bool; 7]>(),
         size in 1..=1_u64 << 38,
         al_slots in 0..=65_534_u16,
         compat in any::<u64>(),
@@ -77,6 +78,7 @@ prop_compose! {
             bits_coarse: bits[3],
             unwritten_bits_set: bits[4],
             may_be_ahead: bits[5],
+            may_be_behind: bits[6],
             features: Features { compat, ..Features::default() },
         }
     }

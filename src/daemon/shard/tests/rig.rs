@@ -210,6 +210,7 @@ impl Node {
             bits_coarse: false,
             unwritten_bits_set: false,
             may_be_ahead: false,
+            may_be_behind: false,
             features: Features::default(),
         };
         let plan = format(&superblock).unwrap();

@@ -348,6 +348,7 @@ fn facts_of(facts: &EngineFacts) -> ReplicaFacts {
         lost_volatile: facts.lost_volatile,
         unclean: facts.unclean,
         doubtful: facts.doubtful,
+        behind: facts.behind,
     }
 }
 

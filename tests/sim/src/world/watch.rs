@@ -411,6 +411,7 @@ impl World {
                 bits_coarse: false,
                 unwritten_bits_set: !self.plan.options.zero_proven,
                 may_be_ahead: false,
+                may_be_behind: false,
                 features: replicator::meta::Features::default(),
             };
             let plan = format(&superblock).expect("plans have volumes of sane size");
