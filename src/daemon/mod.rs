@@ -50,6 +50,7 @@ pub mod shard;
 mod start;
 pub mod status;
 pub mod store_thread;
+mod suspend_orders;
 mod verify_orders;
 pub mod voter_store;
 mod voters;

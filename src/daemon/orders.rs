@@ -247,6 +247,10 @@ impl Node {
             Verb::ResumeSync { resource } => {
                 self.hold_resync_order(&*self.resource(&resource)?, false, timeout)
             }
+            Verb::SuspendIo { resource } => {
+                self.suspend_order(&*self.resource(&resource)?, timeout)
+            }
+            Verb::ResumeIo { resource } => self.resume_order(&*self.resource(&resource)?, timeout),
             Verb::Resync { resource, max_rate } => {
                 self.resync_rate_order(&*self.resource(&resource)?, max_rate, timeout)
             }
@@ -444,6 +448,7 @@ impl Node {
         asker: &dyn Answers,
     ) -> Outcome {
         self.check_running(resource)?;
+        self.check_not_suspended(resource, force)?;
         // Held to the end: an order that fails gives the guest back.
         let _stopped = self.stop_guest(resource, force)?;
         self.clients_leave(resource, Order::Secondary, force)?;

@@ -219,6 +219,7 @@ fn suspended(engine: &Snapshot) -> Option<&'static str> {
         HeldReason::NoData => "no-data",
         HeldReason::Quiesce => "quiesce",
         HeldReason::Disk => "disk",
+        HeldReason::User => "user",
     })
 }
 

@@ -61,6 +61,8 @@ pub(super) fn order_words(verb: &Verb) -> Option<(String, String)> {
         Verb::Disconnect { resource, .. } => ("disconnect".to_owned(), resource),
         Verb::PauseSync { resource } => ("pause-sync".to_owned(), resource),
         Verb::ResumeSync { resource } => ("resume-sync".to_owned(), resource),
+        Verb::SuspendIo { resource } => ("suspend-io".to_owned(), resource),
+        Verb::ResumeIo { resource } => ("resume-io".to_owned(), resource),
         Verb::Resync { resource, .. } => ("resync".to_owned(), resource),
         Verb::Primary {
             resource,

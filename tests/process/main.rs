@@ -39,5 +39,6 @@ mod nbd_tcp;
 mod passing_on;
 mod protocols;
 mod resync_orders;
+mod suspending;
 mod tools;
 mod verifying;

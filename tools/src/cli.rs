@@ -135,6 +135,20 @@ pub enum Verb {
     PauseSync(Resources),
     /// Let resyncs of the resources go on, unless the other node holds them too
     ResumeSync(Resources),
+    /// Hold writes to the resources and make all that was written durable on both disks, so that
+    /// snapshots of them can be taken; reads go on
+    ///
+    /// Given to the Primary. When it returns with 0, nothing is under way, and the backing device of
+    /// every replica in sync holds the same, on stable storage. Writes wait until `resume-io`, or
+    /// until the node is not Primary any more, whatever the reason; they are not let go on by
+    /// themselves. `secondary`, `down` and `move` are refused meanwhile. A guest that waits too long
+    /// for its disk may notice: keep it short.
+    SuspendIo(Resources),
+    /// Let writes to the resources go on
+    ///
+    /// It says so if they were not held any more, because another node became Primary meanwhile:
+    /// snapshots taken since `suspend-io` may then not be equal.
+    ResumeIo(Resources),
     /// Set how fast resyncs of the resources may go, on both nodes, until they are down
     Resync(Resync),
     /// Compare both replicas while they are used; the Primary does it, and tells in `status`

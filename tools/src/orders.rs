@@ -24,6 +24,8 @@ pub(crate) enum MakeVerb {
     Disconnect,
     PauseSync,
     ResumeSync,
+    SuspendIo,
+    ResumeIo,
     Resync(MaxRate),
     Verify {
         repair: bool,
@@ -52,6 +54,8 @@ impl MakeVerb {
             Self::Disconnect => Verb::Disconnect { resource, peer },
             Self::PauseSync => Verb::PauseSync { resource },
             Self::ResumeSync => Verb::ResumeSync { resource },
+            Self::SuspendIo => Verb::SuspendIo { resource },
+            Self::ResumeIo => Verb::ResumeIo { resource },
             Self::Resync(max_rate) => Verb::Resync { resource, max_rate },
             Self::Verify { repair, stop } => Verb::Verify {
                 resource,

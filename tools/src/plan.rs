@@ -57,6 +57,14 @@ pub fn plan(verb: &Verb, resource: &ResourceStatus) -> Vec<String> {
         Verb::ResumeSync { .. } => {
             step(resource.sync_paused, format!("{name}: let resyncs go on"));
         }
+        Verb::SuspendIo { .. } => {
+            let goes_on = resource.suspended.as_deref() != Some("user");
+            step(goes_on, format!("{name}: suspend writes, make all durable"));
+        }
+        Verb::ResumeIo { .. } => {
+            let held = resource.suspended.as_deref() == Some("user");
+            step(held, format!("{name}: let writes go on"));
+        }
         Verb::Resync { max_rate, .. } => {
             let differs = resource.resync_limit_bytes_per_second != max_rate.limit();
             let speed = max_rate.limit().map_or("without limit".to_owned(), |rate| {

@@ -66,6 +66,12 @@ fn run(context: &Context, verb: &Verb) -> Result<u8, Failure> {
         Verb::ResumeSync(arguments) => {
             orders::give(context, &arguments.resources, &MakeVerb::ResumeSync)
         }
+        Verb::SuspendIo(arguments) => {
+            orders::give(context, &arguments.resources, &MakeVerb::SuspendIo)
+        }
+        Verb::ResumeIo(arguments) => {
+            orders::give(context, &arguments.resources, &MakeVerb::ResumeIo)
+        }
         Verb::Resync(arguments) => orders::give(
             context,
             &arguments.resources,

@@ -112,6 +112,16 @@ fn guests_wait(node: &str, cluster: &ClusterStatus, resource: &ResourceStatus) -
             format!("the disk of {node} does not answer and has the only copy: requests wait"),
             "mend the disk; what waits then goes on, nothing is lost by waiting".to_owned(),
         ),
+        "user" => {
+            return Some(Advice {
+                problem: Some(ErrorId::WritesSuspended),
+                status: "an operator suspended writes: guests wait, reads go on".to_owned(),
+                action: Some(format!(
+                    "twinadm resume-io {}, once the snapshots are taken",
+                    resource.name
+                )),
+            });
+        }
         "quiesce" => (
             "reads and writes are held while the role changes".to_owned(),
             String::new(),

@@ -129,6 +129,8 @@ catalogue! {
     /// The guest does not run, or not as it should.
     GuestTrouble = "W0145", exit::DEGRADED, ["twinadm status RES says why; virsh domstate DOMAIN --reason"];
 
+    /// Guests' writes wait, because an operator suspended them.
+    WritesSuspended = "W0150", exit::UNAVAILABLE, ["twinadm resume-io RES, once the snapshots are taken"];
     /// Degraded: the last verify found differences that were not mended.
     VerifyFound = "W0140", exit::DEGRADED, [
         "if the Primary's copy is the good one: twinadm verify RES --repair",
@@ -201,6 +203,8 @@ catalogue! {
     NotDrained = "E0427", exit::REFUSED, ["mend what the message names, then: twinadm node drain NODE"];
     /// The replica never held anything of the resource.
     NoDataHere = "E0425", exit::REFUSED, ["attach the replica that was in use: twinadm attach RES"];
+    /// An order holds guests' writes.
+    IoSuspended = "E0450", exit::REFUSED, ["twinadm resume-io RES, then try again"];
     /// The guest that uses the resource could not be stopped.
     GuestStays = "E0430", exit::REFUSED, ["shut the guest down, or use --force to end it"];
 

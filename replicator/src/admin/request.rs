@@ -95,6 +95,10 @@ pub enum Verb {
     PauseSync { resource: String },
     /// Do not hold them here any more.
     ResumeSync { resource: String },
+    /// Hold guests' writes; done once all before them is durable on every replica in sync.
+    SuspendIo { resource: String },
+    /// Let guests write again.
+    ResumeIo { resource: String },
     /// Set how fast the resource's resyncs may go, on both nodes.
     Resync { resource: String, max_rate: MaxRate },
     /// Make what runs match the files, of one resource or of all; with `dry_run` only say what would

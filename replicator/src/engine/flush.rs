@@ -33,6 +33,7 @@ pub(super) struct Round {
     guests: Vec<Key>,
     add: Option<ViewNumber>,
     quiesce: bool,
+    suspend: bool,
 }
 
 /// What the next round is wanted for.
@@ -43,6 +44,7 @@ pub(super) struct NextRound {
     guests: Vec<Key>,
     pub(super) add: Option<ViewNumber>,
     pub(super) quiesce: bool,
+    pub(super) suspend: bool,
 }
 
 impl Engine {
@@ -61,8 +63,9 @@ impl Engine {
 
     pub(super) fn pump_round(&mut self, out: &mut Outbox) {
         let riders = !self.next_round.guests.is_empty() && self.round_can_answer();
-        let quiesce = self.next_round.quiesce && self.round_can_close();
-        if self.round.is_none() && (self.next_round.wanted || riders || quiesce) {
+        let closing =
+            (self.next_round.quiesce || self.next_round.suspend) && self.round_can_close();
+        if self.round.is_none() && (self.next_round.wanted || riders || closing) {
             self.start_round(out);
         }
     }
@@ -78,6 +81,7 @@ impl Engine {
             Vec::new()
         };
         let quiesce = can_close && core::mem::take(&mut next.quiesce);
+        let suspend = can_close && core::mem::take(&mut next.suspend);
         let add = next.add.take();
         let epoch = self.epoch;
         self.epoch = WriteEpoch(epoch.0 + 1);
@@ -103,6 +107,7 @@ impl Engine {
             guests,
             add,
             quiesce,
+            suspend,
         });
         if replicating {
             self.begin_settle();
@@ -213,6 +218,10 @@ impl Engine {
         self.on_round_over(round.peer == Leg::Done, out);
         if round.quiesce {
             self.on_quiesce_round(retired, round.peer == Leg::Done, out);
+        }
+        if round.suspend {
+            let there = round.peer == Leg::Done && round.equal;
+            self.on_suspend_round(retired && (there || !self.strict()), out);
         }
     }
 

@@ -94,6 +94,7 @@ impl Engine {
         match self.may_admit() {
             Err(Closed::Held(reason)) => Some(reason),
             Ok(()) | Err(_) if self.disk_is_silent() => Some(HeldReason::Disk),
+            Ok(()) | Err(Closed::Busy) if self.is_suspended() => Some(HeldReason::User),
             Ok(()) | Err(Closed::NotPrimary | Closed::Busy) => None,
         }
     }

@@ -52,6 +52,9 @@ impl Engine {
     }
 
     fn admit(&mut self, guest: GuestRequest, out: &mut Outbox) {
+        let Some(guest) = self.hold_if_suspended(guest) else {
+            return;
+        };
         match guest.kind {
             GuestKind::Read { offset, len } => self.begin_read(guest.request, offset, len, out),
             GuestKind::Flush => self.begin_flush(guest.request, out),
@@ -156,6 +159,7 @@ impl Engine {
     /// Forgets every request for ever (R9). What they wrote is remembered elsewhere, as marks.
     pub(super) fn drop_guests(&mut self, out: &mut Outbox) {
         self.held.clear();
+        self.forget_suspend();
         // One by one: the keys must stay dead, writes in flight still hold them.
         for key in self.requests.keys() {
             self.requests.remove(key);

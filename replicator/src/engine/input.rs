@@ -166,6 +166,11 @@ pub enum AdminRequest {
     Invalidate,
     /// Take that back, as far as it waits.
     KeepData,
+    /// Hold guests' writes from now on, and make what they wrote durable on every in-sync replica:
+    /// done once `Snapshot::suspension` says so. Reads go on.
+    SuspendIo,
+    /// Let guests write again.
+    ResumeIo,
     /// Make everything acknowledged durable on every in-sync replica, hold new requests meanwhile,
     /// and answer with `Event::Quiesced`: the way to an orderly demotion.
     Quiesce,

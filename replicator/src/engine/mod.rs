@@ -7,7 +7,8 @@
 //! Read it as stories, one file each:
 //!
 //! * a guest's request: `guest` (admission, holding), `gate`, `write`, `read`, `flush`, `edge`
-//!   (any alignment → whole blocks), `overlap` (who may touch which blocks);
+//!   (any alignment → whole blocks), `overlap` (who may touch which blocks), `suspend` (writes wait
+//!   for a snapshot);
 //! * the other side of a write: `replica`;
 //! * what may differ: `tracking` (bitmap, activity log, unretired writes);
 //! * meeting the peer: `session`, [`handshake`] (the decision table), `resync`, `target`,
@@ -41,6 +42,7 @@ mod slab;
 mod slow_compare;
 mod snapshot;
 mod stall;
+mod suspend;
 mod target;
 mod tracking;
 mod verify;
@@ -59,7 +61,7 @@ pub use input::{
 pub use output::{
     Action, AttachError, CloseReason, Counters, DiskCommand, Event, GuestError, GuestReply,
     HeldReason, MarkRun, MetaPage, MetaRequest, Outbox, Progress, ReplicaFacts, ReplicaMark,
-    Snapshot, VerifyEnd, VerifyReport,
+    Snapshot, Suspension, VerifyEnd, VerifyReport,
 };
 pub use verify::VerifyOrder;
 
@@ -176,6 +178,7 @@ pub struct Engine {
     recording: bool,
 
     held: VecDeque<GuestRequest>,
+    suspend: suspend::Suspend,
     requests: Slab<guest::Request>,
     writes: Slab<write::Write>,
     reads: Slab<read::Read>,
@@ -308,6 +311,7 @@ impl Engine {
             refused: None,
             recording: false,
             held: VecDeque::new(),
+            suspend: suspend::Suspend::default(),
             requests: Slab::default(),
             writes: Slab::default(),
             reads: Slab::default(),
@@ -408,6 +412,8 @@ impl Engine {
             AdminRequest::Verify(order) => self.handle_verify_order(order, out),
             AdminRequest::Invalidate => self.begin_invalidate(out),
             AdminRequest::KeepData => self.end_invalidate(out),
+            AdminRequest::SuspendIo => self.begin_suspend(out),
+            AdminRequest::ResumeIo => self.end_suspend(out),
             AdminRequest::Quiesce => self.begin_quiesce(out),
             AdminRequest::Unquiesce => {
                 self.quiesce = None;
@@ -490,6 +496,7 @@ impl Engine {
         self.pump_detach(out);
         self.pump_drain(out);
         self.pump_quiesce(out);
+        self.pump_suspend(out);
         self.tidy_secondary(out);
         self.pump_greeting(out);
         self.report_facts(out);

@@ -402,6 +402,8 @@ pub struct Snapshot {
     pub verifies_begun: u64,
     /// Guests are being held, and why.
     pub held: Option<HeldReason>,
+    /// An order holds guests' writes.
+    pub suspension: Option<Suspension>,
     /// Size in blocks, if attached or known from the view.
     pub size_blocks: Option<u64>,
     /// Round trip of the last ping, if any.
@@ -425,6 +427,15 @@ pub struct MarkRun {
     pub is_marked: bool,
 }
 
+/// How far an order to hold guests' writes is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Suspension {
+    /// What was begun before is not over, or not durable yet.
+    Settling,
+    /// Everything guests were told of is durable on every in-sync replica, and nothing follows.
+    Settled,
+}
+
 /// Why a Primary holds its guests' requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HeldReason {
@@ -439,4 +450,6 @@ pub enum HeldReason {
     /// This node's disk does not answer, and nobody can serve instead (`suspended:disk`); or this
     /// is a Secondary that joins its Primary again once it does.
     Disk,
+    /// An order (`suspended:user`): writes wait, reads go on.
+    User,
 }

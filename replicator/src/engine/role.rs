@@ -61,6 +61,7 @@ impl Engine {
             return;
         }
         self.end_session(CloseReason::RoleChanged, out);
+        self.forget_suspend();
         self.era += 1;
         self.old_ops = self.ops_that_count();
         self.lease_until = Instant::ZERO;

@@ -56,11 +56,12 @@ impl Engine {
             verify: self.verify_report().cloned(),
             verifies_begun: self.verifies_begun(),
             held: self.held_reason(),
+            suspension: self.suspension(),
             size_blocks: Some(self.volume_blocks().0).filter(|blocks| *blocks > 0),
             rtt: self.session.as_ref().and_then(|session| session.rtt),
             lag_bytes: self.ahead_bytes,
             lag_since: self.ahead_since(),
-            inflight: self.requests.len() + self.held.len(),
+            inflight: self.requests.len() + self.held.len() + self.suspended_len(),
             counters: self.counters,
         }
     }

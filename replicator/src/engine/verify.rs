@@ -160,13 +160,17 @@ impl Engine {
         run.paced.then_some(run.due)
     }
 
-    /// Keeps both windows full, as long as a guest would be served, too.
+    /// Keeps both windows full, as long as a guest's write would be served, too.
     pub(super) fn pump_verify(&mut self, out: &mut Outbox) {
         // While it is held, its moment may come and go: whatever lets it go on is an input itself.
         if let Some(run) = &mut self.verify.run {
             run.paced = false;
         }
-        while self.verify.run.is_some() && self.may_admit().is_ok() && self.advance_verify(out) {}
+        while self.verify.run.is_some()
+            && self.may_admit().is_ok()
+            && !self.is_suspended()
+            && self.advance_verify(out)
+        {}
         self.end_verify_when_done(out);
     }
 
@@ -377,7 +381,8 @@ impl Engine {
     }
 
     fn end_look(&mut self, compare: &Compare, out: &mut Outbox) {
-        let held = matches!(self.may_admit(), Err(Closed::Held(_) | Closed::NotPrimary));
+        let held = self.is_suspended()
+            || matches!(self.may_admit(), Err(Closed::Held(_) | Closed::NotPrimary));
         let Verify {
             run: Some(run),
             report: Some(report),

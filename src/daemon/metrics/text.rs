@@ -198,7 +198,7 @@ impl Families {
             &labels,
             number(resource.in_sync.len() as u64),
         );
-        for reason in ["quorum", "peer", "no-data", "quiesce"] {
+        for reason in ["quorum", "peer", "no-data", "quiesce", "user"] {
             let labels = [("resource", name), ("reason", reason)];
             let held = resource.suspended.as_deref() == Some(reason);
             self.gauge(

@@ -122,6 +122,7 @@ fn serving() -> ResourceSnapshot {
             verify: None,
             verifies_begun: 0,
             held: None,
+            suspension: None,
             size_blocks: Some(BlockCount(256).0),
             rtt: Some(Duration::from_micros(41)),
             lag_bytes: 0,

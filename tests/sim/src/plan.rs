@@ -4,6 +4,7 @@
 //! own end, so a plan with items taken out is a plan, and the rest of it is unchanged.
 
 mod operators;
+mod volume_orders;
 
 use replicator::types::{Failover, NodeId, ReplicationProtocol};
 
@@ -14,6 +15,8 @@ use crate::stamp::CELLS_PER_BLOCK;
 
 pub use operators::{CONTROL_FROM, MOVES_FROM};
 use operators::{draw_control, draw_moves, draw_takeovers};
+pub use volume_orders::VOLUME_ORDERS_FROM;
+use volume_orders::draw_suspensions;
 
 /// Blocks in a 4 MiB activity-log extent.
 const EXTENT_BLOCKS: u64 = 1024;
@@ -254,6 +257,8 @@ pub enum FaultWhat {
         /// One that no request goes to.
         block: u64,
     },
+    /// `suspend-io`, and `resume-io` at the end.
+    SuspendIo(NodeId),
     /// `move` to the peer, if this node is Primary.
     MoveAway(NodeId),
     /// `disconnect` here, `connect` at the end.
@@ -318,6 +323,7 @@ impl Plan {
         faults.extend(draw_moves(seed, &options));
         faults.extend(draw_takeovers(seed, &options));
         faults.extend(draw_control(seed, &options));
+        faults.extend(draw_suspensions(seed, &options));
         faults.sort_by_key(|fault| fault.at);
         if let Some(hang) = draw_lone_hang(seed, &options) {
             faults = vec![hang];

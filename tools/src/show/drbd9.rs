@@ -24,7 +24,7 @@ fn resource(resource: &ResourceStatus) -> Value {
         "name": resource.name,
         "role": resource.role.unwrap_or(Role::Unknown),
         "suspended": resource.suspended.is_some(),
-        "suspended-user": false,
+        "suspended-user": has("user"),
         "suspended-no-data": has("no-data"),
         "suspended-quorum": has("quorum"),
         "devices": resource.volumes.iter().map(|volume| device(volume, !has("quorum"))).collect::<Vec<_>>(),

@@ -16,6 +16,7 @@ mod questions;
 mod random;
 mod resyncs;
 mod stalling;
+mod suspending;
 mod takeover;
 mod verifying;
 

@@ -286,7 +286,8 @@ impl World {
     // --- Faults ------------------------------------------------------------------------------
 
     fn fault(&mut self) {
-        match self.random.below(9) {
+        match self.random.below(10) {
+            9 => self.suspend(),
             8 => self.verify(),
             6 => self.order_resync(),
             7 => self.invalidate(),
@@ -323,6 +324,37 @@ impl World {
         ]);
         if self.up[node.index()] {
             self.pair.admin(node, AdminRequest::Resync(order));
+        }
+    }
+
+    /// An operator suspends guests' writes, or lets them go on.
+    fn suspend(&mut self) {
+        let node = self.random.pick(&[A, B]);
+        let order = if self.random.one_in(2) {
+            AdminRequest::SuspendIo
+        } else {
+            AdminRequest::ResumeIo
+        };
+        if self.up[node.index()] {
+            self.pair.admin(node, order);
+        }
+    }
+
+    /// While a Primary's writes are suspended, snapshots of all good replicas are equal: nothing of
+    /// them is in a cache.
+    fn assert_settled_means_equal(&self) {
+        let Some(node) = self.primary() else { return };
+        let both = self
+            .pair
+            .view
+            .is_some_and(|view| view.in_sync == InSync::BOTH);
+        let settled = self.pair.snapshot(node).suspension == Some(Suspension::Settled);
+        if settled && both && self.pair.nodes[node.index()].engine.peer_is_equal() {
+            self.pair.assert_replicas_equal();
+            for node in [A, B] {
+                let disk = &self.pair.nodes[node.index()].disk;
+                assert_eq!(disk.completed, disk.durable, "{node:?} has it in a cache");
+            }
         }
     }
 
@@ -552,6 +584,7 @@ impl World {
             }
             if self.random.one_in(40) {
                 self.assert_nothing_differs();
+                self.assert_settled_means_equal();
                 self.pair.assert_dirty_superset();
             }
         }
@@ -562,6 +595,7 @@ impl World {
         for node in [A, B] {
             self.pair
                 .admin(node, AdminRequest::Resync(ResyncOrder::Resume));
+            self.pair.admin(node, AdminRequest::ResumeIo);
         }
         for _ in 0..200 {
             if self.up == [true; 2] && self.pair.link.is_none() {

@@ -62,6 +62,7 @@ impl World {
                 self.admin(node, AdminRequest::Verify(VerifyOrder::Start { repair }));
             }
             FaultWhat::Rot { node, block } => self.rot(node, block),
+            FaultWhat::SuspendIo(node) => self.admin(node, AdminRequest::SuspendIo),
             FaultWhat::Move { from, .. } => self.order(from, Order::Secondary),
             FaultWhat::Stop(node) => self.order(node, Order::HandOver),
             FaultWhat::MoveAway(node) => self.order(node, Order::Move),
@@ -181,6 +182,7 @@ impl World {
                 self.admin(node, AdminRequest::Verify(VerifyOrder::Stop));
             }
             FaultWhat::Rot { .. } => {}
+            FaultWhat::SuspendIo(node) => self.admin(node, AdminRequest::ResumeIo),
             FaultWhat::Move { to, .. } => self.order(to, Order::Primary),
             FaultWhat::Disconnect(node) => self.admin(node, AdminRequest::Connect),
             FaultWhat::MoveAway(_)

@@ -1,6 +1,6 @@
 //! Where the checkers are called, and what they are shown.
 
-use replicator::engine::{AttachError, GuestReply};
+use replicator::engine::{AttachError, GuestReply, Suspension};
 use replicator::meta::{Layout, Loader, Recovered, ReplicaState, Superblock, format};
 use replicator::types::{
     BLOCK_LEN, BlockIndex, InSync, NodeId, ReplicationProtocol, Role, View, ViewCause, ViewNumber,
@@ -252,8 +252,33 @@ impl World {
         let Some(engine) = self.nodes[node.index()].engine() else {
             return;
         };
-        let checked = state::check_truth(node, &engine.snapshot(), self.writer.newest());
+        let snapshot = engine.snapshot();
+        let checked = state::check_truth(node, &snapshot, self.writer.newest());
         self.check(checked);
+        if snapshot.suspension == Some(Suspension::Settled) {
+            self.watch_suspended(node);
+        }
+    }
+
+    /// A Primary says that snapshots can be taken: whatever a power cut may leave now, every replica
+    /// that the view counts on holds the same.
+    fn watch_suspended(&mut self, node: NodeId) {
+        let both = |view: &View| view.primary == node && view.in_sync == InSync::BOTH;
+        if !self.writer.newest().is_some_and(both) {
+            return;
+        }
+        let [a, b] = [&self.nodes[0].data, &self.nodes[1].data];
+        let pages = a.touched().chain(b.touched());
+        let differs = |page: &u64| {
+            let volatile = a.is_volatile(*page) || b.is_volatile(*page);
+            volatile || !same_content(&a.durable(*page), &b.durable(*page))
+        };
+        let found = pages.filter(|page| !self.is_rotten(*page)).find(differs);
+        if let Some(page) = found {
+            let detail =
+                format!("{node:?} says that writes are suspended, and block {page} differs");
+            self.fail(Violation::new("suspended means equal", detail));
+        }
     }
 
     pub(super) fn watch_attach_error(&mut self, node: NodeId, error: AttachError) {
@@ -437,6 +462,18 @@ fn everything_is_marked(a: &Recovered, b: &Recovered) -> bool {
             !(knows(a, b) || a.bitmap_base.is_none() && a.zero_proven && b.zero_proven)
         }
         (false, false) => !(knows(a, b) && knows(b, a)),
+    }
+}
+
+/// Nothing written reads as zeroes.
+fn same_content(one: &Content, other: &Content) -> bool {
+    let zero = |it: &Content| {
+        it.as_ref()
+            .is_none_or(|bytes| bytes.iter().all(|byte| *byte == 0))
+    };
+    match (one, other) {
+        (Some(one), Some(other)) => one[..] == other[..],
+        _ => zero(one) && zero(other),
     }
 }
 

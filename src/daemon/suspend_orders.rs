@@ -1,0 +1,113 @@
+//! `suspend-io` and `resume-io`: guests' writes wait while an administrator takes snapshots.
+
+use std::time::Duration;
+
+use replicator::admin::{ErrorId, ErrorReport};
+use replicator::engine::{AdminRequest, Snapshot, Suspension};
+use replicator::types::{DiskState, Role};
+
+use super::node::Node;
+use super::orders::{ORDER_TIMEOUT, Outcome, done};
+use crate::config::ResourceConfig;
+
+impl Node {
+    /// Done once nothing is under way and everything is durable; else nothing is suspended.
+    pub(super) fn suspend_order(
+        &self,
+        resource: &ResourceConfig,
+        timeout: Option<Duration>,
+    ) -> Outcome {
+        self.check_running(resource)?;
+        self.check_serves(resource)?;
+        let name = &resource.name;
+        let is_settled = |it: &Snapshot| it.suspension == Some(Suspension::Settled);
+        if self.engine(resource, is_settled) {
+            return done(false, format!("writes to {name} are suspended already"));
+        }
+        self.admin(resource, AdminRequest::SuspendIo);
+        if self.wait_engine(resource, timeout.unwrap_or(ORDER_TIMEOUT), is_settled) {
+            return done(true, self.suspended_words(resource));
+        }
+        self.admin(resource, AdminRequest::ResumeIo);
+        let serves = |it: &Snapshot| it.role == Role::Primary;
+        if !self.engine(resource, serves) {
+            return Err(self.no_longer_primary(resource));
+        }
+        let what = format!("writes to {name} are not suspended: they go on");
+        let why = "what was begun before is still not durable on every replica in sync";
+        Err(ErrorReport::new(ErrorId::TimedOut, what, why).next(format!("twinadm status {name}")))
+    }
+
+    fn suspended_words(&self, resource: &ResourceConfig) -> String {
+        let name = &resource.name;
+        let (node, peer) = (self.name(), self.config.node_name(self.node.peer()));
+        let whole = |disk| disk == DiskState::UpToDate;
+        let here = self.engine(resource, |it| whole(it.disk));
+        let there = self.engine(resource, |it| whole(it.peer_disk));
+        let disks = match (here, there) {
+            (true, true) => "both disks hold the same, durably".to_owned(),
+            (false, true) => format!("the disk of {peer} alone holds everything, durably"),
+            (true | false, false) => format!("the disk of {node} alone holds everything, durably"),
+        };
+        format!("writes to {name} are suspended, and {disks}")
+    }
+
+    pub(super) fn resume_order(
+        &self,
+        resource: &ResourceConfig,
+        timeout: Option<Duration>,
+    ) -> Outcome {
+        self.check_running(resource)?;
+        let name = &resource.name;
+        let goes_on = |it: &Snapshot| it.suspension.is_none();
+        if self.engine(resource, goes_on) {
+            self.check_serves(resource)?;
+            let message =
+                format!("writes to {name} were not suspended any more: nothing to resume");
+            return done(false, message);
+        }
+        self.admin(resource, AdminRequest::ResumeIo);
+        if self.wait_engine(resource, timeout.unwrap_or(ORDER_TIMEOUT), goes_on) {
+            return done(true, format!("writes to {name} go on"));
+        }
+        let what = format!("no answer about the writes to {name}");
+        let why = "the engine did not take the order in time";
+        Err(ErrorReport::new(ErrorId::TimedOut, what, why))
+    }
+
+    /// Guests write through the Primary alone, so only it can hold them.
+    fn check_serves(&self, resource: &ResourceConfig) -> Result<(), ErrorReport> {
+        if self.engine(resource, |it| it.role == Role::Primary) {
+            return Ok(());
+        }
+        Err(self.no_longer_primary(resource))
+    }
+
+    fn no_longer_primary(&self, resource: &ResourceConfig) -> ErrorReport {
+        let (name, node) = (&resource.name, self.name());
+        let peer = self.config.node_name(self.node.peer());
+        let what = format!("no writes to {name} are held on {node}");
+        if self.engine(resource, |it| it.peer_role == Role::Primary) {
+            let why = format!("{peer} is Primary: guests write there");
+            let report = ErrorReport::new(ErrorId::PeerIsPrimary, what, why);
+            return report.next(format!("give the order with --node {peer}"));
+        }
+        let why = format!("{node} is not Primary: no guest writes here");
+        ErrorReport::new(ErrorId::NoPrimary, what, why)
+    }
+
+    /// Whoever suspended the writes counts on them to be held.
+    pub(super) fn check_not_suspended(
+        &self,
+        resource: &ResourceConfig,
+        force: bool,
+    ) -> Result<(), ErrorReport> {
+        if force || self.engine(resource, |it| it.suspension.is_none()) {
+            return Ok(());
+        }
+        let what = format!("{} stays Primary on {}", resource.name, self.name());
+        let why = "writes are suspended (suspend-io), and whoever serves next would let them go on";
+        let next = format!("twinadm resume-io {}, then try again", resource.name);
+        Err(ErrorReport::new(ErrorId::IoSuspended, what, why).next(next))
+    }
+}
