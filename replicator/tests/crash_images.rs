@@ -13,8 +13,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use replicator::meta::{
-    Acquire, Begin, Features, Loader, MetaPage, OpenError, Recovered, ReplicaState, Superblock,
-    format,
+    Acquire, Begin, BitmapPageNr, Features, Loader, MetaPage, OpenError, Recovered, ReplicaState,
+    Superblock, format,
 };
 use replicator::types::{
     BlockCount, BlockIndex, BlockRange, ByteLen, DataGeneration, EXTENT_BLOCKS, ExtentNr, NodeId,
@@ -435,6 +435,83 @@ fn whatever_a_crash_leaves_opens_as_old_or_new_and_marks_all_that_differs() {
     images += life.images;
     println!("{images} crash images");
     assert!(images >= 100_000, "only {images} images");
+}
+
+/// `resize`: the pages of the larger bitmap, then the superblock. What is open afterwards has the old
+/// size or the new one, every old mark, and of the new blocks only marks that a torn page explains.
+#[test]
+fn a_crash_while_a_volume_grows_leaves_the_old_size_or_the_new_one() {
+    const LARGER: u64 = SIZE + 40_000;
+    let mut images = 0;
+    for unwritten_bits_set in [false, true] {
+        let superblock = Superblock {
+            unwritten_bits_set,
+            zero_proven: !unwritten_bits_set,
+            ..blank()
+        };
+        let mut disk = Disk::default();
+        for page in format(&superblock).unwrap().pages {
+            disk.write(&page);
+        }
+        let mut replica = disk.open().unwrap();
+        replica.bitmap.clear(blocks(0, SIZE));
+        replica.bitmap.begin_settle();
+        replica.bitmap.end_settle();
+        let marks = [blocks(7, 3), blocks(SIZE - 2, 2)];
+        marks.iter().for_each(|range| replica.bitmap.set(*range));
+        for batch in attach_batches(&mut replica) {
+            batch.iter().for_each(|page| disk.write(page));
+        }
+        let layout = Superblock {
+            size: BlockCount(LARGER),
+            ..superblock
+        }
+        .layout()
+        .unwrap();
+        // What the area holds beyond the old bitmap is anything.
+        for nr in 0..layout.bitmap_pages() {
+            let offset = layout.bitmap_page(BitmapPageNr(nr)).0;
+            disk.0
+                .entry(offset)
+                .or_insert_with(|| Rc::new([0xa7; PAGE]));
+        }
+        let old = replica.superblock.current().clone();
+        let first = replica.bitmap.first_growth_page().0;
+        let growth: Vec<_> = (first..layout.bitmap_pages())
+            .map(|nr| replica.bitmap.write_growth_page(&layout, BitmapPageNr(nr)))
+            .collect();
+        assert!(growth.len() > 2, "pages beyond the old ones");
+        let grow = |superblock: &mut Superblock| superblock.size = BlockCount(LARGER);
+        let record = replica.superblock.next_write(grow);
+        let new = replica.superblock.current().clone();
+        for batch in [growth, vec![record]] {
+            let last = batch.len() == 1;
+            images += crash_images(&disk, &batch, |image| {
+                let opened = image.open().expect("it can always be opened");
+                let mut found = opened.superblock.current().clone();
+                found.bits_coarse = old.bits_coarse;
+                assert!(found == old || last && found == new, "{found:?}");
+                assert_eq!(opened.bitmap.size(), found.size);
+                let marked = |range: &BlockRange| {
+                    opened.bitmap.next_run(range.start(), range.count()) == Some(*range)
+                };
+                assert!(marks.iter().all(marked), "an old mark is lost");
+                let beyond = BlockRange::between(BlockIndex(SIZE), BlockIndex(LARGER));
+                assert!(!opened.bitmap.any_in(beyond), "nothing new is marked");
+            });
+            batch.iter().for_each(|page| disk.write(page));
+        }
+        let opened = disk.open().unwrap();
+        assert_eq!(*opened.superblock.current(), new);
+        let marked: u64 = marks.iter().map(|range| range.count().0).sum();
+        assert_eq!(
+            opened.bitmap.count(),
+            BlockCount(marked),
+            "just the old marks"
+        );
+    }
+    println!("{images} crash images of a growing volume");
+    assert!(images >= 10_000, "only {images} images");
 }
 
 /// Making the area: not there, or there, or visibly broken off.

@@ -55,6 +55,13 @@ impl Layout {
         })
     }
 
+    /// The largest volume whose metadata fits into an area of this length.
+    #[must_use]
+    pub fn largest_volume(area: ByteLen) -> BlockCount {
+        let pages = area.0.saturating_sub(BITMAP_OFFSET.0) / PAGE;
+        BlockCount(pages.saturating_mul(BITS_PER_PAGE)).min(VOLUME_BLOCKS_MAX)
+    }
+
     /// Size of the volume.
     #[must_use]
     pub fn size(&self) -> BlockCount {
@@ -123,6 +130,18 @@ mod tests {
         assert_eq!(layout.ring_pages(), 8);
         assert_eq!(layout.bitmap_pages(), 8323);
         assert_eq!(layout.total(), ByteLen((512 << 10) + 8323 * 4096));
+    }
+
+    #[test]
+    fn the_largest_volume_of_an_area_fits_and_one_block_more_does_not() {
+        let total = |blocks| Layout::for_volume(BlockCount(blocks), SLOTS_MAX).map(|it| it.total());
+        for area in [(512 << 10) + 4096, (512 << 10) + 3 * 4096 + 17, 40 << 20] {
+            let area = ByteLen(area);
+            let largest = Layout::largest_volume(area).0;
+            assert!(total(largest).unwrap() <= area && total(largest + 1).unwrap() > area);
+        }
+        assert_eq!(Layout::largest_volume(ByteLen(4096)), BlockCount(0));
+        assert_eq!(Layout::largest_volume(ByteLen(u64::MAX)), VOLUME_BLOCKS_MAX);
     }
 
     #[test]

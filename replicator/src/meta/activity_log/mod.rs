@@ -116,6 +116,15 @@ impl ActivityLog {
         }
     }
 
+    /// The volume is larger from now on. The ring is where it was.
+    ///
+    /// # Panics
+    /// If `layout` is of a smaller volume.
+    pub fn grow(&mut self, layout: Layout) {
+        self.table.grow(layout.size());
+        self.layout = layout;
+    }
+
     /// Takes a reference on every extent of `range`, or on none.
     ///
     /// # Panics

@@ -59,6 +59,16 @@ impl SlotTable {
         }
     }
 
+    /// The volume is larger from now on; its new extents are cold.
+    pub(super) fn grow(&mut self, volume: BlockCount) {
+        let extents = usize::try_from(volume.0.div_ceil(EXTENT_BLOCKS))
+            .expect("the layout's size limit keeps extents below 32 bits");
+        if !self.is_disabled() {
+            assert!(extents >= self.index.len(), "a volume only grows");
+            self.index.resize(extents, 0);
+        }
+    }
+
     pub(super) fn is_disabled(&self) -> bool {
         self.slots.is_empty()
     }

@@ -284,6 +284,45 @@ impl Bitmap {
         }
     }
 
+    // --- A larger volume -------------------------------------------------------------------
+
+    /// The page that holds the bit of the last block. From there on pages are written before a
+    /// superblock says that the volume is larger.
+    #[must_use]
+    pub fn first_growth_page(&self) -> BitmapPageNr {
+        let last = BlockIndex(self.size().0 - 1);
+        page::page_of(BlockRange::new(last, BlockCount(1)))
+    }
+
+    /// The page as it must be on disk before the volume has the size of `layout`: none of the new
+    /// blocks is marked. What is there now may be anything, and the superblock may say of pages never
+    /// written that all their bits are set.
+    ///
+    /// # Panics
+    /// If the larger bitmap has no such page.
+    pub fn write_growth_page(&mut self, layout: &Layout, page: BitmapPageNr) -> MetaPage {
+        assert!(page.0 < layout.bitmap_pages(), "{page:?} of {layout:?}");
+        if page.0 < self.layout.bitmap_pages() {
+            return self.write_page(page);
+        }
+        self.sequence = self.sequence.saturating_add(1);
+        let bytes = page::encode(page, self.sequence, self.replica, |_| 0);
+        MetaPage::new(layout.bitmap_page(page), &bytes)
+    }
+
+    /// The volume is larger from now on: its growth pages and a superblock that says so are durable.
+    ///
+    /// # Panics
+    /// If `layout` is of a smaller volume.
+    pub fn grow(&mut self, layout: Layout) {
+        for map in [&mut self.marked, &mut self.unsettled, &mut self.settling] {
+            map.grow(layout.size());
+        }
+        let pages = usize::try_from(layout.bitmap_pages()).expect("32 bits fit");
+        self.dirt.resize(pages, Dirt::default());
+        self.layout = layout;
+    }
+
     // --- To the peer -----------------------------------------------------------------------
 
     /// The next piece of marks at or after the block `from` (a multiple of 64), without zero words

@@ -97,6 +97,27 @@ impl SparseBits {
         }
     }
 
+    /// The volume is larger from now on; none of the new blocks is in the set.
+    pub(super) fn grow(&mut self, size: BlockCount) {
+        assert!(size >= self.size, "{size:?} is less than {:?}", self.size);
+        let last = BitmapPageNr(u32::try_from(self.pages.len().saturating_sub(1)).expect("limit"));
+        let part = self.volume_part(last);
+        // "Full" means the blocks inside the volume.
+        if let Some(page @ Page::Full) = self.pages.get_mut(last.index()) {
+            *page = Page::Mixed {
+                words: full_words(part),
+                count: part.count().0,
+            };
+        }
+        let pages = usize::try_from(size.0.div_ceil(BITS_PER_PAGE)).expect("the layout's limit");
+        self.pages.resize(pages, Page::Empty);
+        self.size = size;
+        let part = self.volume_part(last);
+        if let Some(page) = self.pages.get_mut(last.index()) {
+            page.simplify(part);
+        }
+    }
+
     /// Empties the set.
     pub(super) fn clear(&mut self) {
         self.pages.fill(Page::Empty);

@@ -273,6 +273,58 @@ fn a_mark_set_again_during_the_flush_stays_marked_on_disk() {
 }
 
 #[test]
+fn a_larger_volume_has_the_old_marks_and_no_new_ones_on_disk_and_in_memory() {
+    // From every kind of last page, within it and over its edge, whatever unwritten pages mean.
+    let last = [0, 1, BITS_PER_PAGE - 1, BITS_PER_PAGE];
+    let marks: [fn(u64) -> Vec<BlockRange>; 3] = [
+        |_| Vec::new(),
+        |size| vec![blocks(0, size)],
+        |size| vec![blocks(size - 1, 1), blocks(3, 2)],
+    ];
+    for old in last.map(|rest| BITS_PER_PAGE + 7 + rest) {
+        for new in [old, old + 1, old + 200, old + 2 * BITS_PER_PAGE] {
+            for unwritten_set in [false, true] {
+                for marked in marks {
+                    let layout = |size| Layout::for_volume(BlockCount(size), 67).unwrap();
+                    let mut bitmap = Bitmap::new(layout(old), REPLICA);
+                    marked(old).into_iter().for_each(|range| bitmap.set(range));
+                    let before = marked_blocks(&bitmap);
+                    let larger = layout(new);
+                    let mut disk = vec![ZERO_PAGE; larger.bitmap_pages() as usize];
+                    for page in pages_of(&bitmap) {
+                        disk[page.index()] = bitmap.page_bytes(page);
+                        bitmap.write_page(page);
+                    }
+                    for nr in bitmap.first_growth_page().0..larger.bitmap_pages() {
+                        let page = bitmap.write_growth_page(&larger, BitmapPageNr(nr));
+                        assert_eq!(page.offset, larger.bitmap_page(BitmapPageNr(nr)));
+                        disk[nr as usize].copy_from_slice(&page.bytes);
+                    }
+                    bitmap.grow(larger);
+                    assert_eq!(bitmap.size(), BlockCount(new));
+                    assert_eq!(marked_blocks(&bitmap), before);
+                    assert_eq!(bitmap.count().0, before.len() as u64);
+                    if !unwritten_set || before.len() as u64 == old {
+                        let mut loaded = Bitmap::new(larger, REPLICA);
+                        for (nr, bytes) in (0..).map(BitmapPageNr).zip(&disk) {
+                            loaded.load_page(nr, decode(bytes, nr, REPLICA, unwritten_set));
+                        }
+                        assert_eq!(marked_blocks(&loaded), before);
+                    }
+                    // It goes on as if it had been made so.
+                    bitmap.set(blocks(new - 1, 1));
+                    assert!(bitmap.is_set(BlockIndex(new - 1)));
+                    bitmap.set_all();
+                    assert_eq!(bitmap.count().0, new);
+                    bitmap.clear(blocks(0, new));
+                    assert!(bitmap.is_empty() && bitmap.begin_settle());
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn a_torn_page_marks_all_its_blocks_and_wants_rewriting() {
     let mut bitmap = Bitmap::new(layout(), REPLICA);
     bitmap.set(blocks(10, 1));

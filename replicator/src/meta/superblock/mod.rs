@@ -209,10 +209,12 @@ impl Superblock {
     /// Its 4096 bytes.
     ///
     /// # Panics
-    /// If size or slots are out of range: `create-md` checks them, and they never change.
+    /// If size or slots are out of range: `create-md` checks them, and so does whoever makes the volume larger.
     #[must_use]
     pub fn encode(&self) -> PageBytes {
-        let layout = self.layout().expect("create-md checked size and slots");
+        let layout = self
+            .layout()
+            .expect("whoever made or enlarged it checked size and slots");
         let (state, in_sync_since) = encode_state(self.state);
         let flag = |set: bool, bit: u32| if set { bit } else { 0 };
         let raw = RawSuperblock {
