@@ -206,6 +206,23 @@ fn messages() -> Vec<(&'static str, Message)> {
                 digests: Err(DiskErrorCode(2)),
             },
         ),
+        ("Grow", Message::Grow { id: write, range }),
+        (
+            "Grown",
+            Message::Grown {
+                id: write,
+                range,
+                result: Ok(()),
+            },
+        ),
+        (
+            "Grown, no room",
+            Message::Grown {
+                id: write,
+                range,
+                result: Err(DiskErrorCode(2)),
+            },
+        ),
     ]
 }
 

@@ -199,7 +199,21 @@ fn parts_of(message: &Message) -> (Fields, Option<Payload>) {
                 (with_flags(fields, flag::ERROR), None)
             }
         },
-        Message::ResyncAck { id: request, range } => (ranged(*request, *range), None),
+        Message::ResyncAck { id: request, range } | Message::Grow { id: request, range } => {
+            (ranged(*request, *range), None)
+        }
+        Message::Grown {
+            id: request,
+            range,
+            result,
+        } => {
+            let fields = ranged(*request, *range);
+            let fields = match result {
+                Ok(()) => fields,
+                Err(error) => with_flags(with_detail(fields, error.0.into()), flag::ERROR),
+            };
+            (fields, None)
+        }
         Message::PrepareAdd { view }
         | Message::AddReady { view }
         | Message::LeaveMarks { view }
@@ -314,6 +328,16 @@ impl Message {
                     Err(error()?)
                 } else {
                     Ok(payload)
+                },
+            },
+            MessageKind::Grow => Self::Grow { id, range },
+            MessageKind::Grown => Self::Grown {
+                id,
+                range,
+                result: if fields.has(flag::ERROR) {
+                    Err(error()?)
+                } else {
+                    Ok(())
                 },
             },
             MessageKind::ReceiveAck => Self::ReceiveAck { write: id },

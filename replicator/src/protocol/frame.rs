@@ -360,7 +360,10 @@ impl Rules {
                 let flags = kind | protocol | flag::FUA | flag::AFTER_EARLIER;
                 (flags, true, data_or(flag::ZEROES))
             }
-            MessageKind::ReadRequest | MessageKind::ResyncAck => (0, true, P::None),
+            MessageKind::ReadRequest | MessageKind::ResyncAck | MessageKind::Grow => {
+                (0, true, P::None)
+            }
+            MessageKind::Grown => (flag::ERROR, true, P::None),
             MessageKind::ReadReply => (flag::ERROR, true, data_or(flag::ERROR)),
             MessageKind::ResyncRequest if fields.detail == 0 => (0, true, P::None),
             MessageKind::ResyncRequest => (0, true, P::PerBlock(DIGEST_LEN as u64, count)),
@@ -399,7 +402,7 @@ impl Rules {
 }
 
 /// All kinds; a kind's number is its place here plus one. New ones go to the end.
-const KINDS: [MessageKind; 28] = [
+const KINDS: [MessageKind; 30] = [
     MessageKind::Hello,
     MessageKind::Refused,
     MessageKind::BitmapChunk,
@@ -428,6 +431,8 @@ const KINDS: [MessageKind; 28] = [
     MessageKind::VerifyState,
     MessageKind::VerifyRequest,
     MessageKind::VerifyDigests,
+    MessageKind::Grow,
+    MessageKind::Grown,
 ];
 
 /// All kinds of message with their numbers on the wire, for the format document.
@@ -456,6 +461,6 @@ mod tests {
             assert_eq!(kind_of(number), Some(kind));
         }
         assert_eq!(kind_of(0), None);
-        assert_eq!(kind_of(29), None);
+        assert_eq!(kind_of(31), None);
     }
 }

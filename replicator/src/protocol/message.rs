@@ -264,6 +264,23 @@ pub enum Message {
         /// 16 bytes for each, or why not.
         digests: Result<Payload, DiskErrorCode>,
     },
+    /// Primary → Secondary: the volume shall be larger. Make these blocks, from its present end to its
+    /// new one, read as zeroes, and record durably that the replica has them.
+    Grow {
+        /// Echoed by the answer.
+        id: WriteId,
+        /// The new blocks.
+        range: BlockRange,
+    },
+    /// Answer to `Grow`: the replica has them durably, or cannot.
+    Grown {
+        /// Which.
+        id: WriteId,
+        /// The blocks asked for.
+        range: BlockRange,
+        /// Why not.
+        result: Result<(), DiskErrorCode>,
+    },
 }
 
 /// An operator's order about the speed of resyncs. It counts on both nodes.
@@ -384,6 +401,8 @@ pub enum MessageKind {
     VerifyState,
     VerifyRequest,
     VerifyDigests,
+    Grow,
+    Grown,
 }
 
 impl Message {
@@ -419,6 +438,8 @@ impl Message {
             Self::VerifyState { .. } => MessageKind::VerifyState,
             Self::VerifyRequest { .. } => MessageKind::VerifyRequest,
             Self::VerifyDigests { .. } => MessageKind::VerifyDigests,
+            Self::Grow { .. } => MessageKind::Grow,
+            Self::Grown { .. } => MessageKind::Grown,
         }
     }
 }

@@ -148,6 +148,11 @@ fn replicated() -> impl Strategy<Value = Message> {
             range,
             digests: Err(error),
         }),
+        (ids(), ranges()).prop_map(|(id, range)| Message::Grow { id, range }),
+        (ids(), ranges(), prop::option::of(errors())).prop_map(|(id, range, error)| {
+            let result = error.map_or(Ok(()), Err);
+            Message::Grown { id, range, result }
+        }),
         (ids(), errors()).prop_map(|(write, error)| Message::NegAck { write, error }),
         any::<u64>().prop_map(|epoch| Message::Barrier {
             epoch: WriteEpoch(epoch)
