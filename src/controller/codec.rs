@@ -259,6 +259,7 @@ fn cause_to_raw(cause: ViewCause) -> u8 {
         ViewCause::Claimed => 8,
         ViewCause::VoterAdded => 9,
         ViewCause::Forced => 10,
+        ViewCause::Resized => 11,
     }
 }
 
@@ -274,6 +275,7 @@ fn cause_from_raw(raw: u8) -> Option<ViewCause> {
         8 => ViewCause::Claimed,
         9 => ViewCause::VoterAdded,
         10 => ViewCause::Forced,
+        11 => ViewCause::Resized,
         _ => return None,
     })
 }

@@ -149,6 +149,13 @@ pub enum EngineReport {
         /// For this view.
         view: ViewNumber,
     },
+    /// Both replicas have the blocks of a larger volume durably: it may be proposed as this view.
+    GrowPrepared {
+        /// For this view.
+        view: ViewNumber,
+        /// Blocks of the larger volume.
+        size_blocks: u64,
+    },
     /// Answer to [`super::EngineCommand::Drain`].
     Drained {
         /// The seal it was asked for.

@@ -108,6 +108,13 @@ pub enum Change {
         /// Its identity.
         id: VoterId,
     },
+    /// The active Primary makes the volume larger (interleavings F24).
+    Resize {
+        /// Blocks that both replicas have durably.
+        size_blocks: u64,
+        /// The number the engines prepared it for.
+        number: ViewNumber,
+    },
 }
 
 /// A proposal's name.
@@ -124,6 +131,7 @@ pub enum ProposalKind {
     Claim,
     Force,
     AddVoter,
+    Resize,
 }
 
 impl fmt::Display for ProposalKind {
@@ -139,6 +147,7 @@ impl fmt::Display for ProposalKind {
             Self::Claim => "Claim",
             Self::Force => "Force",
             Self::AddVoter => "AddVoter",
+            Self::Resize => "Resize",
         })
     }
 }
@@ -222,6 +231,12 @@ pub enum Abort {
         /// Which view.
         view: ViewNumber,
     },
+    /// A volume never gets smaller.
+    #[error("the volume of view {view} is as large already")]
+    NotLarger {
+        /// Which view.
+        view: ViewNumber,
+    },
     /// The voter is recorded, with this or another identity.
     #[error("view {view} records that voter already")]
     VoterRecorded {
@@ -245,6 +260,7 @@ impl Change {
             Self::Claim { .. } => ProposalKind::Claim,
             Self::Force { .. } => ProposalKind::Force,
             Self::AddVoter { .. } => ProposalKind::AddVoter,
+            Self::Resize { .. } => ProposalKind::Resize,
         }
     }
 }
@@ -300,6 +316,10 @@ impl Proposal {
                 force(view, node, replica, lineage, alone, rules)
             }
             Change::AddVoter { voter, id } => add_voter(view, node, voter, id),
+            Change::Resize {
+                size_blocks,
+                number,
+            } => resize(view, node, size_blocks, number),
         }
     }
 }
@@ -461,6 +481,25 @@ fn add_voter(view: &View, node: NodeId, voter: NodeId, id: VoterId) -> Result<Vi
     let mut next = successor(view, ViewCause::VoterAdded);
     next.voters.0[voter.index()] = Some(id);
     Ok(next)
+}
+
+/// Both replicas of the view have the blocks: only these may ever be promoted in it.
+fn resize(view: &View, node: NodeId, size_blocks: u64, number: ViewNumber) -> Result<View, Abort> {
+    require_primary(view, node)?;
+    if !view.in_sync.contains(node) {
+        return Err(Abort::NotInSync { view: view.number });
+    }
+    if !view.in_sync.contains(node.peer()) {
+        return Err(Abort::PeerNotInSync { view: view.number });
+    }
+    require_number(view, number)?;
+    if size_blocks <= view.size_blocks {
+        return Err(Abort::NotLarger { view: view.number });
+    }
+    Ok(View {
+        size_blocks,
+        ..successor(view, ViewCause::Resized)
+    })
 }
 
 fn successor(view: &View, cause: ViewCause) -> View {
@@ -687,6 +726,56 @@ mod tests {
         let next = propose(A, add(6), &solo).unwrap();
         assert_eq!(next.in_sync, InSync::BOTH);
         assert_eq!(next.replicas, [Some(REPLICA_A), Some(ReplicaId(0xb2))]);
+    }
+
+    #[test]
+    fn a_volume_only_grows_and_only_as_both_replicas_were_prepared() {
+        let view = both();
+        let resize = |size_blocks, number| Change::Resize {
+            size_blocks,
+            number: ViewNumber(number),
+        };
+        let larger = view.size_blocks + 1;
+        let next = propose(A, resize(larger, 5), &view).unwrap();
+        assert_eq!((next.size_blocks, next.cause), (larger, ViewCause::Resized));
+        assert_eq!((next.primary, next.in_sync), (A, InSync::BOTH));
+        let number = view.number;
+        for (node, change, view, reason) in [
+            (
+                B,
+                resize(larger, 5),
+                view,
+                Abort::PeerIsPrimary { view: number },
+            ),
+            (
+                A,
+                resize(larger, 6),
+                view,
+                Abort::WrongNumber { view: number },
+            ),
+            (
+                A,
+                resize(larger - 1, 5),
+                view,
+                Abort::NotLarger { view: number },
+            ),
+            (A, resize(0, 5), view, Abort::NotLarger { view: number }),
+        ] {
+            assert_eq!(propose(node, change, &view), Err(reason));
+        }
+        let solo = propose(A, REMOVE, &view).unwrap();
+        let alone = propose(A, resize(larger, 6), &solo);
+        assert_eq!(alone, Err(Abort::PeerNotInSync { view: solo.number }));
+        let left = propose(
+            A,
+            Change::Leave {
+                number: ViewNumber(5),
+            },
+            &view,
+        )
+        .unwrap();
+        let gone = propose(A, resize(larger, 6), &left);
+        assert_eq!(gone, Err(Abort::NotInSync { view: left.number }));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use replicator::admin::HistoryEntry;
 use replicator::io::clock;
-use replicator::types::{ResourceId, View, ViewCause, ViewNumber};
+use replicator::types::{BLOCK_LEN, ResourceId, View, ViewCause, ViewNumber};
 
 use super::node::Node;
 use crate::controller::{ControllerEvent, Evidence, StepDownReason};
@@ -191,6 +191,10 @@ impl Node {
                 "an operator made {} Primary by force: what it lacked is given up here, and a \
                  replica that has it is refused",
                 self.config.node_name(view.primary)
+            ),
+            ViewCause::Resized => format!(
+                "the volume is {} now",
+                crate::config::size_text(view.size_blocks.saturating_mul(BLOCK_LEN))
             ),
         };
         let lossy = if view.lossy {

@@ -268,6 +268,9 @@ fn report_of(event: &Event) -> Option<EngineReport> {
         Event::AddPrepared { view, replica } => EngineReport::AddPrepared { view, replica },
         Event::AddAborted { view } => EngineReport::AddAborted { view },
         Event::LeavePrepared { view } => EngineReport::LeavePrepared { view },
+        Event::GrowPrepared { view, size_blocks } => {
+            EngineReport::GrowPrepared { view, size_blocks }
+        }
         Event::Drained { seal, ok } => EngineReport::Drained { seal, ok },
         Event::Quiesced => EngineReport::Quiesced,
         Event::Changed

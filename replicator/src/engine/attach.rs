@@ -3,6 +3,7 @@
 //! What is promised is recorded first: "in sync as of this view" before guests are served, "resync
 //! target" before the first foreign block lands, "failed" in two places before its effect (R23).
 
+use super::grow::GrowEnd;
 use super::input::{AttachRequest, DiskReply};
 use super::ops::{DiskOp, Op};
 use super::output::{
@@ -41,6 +42,10 @@ pub(super) enum MetaThen {
     LeaveRecorded(ViewNumber, SessionId),
     /// "Nothing here is of use" is recorded.
     Invalidated,
+    /// A part of a larger bitmap is written, for this run.
+    GrowPages(u64),
+    /// The larger volume is recorded, for this run.
+    Grown(u64),
     /// "Closed" is recorded.
     Closed,
 }
@@ -86,6 +91,7 @@ impl Engine {
     /// Writes still under way give no references back to the activity log of a later replica.
     fn forget_replica(&mut self) {
         self.replica = None;
+        self.forget_room();
         for key in self.writes.keys() {
             if let Some(submitted) = self.submitted_mut(key) {
                 submitted.logged = false;
@@ -276,6 +282,8 @@ impl Engine {
             | MetaThen::AddRecorded(..)
             | MetaThen::LeaveRecorded(..) => {}
             MetaThen::Invalidated => self.on_invalidated(true, out),
+            MetaThen::GrowPages(run) => self.write_growth(run, out),
+            MetaThen::Grown(run) => self.on_growth_recorded(run, out),
             MetaThen::Closed => self.on_closed(out),
         }
     }
@@ -305,10 +313,12 @@ impl Engine {
         Some(ReplicaClaim {
             replica: superblock.replica,
             data_generation: superblock.data_generation,
-            size_blocks: if founded {
+            // A Primary's volume, and what another replica has room for: it may not have heard of the
+            // view yet that made the volume larger.
+            size_blocks: if founded && self.active.is_some() {
                 self.volume_blocks().0
             } else {
-                superblock.size.0
+                replica.bitmap.size().0
             },
             blank: superblock.state == ReplicaState::Blank,
             zero_proven: superblock.zero_proven && !failed,
@@ -495,6 +505,7 @@ impl Engine {
         out.push(Action::Event(Event::DiskFailed(error)));
         self.fail_round(error);
         self.end_verify(VerifyEnd::DiskFailed, out);
+        self.end_grow(GrowEnd::DiskFailed(error), out);
         // An activation this replica could not record any more goes on from the peer's.
         if let Some(view) = self.active.as_ref().map(|active| active.began) {
             self.on_activation_recorded(view, out);

@@ -49,7 +49,7 @@ impl Engine {
     ) {
         let fits = !range.is_empty()
             && range.count().0 <= Self::VERIFY_BLOCKS_MAX
-            && range.end().0 <= self.volume_blocks().0;
+            && range.end().0 <= self.replica_blocks().0;
         let Some(session) = &self.session else { return };
         let whole = matches!(session.phase, Phase::MirrorTarget);
         if !fits || !whole || self.digesting.len() >= Self::DIGESTS_MAX {

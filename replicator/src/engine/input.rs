@@ -4,8 +4,8 @@ use super::control::ResyncOrder;
 use super::verify::VerifyOrder;
 use crate::protocol::Message;
 use crate::types::{
-    Activation, ByteLen, ByteOffset, CommittedView, DiskError, Instant, OpId, Payload, ReplicaId,
-    RequestId, SessionId, StoreError, View, ViewNumber,
+    Activation, BlockCount, ByteLen, ByteOffset, CommittedView, DiskError, Instant, OpId, Payload,
+    ReplicaId, RequestId, SessionId, StoreError, View, ViewNumber,
 };
 
 /// One input of [`super::Engine::handle`].
@@ -166,6 +166,19 @@ pub enum AdminRequest {
     Invalidate,
     /// Take that back, as far as it waits.
     KeepData,
+    /// How long the attached devices are now; they may have grown since.
+    Measured {
+        /// The data device.
+        device: ByteLen,
+        /// The metadata area.
+        meta: ByteLen,
+    },
+    /// Make the volume larger: first on both replicas, which were measured, then in the view. The
+    /// newest [`super::GrowReport`] says how it goes.
+    Grow {
+        /// Blocks of the larger volume.
+        to: BlockCount,
+    },
     /// Hold guests' writes from now on, and make what they wrote durable on every in-sync replica:
     /// done once `Snapshot::suspension` says so. Reads go on.
     SuspendIo,

@@ -12,7 +12,7 @@
 //! * the other side of a write: `replica`;
 //! * what may differ: `tracking` (bitmap, activity log, unretired writes);
 //! * meeting the peer: `session`, [`handshake`] (the decision table), `resync`, `target`,
-//!   `invalidate` (start from nothing), `verify` and `digests` (is it the same on both?);
+//!   `invalidate` (start from nothing), `grow` (a larger volume), `verify` and `digests` (is it the same on both?);
 //! * the local replica: `attach`, and `stall` when it does not answer; role and view: `role`; what
 //!   others see: `snapshot`.
 //!
@@ -26,6 +26,7 @@ mod digests;
 mod edge;
 mod flush;
 mod gate;
+mod grow;
 mod guest;
 pub mod handshake;
 pub mod input;
@@ -55,6 +56,7 @@ use core::time::Duration;
 use std::collections::VecDeque;
 
 pub use control::ResyncOrder;
+pub use grow::{GrowEnd, GrowReport, Room};
 pub use input::{
     AdminRequest, AttachRequest, DiskReply, GuestKind, GuestRequest, Input, LinkDownReason,
 };
@@ -225,6 +227,7 @@ pub struct Engine {
     progress: Option<Progress>,
     control: control::Control,
     invalidate: invalidate::Invalidate,
+    grow: grow::Grow,
     verify: verify::Verify,
     digesting: Slab<digests::Digesting>,
 
@@ -346,6 +349,7 @@ impl Engine {
             progress: None,
             control: control::Control::default(),
             invalidate: invalidate::Invalidate::default(),
+            grow: grow::Grow::default(),
             verify: verify::Verify::default(),
             digesting: Slab::default(),
             counters: Counters::default(),
@@ -412,6 +416,8 @@ impl Engine {
             AdminRequest::Verify(order) => self.handle_verify_order(order, out),
             AdminRequest::Invalidate => self.begin_invalidate(out),
             AdminRequest::KeepData => self.end_invalidate(out),
+            AdminRequest::Measured { device, meta } => self.note_room(device, meta, out),
+            AdminRequest::Grow { to } => self.begin_grow(to, out),
             AdminRequest::SuspendIo => self.begin_suspend(out),
             AdminRequest::ResumeIo => self.end_suspend(out),
             AdminRequest::Quiesce => self.begin_quiesce(out),
@@ -463,6 +469,8 @@ impl Engine {
             DiskOp::TargetWrite(key) => self.on_target_write(key, done(result), out),
             DiskOp::VerifyRead(key) => self.on_verify_read(key, data(result), out),
             DiskOp::DigestRead(key) => self.on_digest_read(key, data(result), out),
+            DiskOp::GrowZeroes(run) => self.on_grow_zeroes(run, done(result), out),
+            DiskOp::GrowFlush(run) => self.on_grow_flush(run, done(result), out),
             DiskOp::DetachFlush => self.on_detach_flush(done(result), out),
         }
     }
@@ -493,6 +501,7 @@ impl Engine {
         self.tick_target(out);
         self.pump_leave(out);
         self.pump_invalidate(out);
+        self.pump_grow(out);
         self.pump_detach(out);
         self.pump_drain(out);
         self.pump_quiesce(out);

@@ -33,6 +33,10 @@ pub(super) enum DiskOp {
     VerifyRead(Key),
     /// A read at the Secondary, to be compared there.
     DigestRead(Key),
+    /// Zeroes for the new blocks of a larger volume, of this run.
+    GrowZeroes(u64),
+    /// The flush after them.
+    GrowFlush(u64),
     /// The flush before the device is let go.
     DetachFlush,
     /// Given up: it counts until the disk says that it is over (R14).

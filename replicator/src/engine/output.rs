@@ -1,5 +1,6 @@
 //! What an engine wants done.
 
+use super::grow::{GrowReport, Room};
 use super::handshake::Rule;
 pub use crate::meta::MetaPage;
 use crate::protocol::{Message, Refusal};
@@ -229,6 +230,14 @@ pub enum Event {
         /// Whether every acknowledged write is on this disk.
         ok: bool,
     },
+    /// Both replicas have the new blocks of a larger volume durably: a view with that size may be
+    /// proposed.
+    GrowPrepared {
+        /// As this view.
+        view: ViewNumber,
+        /// Blocks of the larger volume.
+        size_blocks: u64,
+    },
     /// A verify ended.
     Verified(VerifyReport),
     /// Answer to `AdminRequest::Quiesce`.
@@ -402,6 +411,10 @@ pub struct Snapshot {
     pub verifies_begun: u64,
     /// Guests are being held, and why.
     pub held: Option<HeldReason>,
+    /// How long the attached devices were when they were measured last.
+    pub room: Option<Room>,
+    /// The running or the last order to make the volume larger.
+    pub grow: Option<GrowReport>,
     /// An order holds guests' writes.
     pub suspension: Option<Suspension>,
     /// Size in blocks, if attached or known from the view.

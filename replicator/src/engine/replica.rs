@@ -124,7 +124,7 @@ impl Engine {
             DataKind::Write(payload) => payload.len() as u64 == range.len().0,
             DataKind::Zeroes { .. } => true,
         };
-        let inside = !range.is_empty() && range.end().0 <= self.volume_blocks().0;
+        let inside = !range.is_empty() && range.end().0 <= self.replica_blocks().0;
         if !fits || !inside || self.peer_work.len() >= Self::PEER_WORK_MAX {
             self.end_session(CloseReason::Protocol, out);
             return;
@@ -147,7 +147,7 @@ impl Engine {
     pub(super) fn on_read_request(&mut self, id: WriteId, range: BlockRange, out: &mut Outbox) {
         let fits = !range.is_empty()
             && range.len().0 <= super::edge::PART_LEN_MAX
-            && range.end().0 <= self.volume_blocks().0;
+            && range.end().0 <= self.replica_blocks().0;
         // A resync target serves nothing (promise 8).
         let whole = self
             .session

@@ -1,5 +1,6 @@
 //! Role and view: activation, step-down, Add, drain before a takeover, orderly quiescence.
 
+use super::grow::GrowEnd;
 use super::output::{Action, CloseReason, Event, Outbox, VerifyEnd};
 use super::session::Phase;
 use super::{Engine, LocalDisk, MetaThen};
@@ -139,6 +140,7 @@ impl Engine {
         // First, or they would get the locks that the verify gives back.
         self.drop_waiting_writes(out);
         self.end_verify(VerifyEnd::RoleChanged, out);
+        self.end_grow(GrowEnd::RoleChanged, out);
         self.end_session(CloseReason::RoleChanged, out);
         self.mark_unretired();
         self.drop_waiting_writes(out);
@@ -176,6 +178,7 @@ impl Engine {
             view.in_sync.contains(node.peer()) && !active.view.in_sync.contains(node.peer());
         active.view = view;
         active.add_begun = None;
+        self.note_view_of_growth(&view, out);
         if let Some(view) = overtaken {
             self.next_round.add = None;
             out.push(Action::Event(Event::AddAborted { view }));

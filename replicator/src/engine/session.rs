@@ -451,6 +451,10 @@ impl Engine {
             Message::VerifyDigests { id, range, digests } if source => {
                 self.on_verify_digests(id, range, digests.map_err(Into::into), out);
             }
+            Message::Grow { id, range } if target => self.on_grow(id, range, out),
+            Message::Grown { id, range, result } if source => {
+                self.on_peer_grown(id, range, result.map_err(Into::into), out);
+            }
             Message::Invalidate if source => self.on_invalidate(out),
             Message::PrepareAdd { view } if target => self.on_prepare_add(view, out),
             Message::LeaveMarks { view } if target => self.on_leave_marks(view, out),
@@ -513,6 +517,7 @@ impl Engine {
         self.lose_verify(out);
         self.drop_peer_work(out);
         self.drop_digests(out);
+        self.lose_grow(out);
         self.lose_remote_reads(session.id, out);
         self.abort_add(out);
         out.push(Action::Event(Event::Disconnected));

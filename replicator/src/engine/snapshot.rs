@@ -56,6 +56,8 @@ impl Engine {
             verify: self.verify_report().cloned(),
             verifies_begun: self.verifies_begun(),
             held: self.held_reason(),
+            room: self.room(),
+            grow: self.grow_report(),
             suspension: self.suspension(),
             size_blocks: Some(self.volume_blocks().0).filter(|blocks| *blocks > 0),
             rtt: self.session.as_ref().and_then(|session| session.rtt),
@@ -74,7 +76,7 @@ impl Engine {
         }
         let replica = self.replica.as_ref()?;
         let superblock = replica.superblock.current();
-        let own = superblock.size.0;
+        let own = replica.bitmap.size().0;
         let peer = self
             .session
             .as_ref()
@@ -133,10 +135,7 @@ impl Engine {
     /// Size of the volume: what the view says, never more than the replica has.
     #[must_use]
     pub fn volume_blocks(&self) -> BlockCount {
-        let own = self
-            .replica
-            .as_ref()
-            .map(|replica| replica.superblock.current().size.0);
+        let own = self.replica.as_ref().map(|replica| replica.bitmap.size().0);
         let agreed = self
             .view
             .as_ref()
@@ -147,6 +146,13 @@ impl Engine {
             (Some(only), None) | (None, Some(only)) => only,
             (None, None) => 0,
         })
+    }
+
+    /// Blocks that the replica has durably: the volume's at least. What a Primary that knows of a newer
+    /// view writes lies within.
+    pub(super) fn replica_blocks(&self) -> BlockCount {
+        let replica = self.replica.as_ref();
+        replica.map_or(BlockCount(0), |replica| replica.bitmap.size())
     }
 
     fn disk_state(&self) -> DiskState {

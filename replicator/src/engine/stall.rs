@@ -111,7 +111,7 @@ impl Engine {
         }
         let flushed = matches!(
             what,
-            DiskOp::RoundFlush(_) | DiskOp::PeerFlush | DiskOp::DetachFlush
+            DiskOp::RoundFlush(_) | DiskOp::PeerFlush | DiskOp::GrowFlush(_) | DiskOp::DetachFlush
         );
         let (now, under_way, ops) = (self.now, self.disk_ops, &self.ops);
         for (watch, mine) in [

@@ -40,8 +40,9 @@ impl Engine {
     }
 
     pub(super) fn mark_everything(&mut self) {
-        let volume = BlockRange::new(BlockIndex(0), self.volume_blocks());
-        self.mark_dirty(volume);
+        // What the replica has beyond the volume is forgotten again, where it is certain.
+        let replica = BlockRange::new(BlockIndex(0), self.replica_blocks());
+        self.mark_dirty(replica);
     }
 
     /// A device may be larger than the volume both agreed on; marks there mean nothing, and the

@@ -137,6 +137,16 @@ impl Engine {
         out.push(Action::Event(Event::Changed));
     }
 
+    /// The volume is larger: a verify that runs compares its new blocks, too.
+    pub(super) fn widen_verify(&mut self) {
+        let blocks = self.volume_blocks().0;
+        if self.is_verifying()
+            && let Some(report) = &mut self.verify.report
+        {
+            report.total_blocks = blocks;
+        }
+    }
+
     /// The running or the last one.
     pub(super) fn verify_report(&self) -> Option<&VerifyReport> {
         self.verify.report.as_ref()

@@ -73,6 +73,8 @@ pub enum ViewCause {
     VoterAdded,
     /// An operator made this node Primary by force, over what the voters say: a new lineage.
     Forced,
+    /// The volume is larger: both replicas have its new blocks.
+    Resized,
 }
 
 /// The agreed truth about a resource.
@@ -90,7 +92,7 @@ pub struct View {
     pub replicas: [Option<ReplicaId>; 2],
     /// The voters whose vote counts: identities recorded when each was first met.
     pub voters: VoterSet,
-    /// Size of volume 0 in blocks, as agreed when founded.
+    /// Size of volume 0 in blocks, as agreed when founded, or since: it only grows.
     pub size_blocks: u64,
     /// An operator said stop: no node promotes itself until `primary`, `move` or `up`.
     pub held: bool,

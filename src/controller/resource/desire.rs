@@ -82,6 +82,16 @@ impl Resource {
         if let Some(change) = unmet_voter(cx, &view.voters) {
             return Some(change);
         }
+        // Any other view in between may name another replica.
+        if let Some((number, size_blocks)) = self.growth
+            && number == view.number.next()
+            && size_blocks > view.size_blocks
+        {
+            return Some(Change::Resize {
+                size_blocks,
+                number,
+            });
+        }
         match self.add {
             AddStage::Prepared { number, replica } if self.lease.holds(cx.now) => {
                 Some(Change::Add { replica, number })

@@ -200,6 +200,8 @@ pub(super) struct Resource {
     remove_unclean: bool,
     add: AddStage,
     leave: Option<ViewNumber>,
+    /// A larger volume, in blocks, that both replicas are prepared for as this view.
+    growth: Option<(ViewNumber, u64)>,
 
     // What the peer said.
     claim: Option<(Instant, BeaconEntry)>,
@@ -272,6 +274,7 @@ impl Resource {
             remove_unclean: false,
             add: AddStage::Idle,
             leave: None,
+            growth: None,
             claim: None,
             peer_kept_at: None,
             peer_left: None,
@@ -378,6 +381,9 @@ impl Resource {
                 }
             }
             EngineReport::LeavePrepared { view } => self.leave = Some(view),
+            EngineReport::GrowPrepared { view, size_blocks } => {
+                self.growth = Some((view, size_blocks));
+            }
             EngineReport::Drained { seal, ok } => self.on_drained(cx, seal, ok),
             EngineReport::Quiesced => self.on_quiesced(cx),
             EngineReport::Mark { op, mark } => self.on_mark(op, mark),
@@ -556,6 +562,7 @@ impl Resource {
         self.lease_lapsed = false;
         self.add = AddStage::Idle;
         self.leave = None;
+        self.growth = None;
         self.peer_lost_at = None;
         self.peer_failed = false;
         self.peer_unprepared = false;
@@ -578,6 +585,7 @@ impl Resource {
         self.lease_lapsed = false;
         self.add = AddStage::Idle;
         self.leave = None;
+        self.growth = None;
         self.undecided = None;
         self.add_at_large = None;
         self.remove_unclean = false;

@@ -394,6 +394,7 @@ impl Resource {
                 self.leave = None;
                 cx.engine(self.id, EngineCommand::ProposalAborted);
             }
+            Change::Resize { .. } => self.growth = None,
             Change::Add { .. } if self.add_at_large.is_none() => {
                 self.add = AddStage::Resynced;
                 cx.engine(self.id, EngineCommand::ProposalAborted);
@@ -582,6 +583,7 @@ impl Resource {
             }
             Some(Change::Add { .. }) => self.add = AddStage::Idle,
             Some(Change::Leave { .. }) => self.leave = None,
+            Some(Change::Resize { .. }) => self.growth = None,
             _ => {}
         }
     }

@@ -122,6 +122,8 @@ fn serving() -> ResourceSnapshot {
             verify: None,
             verifies_begun: 0,
             held: None,
+            room: None,
+            grow: None,
             suspension: None,
             size_blocks: Some(BlockCount(256).0),
             rtt: Some(Duration::from_micros(41)),

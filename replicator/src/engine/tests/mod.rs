@@ -7,6 +7,7 @@ mod broken_peer;
 mod control;
 mod faults;
 mod flushing;
+mod growing;
 mod invalidating;
 mod leaving;
 mod letting_go;

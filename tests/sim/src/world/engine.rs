@@ -262,6 +262,10 @@ impl World {
             EngineEvent::LeavePrepared { view } => {
                 Some(EngineReport::LeavePrepared { view: *view })
             }
+            EngineEvent::GrowPrepared { view, size_blocks } => Some(EngineReport::GrowPrepared {
+                view: *view,
+                size_blocks: *size_blocks,
+            }),
             EngineEvent::Drained { seal, ok } => Some(EngineReport::Drained {
                 seal: *seal,
                 ok: *ok,
