@@ -139,6 +139,10 @@ impl ResourceConfig {
         mixed.priority = new.priority;
         mixed.failover = new.failover;
         mixed.nbd_allow.clone_from(&new.nbd_allow);
+        for volume in &mut mixed.volumes {
+            let known = new.volumes.iter().find(|it| it.id == volume.id);
+            volume.size = known.map_or(volume.size, |it| it.size);
+        }
         (mixed != *new).then_some(mixed)
     }
 
@@ -148,7 +152,14 @@ impl ResourceConfig {
         let own = key
             .strip_prefix(&self.name)
             .and_then(|it| it.strip_prefix('.'));
-        own.is_some_and(|own| LIVE.contains(&own))
+        own.is_some_and(|own| LIVE.contains(&own)) || self.is_size(key)
+    }
+
+    /// Whether it is the `size` of one of its volumes, which counts when metadata are made.
+    #[must_use]
+    pub fn is_size(&self, key: &str) -> bool {
+        let own = key.strip_prefix(&self.name);
+        own.is_some_and(|own| own.starts_with(".volume[") && own.ends_with("].size"))
     }
 }
 

@@ -204,6 +204,9 @@ fn change(difference: &Difference, in_force: &Config, busy: &[&str]) -> ConfigCh
             to: to.clone(),
             effect: match resource.as_deref() {
                 None => ChangeEffect::WaitsForRestart,
+                Some(name) if in_force.resource(name).is_some_and(|it| it.is_size(key)) => {
+                    ChangeEffect::ForNewMetadata
+                }
                 Some(name) if !is_busy(name) => ChangeEffect::Live,
                 Some(name) => match in_force.resource(name) {
                     Some(old) if old.is_live(key) => ChangeEffect::Live,

@@ -19,8 +19,8 @@ use std::sync::atomic::AtomicU64;
 use replicator::engine::{AttachError, Event, Input, ReplicaMark, Snapshot};
 use replicator::io::{Disk, OpenError};
 use replicator::types::{
-    Instant, NodeId, OpId, ReplicaId, ReplicationProtocol, ResourceId, ResyncRate, StoreError,
-    ViewNumber, VolumeId,
+    ByteLen, Instant, NodeId, OpId, ReplicaId, ReplicationProtocol, ResourceId, ResyncRate,
+    StoreError, ViewNumber, VolumeId,
 };
 
 use super::certificates::Certificates;
@@ -105,8 +105,6 @@ pub struct AttachSetup {
     pub disk: PathBuf,
     /// The metadata area, external.
     pub meta: PathBuf,
-    /// Use this many bytes of the device at most (`size` of the configuration).
-    pub size_max: Option<u64>,
     /// What the voter store remembers.
     pub stored: StoredMarks,
 }
@@ -165,6 +163,14 @@ pub enum ShardCommand {
         resource: ResourceId,
         /// What.
         setup: Box<AttachSetup>,
+    },
+    /// Tell the engine how long the attached devices are now, after making a metadata file at least so
+    /// long.
+    Measure {
+        /// Which.
+        resource: ResourceId,
+        /// For a larger volume.
+        meta: Option<ByteLen>,
     },
     /// From the shard's own helper: the devices of an attach are open, or cannot be opened.
     Opened {

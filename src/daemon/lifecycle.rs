@@ -348,7 +348,6 @@ impl Node {
             setup: Box::new(AttachSetup {
                 disk: paths.disk.clone(),
                 meta: paths.meta.clone(),
-                size_max: volume.size.map(|size| size.0),
                 stored: self.marks(id),
             }),
         });

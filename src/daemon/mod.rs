@@ -43,6 +43,7 @@ mod origin;
 mod prepare;
 mod relay;
 pub mod relay_door;
+mod resize_orders;
 mod resources;
 mod resync_orders;
 mod running;

@@ -50,7 +50,7 @@ impl ControlHandler for Node {
             Err(report) => return answers.send(&Response::Error(report)),
         }
         let elsewhere = match &request.verb {
-            Verb::Verify { .. } => self.verify_elsewhere(&request, asker),
+            Verb::Verify { .. } | Verb::Resize { .. } => self.primary_elsewhere(&request, asker),
             _ => self.invalidate_remote(&request, asker),
         };
         match elsewhere {
@@ -82,7 +82,12 @@ impl ControlHandler for Node {
             .map(|millis| Duration::from_millis(millis).min(TIMEOUT_MAX));
         let order = words::order_words(&request.verb);
         let node_order = words::node_order_words(&request.verb);
-        let response = self.carry_out(request.verb, timeout, answers);
+        let response = match request.verb {
+            Verb::Resize { resource, size } => {
+                self.resize_order(&resource, size, timeout, asker, answers)
+            }
+            verb => self.carry_out(verb, timeout, answers),
+        };
         if let Some((resource, order)) = order {
             self.note_order(&resource, &order, asker, &response);
         }
@@ -210,7 +215,7 @@ impl Node {
                 self.check_known(resource.as_deref())?;
                 Ok(Response::Status(Box::new(self.status(resource.as_deref()))))
             }
-            Verb::Events2 { .. } | Verb::InvalidateRemote { .. } => {
+            Verb::Events2 { .. } | Verb::InvalidateRemote { .. } | Verb::Resize { .. } => {
                 unreachable!("streams, and what is passed on, are handled before")
             }
             Verb::Why { resource } => self.why(&*self.resource(&resource)?),
@@ -247,6 +252,7 @@ impl Node {
             Verb::ResumeSync { resource } => {
                 self.hold_resync_order(&*self.resource(&resource)?, false, timeout)
             }
+            Verb::Room { resource, size } => self.room_order(&*self.resource(&resource)?, size),
             Verb::SuspendIo { resource } => {
                 self.suspend_order(&*self.resource(&resource)?, timeout)
             }

@@ -118,12 +118,12 @@ impl Node {
     }
 
     /// The order as the Primary gets it, if that is the peer.
-    pub(super) fn verify_elsewhere(
+    pub(super) fn primary_elsewhere(
         &self,
         request: &Request,
         asker: Asker,
     ) -> Result<Option<Request>, ErrorReport> {
-        let Verb::Verify { resource, .. } = &request.verb else {
+        let (Verb::Verify { resource, .. } | Verb::Resize { resource, .. }) = &request.verb else {
             return Ok(None);
         };
         let resource = self.resource(resource)?;

@@ -52,6 +52,7 @@ pub(super) fn order_words(verb: &Verb) -> Option<(String, String)> {
         | Verb::NodeResume
         | Verb::Maintenance { .. }
         | Verb::ConfirmFenced { .. }
+        | Verb::Room { .. }
         | Verb::Adjust { .. } => return None,
         Verb::Up { resource } => ("up".to_owned(), resource),
         Verb::Down { resource, .. } => ("down".to_owned(), resource),
@@ -61,6 +62,7 @@ pub(super) fn order_words(verb: &Verb) -> Option<(String, String)> {
         Verb::Disconnect { resource, .. } => ("disconnect".to_owned(), resource),
         Verb::PauseSync { resource } => ("pause-sync".to_owned(), resource),
         Verb::ResumeSync { resource } => ("resume-sync".to_owned(), resource),
+        Verb::Resize { resource, .. } => ("resize".to_owned(), resource),
         Verb::SuspendIo { resource } => ("suspend-io".to_owned(), resource),
         Verb::ResumeIo { resource } => ("resume-io".to_owned(), resource),
         Verb::Resync { resource, .. } => ("resync".to_owned(), resource),

@@ -38,6 +38,7 @@ mod nbd_model;
 mod nbd_tcp;
 mod passing_on;
 mod protocols;
+mod resizing;
 mod resync_orders;
 mod suspending;
 mod tools;

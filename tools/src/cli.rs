@@ -135,6 +135,14 @@ pub enum Verb {
     PauseSync(Resources),
     /// Let resyncs of the resources go on, unless the other node holds them too
     ResumeSync(Resources),
+    /// Make a volume larger while it is used, after its disks were extended on both nodes
+    ///
+    /// Any node may be asked. Both disks must have the room (`lvextend`, or `truncate -s` for a file),
+    /// and so must the metadata (a file is lengthened by itself). What is new is zeroed on both, so
+    /// nothing is resynced and no guest waits; then the view has the new size. Whatever fails in
+    /// between, the volume has the old size or the new one, and the order can be given again. NBD
+    /// clients see the new size when they connect again; docs/metadata.md says how for guests.
+    Resize(Resize),
     /// Hold writes to the resources and make all that was written durable on both disks, so that
     /// snapshots of them can be taken; reads go on
     ///
@@ -262,6 +270,17 @@ pub struct Resync {
     /// A rate such as 250MiB/s, `unlimited`, or `auto` (without limit in this version)
     #[arg(long, required = true, value_name = "RATE", value_parser = max_rate)]
     pub max_rate: MaxRate,
+}
+
+/// `resize`.
+#[derive(Clone, Debug, Args)]
+pub struct Resize {
+    /// A resource
+    #[arg(value_name = "RES", value_parser = one_resource)]
+    pub resource: Selector,
+    /// Its size afterwards, such as 50GiB [default: as large as both disks allow]
+    #[arg(long, value_name = "SIZE", value_parser = twinblk::config::parse_size)]
+    pub size: Option<u64>,
 }
 
 /// `adjust`.

@@ -1,11 +1,14 @@
 //! `check` and `dump`: the configuration as files, no daemon.
 
-use replicator::admin::exit;
+use std::time::Duration;
+
+use replicator::admin::{ErrorId, Response, Verb, exit};
 use serde_json::{Map, Value as Json};
 use twinblk::config::canonical::{Table, Value};
-use twinblk::config::{Scope, load, load_file};
+use twinblk::config::{Config, Diagnostic, Scope, load, load_file, size_text};
 
 use crate::cli::{self, DumpFormat};
+use crate::client::ask_within;
 use crate::context::{Context, Failure, Output, exit_of};
 
 /// Tells every mistake and warning.
@@ -22,8 +25,10 @@ pub(crate) fn check(context: &Context, arguments: &cli::Check) -> Result<u8, Fai
     match checked {
         Ok(checked) => {
             context.tell_diagnostics(&checked.warnings);
+            let sizes = sizes_that_differ(context, &checked.config);
+            context.tell_diagnostics(&sizes);
             let (nodes, resources) = (checked.config.nodes.len(), checked.config.resources.len());
-            let warnings = checked.warnings.len();
+            let warnings = checked.warnings.len() + sizes.len();
             let path = path.display();
             context.tell(&format!(
                 "{path}: ok, {nodes} nodes, {resources} resources, {warnings} warnings"
@@ -35,6 +40,41 @@ pub(crate) fn check(context: &Context, arguments: &cli::Check) -> Result<u8, Fai
             Ok(exit_of(&found))
         }
     }
+}
+
+/// Volumes that were resized since their `size` was written, as far as a daemon here knows.
+fn sizes_that_differ(context: &Context, config: &Config) -> Vec<Diagnostic> {
+    let verb = Verb::Status { resource: None };
+    let Ok(Response::Status(status)) = ask_within(context, Duration::ZERO, verb) else {
+        return Vec::new();
+    };
+    let mut found = Vec::new();
+    for resource in &status.resources {
+        let Some(known) = config.resource(&resource.name) else {
+            continue;
+        };
+        for volume in &resource.volumes {
+            let of_files = known.volumes.iter().find(|it| it.id.0 == volume.volume);
+            let written = of_files.and_then(|it| it.size).map(|size| size.0);
+            if let (Some(written), Some(is)) = (written, volume.size_bytes)
+                && written != is
+            {
+                let (name, nr) = (&resource.name, volume.volume);
+                let larger = written > is;
+                let (written, is) = (size_text(written), size_text(is));
+                let message = format!("{name}/{nr} is {is}, and `size` in the files is {written}");
+                let mut next = format!("size = \"{is}\" in the files of both nodes");
+                if larger {
+                    next += &format!("; or twinadm resize {name} --size {written}");
+                }
+                found.push(Diagnostic {
+                    next: Some(next),
+                    ..Diagnostic::nowhere(ErrorId::SizeDiffers, message)
+                });
+            }
+        }
+    }
+    found
 }
 
 /// Prints the configuration in its canonical form.

@@ -13,6 +13,10 @@ use crate::selector::Selector;
 /// How long an order may wait for what can still arrive.
 const ORDER_WAIT: Duration = Duration::from_secs(30);
 
+/// How long `resize` may: a disk that cannot deallocate is written with zeroes where it is new. What
+/// is not over by then goes on all the same.
+const RESIZE_WAIT: Duration = Duration::from_secs(3600);
+
 /// A verb that waits for its resource.
 #[derive(Clone, Debug)]
 pub(crate) enum MakeVerb {
@@ -26,6 +30,8 @@ pub(crate) enum MakeVerb {
     ResumeSync,
     SuspendIo,
     ResumeIo,
+    /// To which size.
+    Resize(Option<u64>),
     Resync(MaxRate),
     Verify {
         repair: bool,
@@ -54,6 +60,7 @@ impl MakeVerb {
             Self::Disconnect => Verb::Disconnect { resource, peer },
             Self::PauseSync => Verb::PauseSync { resource },
             Self::ResumeSync => Verb::ResumeSync { resource },
+            Self::Resize(size) => Verb::Resize { resource, size },
             Self::SuspendIo => Verb::SuspendIo { resource },
             Self::ResumeIo => Verb::ResumeIo { resource },
             Self::Resync(max_rate) => Verb::Resync { resource, max_rate },
@@ -171,7 +178,11 @@ fn expand<'s>(
 }
 
 fn order(context: &Context, verb: Verb, name: &str) -> Result<u8, Failure> {
-    let wait = context.timeout.unwrap_or(ORDER_WAIT);
+    let usual = match verb {
+        Verb::Resize { .. } => RESIZE_WAIT,
+        _ => ORDER_WAIT,
+    };
+    let wait = context.timeout.unwrap_or(usual);
     let request = Request {
         verb,
         node: context.node.clone(),

@@ -57,6 +57,16 @@ pub fn plan(verb: &Verb, resource: &ResourceStatus) -> Vec<String> {
         Verb::ResumeSync { .. } => {
             step(resource.sync_paused, format!("{name}: let resyncs go on"));
         }
+        Verb::Resize { size: wanted, .. } => {
+            let now = resource.volumes.first().and_then(|it| it.size_bytes);
+            let to = wanted.map_or("as large as both disks allow".to_owned(), |wanted| {
+                format!("to {}", size(wanted))
+            });
+            step(
+                wanted.is_none() || *wanted != now,
+                format!("{name}: enlarge the volume {to}, zeroing what is new on both"),
+            );
+        }
         Verb::SuspendIo { .. } => {
             let goes_on = resource.suspended.as_deref() != Some("user");
             step(goes_on, format!("{name}: suspend writes, make all durable"));
@@ -120,6 +130,7 @@ pub fn plan(verb: &Verb, resource: &ResourceStatus) -> Vec<String> {
         | Verb::WhatIf { .. }
         | Verb::History { .. }
         | Verb::Version
+        | Verb::Room { .. }
         | Verb::Adjust { .. } => {}
     }
     steps

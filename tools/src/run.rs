@@ -66,6 +66,11 @@ fn run(context: &Context, verb: &Verb) -> Result<u8, Failure> {
         Verb::ResumeSync(arguments) => {
             orders::give(context, &arguments.resources, &MakeVerb::ResumeSync)
         }
+        Verb::Resize(arguments) => orders::give(
+            context,
+            std::slice::from_ref(&arguments.resource),
+            &MakeVerb::Resize(arguments.size),
+        ),
         Verb::SuspendIo(arguments) => {
             orders::give(context, &arguments.resources, &MakeVerb::SuspendIo)
         }

@@ -131,6 +131,8 @@ catalogue! {
 
     /// Guests' writes wait, because an operator suspended them.
     WritesSuspended = "W0150", exit::UNAVAILABLE, ["twinadm resume-io RES, once the snapshots are taken"];
+    /// A volume was resized since, and the files say another `size`.
+    SizeDiffers = "W0151", exit::OK, ["write the volume's size into the files of both nodes"];
     /// Degraded: the last verify found differences that were not mended.
     VerifyFound = "W0140", exit::DEGRADED, [
         "if the Primary's copy is the good one: twinadm verify RES --repair",
@@ -205,6 +207,14 @@ catalogue! {
     NoDataHere = "E0425", exit::REFUSED, ["attach the replica that was in use: twinadm attach RES"];
     /// An order holds guests' writes.
     IoSuspended = "E0450", exit::REFUSED, ["twinadm resume-io RES, then try again"];
+    /// A volume never gets smaller.
+    WouldShrink = "E0451", exit::REFUSED, [
+        "make a new, smaller volume and copy what is wanted into it, from within the guest",
+    ];
+    /// A disk or a metadata area has no room for a larger volume.
+    NoRoom = "E0452", exit::REFUSED, ["extend it (lvextend, truncate -s), then give the order again"];
+    /// The volume could not be made larger; it has the size it had.
+    NotResized = "E1012", exit::FAILED, ["twinadm status RES, then give the order again"];
     /// The guest that uses the resource could not be stopped.
     GuestStays = "E0430", exit::REFUSED, ["shut the guest down, or use --force to end it"];
 

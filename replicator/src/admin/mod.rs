@@ -31,7 +31,9 @@ pub use catalogue::ErrorId;
 pub use event::{Event, EventKind};
 pub use history::{HISTORY_SCHEMA, HistoryEntry, HistoryReport};
 pub use report::{ErrorReport, exit};
-pub use request::{ChangeEffect, ConfigChange, MaxRate, Request, Response, Verb, VersionInfo};
+pub use request::{
+    ChangeEffect, ConfigChange, MaxRate, Request, Response, RoomReport, Verb, VersionInfo,
+};
 pub use status::{
     ArbitratorStatus, ByteSpan, ClusterStatus, GuestStatus, LastResync, LastVerify, PAUSED_BY_USER,
     PeerStatus, PeerVolumeStatus, ResourceStatus, ResyncStatus, SCHEMA, Status, VERIFY_DONE,

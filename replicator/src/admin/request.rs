@@ -99,6 +99,20 @@ pub enum Verb {
     SuspendIo { resource: String },
     /// Let guests write again.
     ResumeIo { resource: String },
+    /// Make the volume larger: of this size in bytes, or as large as both disks allow. Answered by the
+    /// Primary.
+    Resize {
+        resource: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        size: Option<u64>,
+    },
+    /// How large the volume could be here, asked by the Primary: with `size` a metadata file is
+    /// lengthened for it first. Answered by [`Response::Room`].
+    Room {
+        resource: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        size: Option<u64>,
+    },
     /// Set how fast the resource's resyncs may go, on both nodes.
     Resync { resource: String, max_rate: MaxRate },
     /// Make what runs match the files, of one resource or of all; with `dry_run` only say what would
@@ -211,6 +225,8 @@ pub enum Response {
     WhatIf(Box<WhatIfReport>),
     /// Final: decisions.
     History(HistoryReport),
+    /// Final: what there is room for.
+    Room(RoomReport),
     /// Final: who answers.
     Version(VersionInfo),
 }
@@ -244,6 +260,8 @@ pub enum ChangeEffect {
     WaitsForDown,
     /// Counts from the next start of the daemon.
     WaitsForRestart,
+    /// Counts for metadata that are made from now on: a volume that is there is resized by order.
+    ForNewMetadata,
 }
 
 impl ConfigChange {
@@ -272,6 +290,10 @@ impl std::fmt::Display for ConfigChange {
             ),
             ChangeEffect::WaitsForDown => ('!', "kept while it is up: twinadm down, adjust, up"),
             ChangeEffect::WaitsForRestart => ('!', "with the next start of the daemon"),
+            ChangeEffect::ForNewMetadata => (
+                '~',
+                "for create-md; the volume that is there: twinadm resize",
+            ),
         };
         write!(f, "{sign} {}", self.key)?;
         if self.from.is_some() || self.to.is_some() {
@@ -280,6 +302,22 @@ impl std::fmt::Display for ConfigChange {
         }
         write!(f, "  {words}")
     }
+}
+
+/// What a node has room for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RoomReport {
+    /// Path of the data device.
+    pub disk: String,
+    /// Its length now.
+    pub disk_bytes: u64,
+    /// Path of the metadata area.
+    pub meta: String,
+    /// Its length now.
+    pub meta_bytes: u64,
+    /// Length that it needs for the size asked about, if one was.
+    #[serde(default)]
+    pub meta_needed_bytes: Option<u64>,
 }
 
 /// Which program answers.

@@ -13,8 +13,9 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::libc;
+use nix::sys::stat::fstat;
 use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
-use nix::unistd::{Whence, lseek};
+use nix::unistd::{Whence, ftruncate, lseek};
 use thiserror::Error;
 
 use super::buffer::{BUFFER_ALIGN, BufferPool};
@@ -175,6 +176,33 @@ impl Disk {
         self.len
     }
 
+    /// Its length in bytes now: it may have been extended.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn measure(&self) -> Result<ByteLen, Errno> {
+        let len = match self.kind {
+            DiskKind::BlockDevice => sys::block_device_len(&self.file)?,
+            DiskKind::File => {
+                let len = fstat(&self.file)?.st_size;
+                u64::try_from(len).map_err(|_| Errno::EOVERFLOW)?
+            }
+        };
+        Ok(ByteLen(len))
+    }
+
+    /// Makes a regular file at least so long; a device stays as it is.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn lengthen(&self, len: ByteLen) -> Result<(), Errno> {
+        if self.kind == DiskKind::BlockDevice || self.measure()? >= len {
+            return Ok(());
+        }
+        let len = i64::try_from(len.0).map_err(|_| Errno::EFBIG)?;
+        ftruncate(&self.file, len)
+    }
+
     /// Whether it has no byte.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -324,6 +352,19 @@ mod tests {
         assert!(Disk::open(&path).unwrap_err().is_transient());
         drop(in_flight);
         Disk::open(&path).unwrap();
+    }
+
+    #[test]
+    fn a_file_is_measured_again_and_lengthened_but_never_shortened() {
+        let scratch = Scratch::on_disk();
+        let path = scratch.file("a.img", 8192);
+        let disk = Disk::open(&path).unwrap();
+        scratch.file("a.img", 16_384);
+        assert_eq!(disk.measure(), Ok(ByteLen(16_384)));
+        disk.lengthen(ByteLen(4096)).unwrap();
+        assert_eq!(disk.measure(), Ok(ByteLen(16_384)));
+        disk.lengthen(ByteLen(1 << 20)).unwrap();
+        assert_eq!(disk.measure(), Ok(ByteLen(1 << 20)));
     }
 
     #[test]

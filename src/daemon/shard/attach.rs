@@ -169,13 +169,40 @@ impl Shard {
         self.sink.tell(ShardEvent::OpenFailed { resource, error });
     }
 
+    /// Tells the engine how long its devices are now.
+    pub(super) fn measure(&mut self, id: ResourceId, meta_len: Option<ByteLen>) {
+        let Some(&key) = self.by_id.get(&id) else {
+            return;
+        };
+        let Some(resource) = self.resources.get_mut(key) else {
+            return;
+        };
+        let (Some(disk), Some(meta)) = (&resource.disk, &resource.meta) else {
+            return;
+        };
+        let (disk, meta) = (disk.disk(), meta.disk());
+        // A file that cannot be made longer is measured as it is: whoever asked sees that.
+        if let Some(Err(error)) = meta_len.map(|len| meta.lengthen(len)) {
+            tracing::warn!(%error, "making a metadata file longer");
+        }
+        match (disk.measure(), meta.measure()) {
+            (Ok(device), Ok(meta)) => {
+                let device = whole_blocks(device);
+                let request = AdminRequest::Measured { device, meta };
+                self.inputs.push_back((key, Input::Admin(request)));
+                resource.note_change();
+            }
+            (Err(error), _) | (_, Err(error)) => tracing::warn!(%error, "measuring a device"),
+        }
+    }
+
     fn offer(&mut self, key: Key, setup: &AttachSetup, (disk, meta): Devices) {
         let Some(resource) = self.resources.get_mut(key) else {
             return;
         };
         resource.note_change();
         let request = AttachRequest {
-            device_len: usable_len(disk.len(), setup.size_max),
+            device_len: whole_blocks(disk.len()),
             meta_len: meta.len(),
             boot_id: self.setup.boot_id,
             marked_failed: setup.stored.failed,
@@ -196,9 +223,8 @@ impl Shard {
     }
 }
 
-fn usable_len(device: ByteLen, size_max: Option<u64>) -> ByteLen {
-    let len = size_max.map_or(device.0, |max| device.0.min(max));
-    ByteLen(len - len % BLOCK_LEN)
+fn whole_blocks(device: ByteLen) -> ByteLen {
+    ByteLen(device.0 - device.0 % BLOCK_LEN)
 }
 
 #[cfg(test)]
@@ -206,10 +232,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_usable_length_is_whole_blocks_of_the_configured_size_at_most() {
-        let usable = |device, max| usable_len(ByteLen(device), max).0;
-        assert_eq!(usable(10_000, None), 8192);
-        assert_eq!(usable(1 << 20, Some(8192)), 8192);
-        assert_eq!(usable(4096, Some(1 << 20)), 4096);
+    fn the_usable_length_is_whole_blocks() {
+        let usable = |device| whole_blocks(ByteLen(device)).0;
+        assert_eq!(
+            (usable(10_000), usable(8192), usable(4095)),
+            (8192, 8192, 0)
+        );
     }
 }

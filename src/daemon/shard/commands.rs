@@ -19,6 +19,7 @@ impl Shard {
                 order,
                 devices,
             } => self.on_opened(resource, order, devices.map(|it| *it)),
+            ShardCommand::Measure { resource, meta } => self.measure(resource, meta),
             ShardCommand::Engine { resource, input } => self.input_for(resource, *input),
             ShardCommand::MarkDone {
                 resource,

@@ -172,7 +172,8 @@ fn a_node_is_named_and_is_not_the_one_that_is_asked() {
 #[test]
 fn verbs_and_flags_that_are_not_built_are_unknown() {
     for line in [
-        "twinadm resize r",
+        "twinadm resize all",
+        "twinadm resize r --size much",
         "twinadm primary r --yes-lose=r",
         "twinadm init lab",
         "twinadm top",

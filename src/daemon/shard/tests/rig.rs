@@ -250,7 +250,6 @@ impl Node {
         let setup = AttachSetup {
             disk: self.file("img"),
             meta: self.file("md"),
-            size_max: None,
             stored: StoredMarks::NONE,
         };
         self.send(ShardCommand::Attach {
