@@ -16,7 +16,7 @@ use crate::stamp::CELLS_PER_BLOCK;
 pub use operators::{CONTROL_FROM, MOVES_FROM};
 use operators::{draw_control, draw_moves, draw_takeovers};
 pub use volume_orders::VOLUME_ORDERS_FROM;
-use volume_orders::draw_suspensions;
+use volume_orders::{draw_growths, draw_suspensions, move_beyond};
 
 /// Blocks in a 4 MiB activity-log extent.
 const EXTENT_BLOCKS: u64 = 1024;
@@ -45,8 +45,10 @@ pub struct Options {
     pub protocol: ReplicationProtocol,
     /// Whether the survivor takes over by itself.
     pub failover: Failover,
-    /// Size of the volume.
+    /// Size of the volume, as it is made.
     pub volume_blocks: u64,
+    /// Size of the devices, and so of the volume at most.
+    pub device_blocks: u64,
     /// The blocks requests go to.
     pub hot_blocks: Vec<u64>,
     /// Slots of the activity log, in extents; small ones force evictions.
@@ -257,6 +259,11 @@ pub enum FaultWhat {
         /// One that no request goes to.
         block: u64,
     },
+    /// `resize`, given to both: the Primary does it.
+    Grow {
+        /// Blocks of the larger volume.
+        to: u64,
+    },
     /// `suspend-io`, and `resume-io` at the end.
     SuspendIo(NodeId),
     /// `move` to the peer, if this node is Primary.
@@ -302,7 +309,7 @@ impl Plan {
     /// The plan of a seed.
     #[must_use]
     pub fn of_seed(seed: u64) -> Self {
-        let options = draw_options(seed);
+        let mut options = draw_options(seed);
         let mut rng = Rng::keyed(seed, Stream::Options, 1);
         let op_count = rng.log_between(OPS_MAX / 8, OPS_MAX);
         let fault_count = if options.kinds.is_empty() {
@@ -314,6 +321,8 @@ impl Plan {
             .map(|nr| draw_op(seed, nr, &options))
             .collect();
         ops.sort_by_key(|op| op.at);
+        let growths = draw_growths(seed, &mut options);
+        move_beyond(seed, &mut ops, &growths, &options);
         let mut faults: Vec<_> = (0..fault_count)
             .flat_map(|nr| draw_faults(seed, nr, &options))
             .collect();
@@ -324,6 +333,7 @@ impl Plan {
         faults.extend(draw_takeovers(seed, &options));
         faults.extend(draw_control(seed, &options));
         faults.extend(draw_suspensions(seed, &options));
+        faults.extend(growths);
         faults.sort_by_key(|fault| fault.at);
         if let Some(hang) = draw_lone_hang(seed, &options) {
             faults = vec![hang];
@@ -368,6 +378,7 @@ fn draw_options(seed: u64) -> Options {
             Profile::Default
         },
         volume_blocks,
+        device_blocks: volume_blocks,
         hot_blocks,
         al_slots: rng.pick(&[2, 3, 4, 16]),
         clients: rng.between(1, 3),
@@ -710,9 +721,9 @@ mod tests {
 
     #[test]
     fn requests_stay_inside_the_volume() {
-        for seed in 0..200 {
+        for seed in (0..200).chain(VOLUME_ORDERS_FROM..VOLUME_ORDERS_FROM + 200) {
             let plan = Plan::of_seed(seed);
-            let end = plan.options.volume_blocks * CELLS_PER_BLOCK;
+            let end = plan.options.device_blocks * CELLS_PER_BLOCK;
             assert!(
                 plan.ops
                     .iter()

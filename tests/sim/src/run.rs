@@ -55,6 +55,7 @@ impl Summary {
         sum.failovers += one.failovers;
         sum.faults += one.faults;
         sum.forced += one.forced;
+        sum.grown += one.grown;
         sum.over_budget += one.over_budget;
         if let Some(violation) = outcome.violation {
             self.failures.push((seed, violation));

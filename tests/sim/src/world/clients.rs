@@ -10,7 +10,7 @@ use crate::checkers::history::Effect;
 use crate::clock::{MICROS, MILLIS, SECS, SimTime};
 use crate::plan::{Op, OpKind};
 use crate::rng::Stream;
-use crate::stamp::{self, CELL_LEN, WriteNr};
+use crate::stamp::{self, CELL_LEN, CELLS_PER_BLOCK, WriteNr};
 
 use super::node::Arrival;
 use super::{Event, World};
@@ -79,6 +79,10 @@ impl World {
                 < usize::try_from(self.plan.options.depth).unwrap_or(1)
             && let Some(op) = self.clients[nr].waiting.pop_front()
         {
+            // As the NBD session does with what is beyond the size that it told.
+            if self.is_beyond(connected.node, &op) {
+                continue;
+            }
             self.ask(nr, connected, op);
         }
         if !self.clients[nr].is_idle() {
@@ -125,6 +129,15 @@ impl World {
         let client = &mut self.clients[nr];
         client.connection = None;
         client.inflight.clear();
+    }
+
+    fn is_beyond(&mut self, node: NodeId, op: &Op) -> bool {
+        let engine = self.nodes[node.index()].engine();
+        let size = engine.map_or(0, |engine| engine.volume_blocks().0);
+        if size > 0 {
+            self.watch_size(node, size);
+        }
+        op.first_cell + op.cells > size * CELLS_PER_BLOCK && op.kind != OpKind::Flush
     }
 
     fn ask(&mut self, nr: usize, connected: Connected, op: Op) {

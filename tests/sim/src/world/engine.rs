@@ -83,7 +83,7 @@ impl World {
         let target = self.node(node);
         let record = target.record();
         let request = AttachRequest {
-            device_len: self.volume_blocks().bytes(),
+            device_len: self.device_blocks().bytes(),
             meta_len: self.meta_len(),
             boot_id: self.node(node).boot_id,
             marked_failed: record.replica_failed,
@@ -97,7 +97,11 @@ impl World {
         BlockCount(self.plan.options.volume_blocks)
     }
 
-    fn meta_len(&self) -> ByteLen {
+    pub(super) fn device_blocks(&self) -> BlockCount {
+        BlockCount(self.plan.options.device_blocks)
+    }
+
+    pub(super) fn meta_len(&self) -> ByteLen {
         self.meta_layout().total()
     }
 
@@ -285,6 +289,9 @@ impl World {
             && event == EngineEvent::DiskFailed(DiskError::Timeout)
         {
             self.forget_late_jobs(node);
+        }
+        if let EngineEvent::GrowPrepared { .. } = event {
+            self.figures.grown += 1;
         }
         match event {
             EngineEvent::Verified(report) => self.watch_verified(node, &report),

@@ -4,7 +4,7 @@ use core::num::NonZeroU64;
 
 use replicator::engine::{AdminRequest, Engine, Input, ResyncOrder, VerifyOrder};
 use replicator::types::time::Duration;
-use replicator::types::{DiskState, NodeId, ReplicationState, ResyncRate, Role};
+use replicator::types::{BlockCount, DiskState, NodeId, ReplicationState, ResyncRate, Role};
 use twinblk::controller::{Automation, Input as ControllerInput, Order};
 
 use crate::checkers::{Violation, state};
@@ -63,6 +63,7 @@ impl World {
             }
             FaultWhat::Rot { node, block } => self.rot(node, block),
             FaultWhat::SuspendIo(node) => self.admin(node, AdminRequest::SuspendIo),
+            FaultWhat::Grow { to } => self.grow(to),
             FaultWhat::Move { from, .. } => self.order(from, Order::Secondary),
             FaultWhat::Stop(node) => self.order(node, Order::HandOver),
             FaultWhat::MoveAway(node) => self.order(node, Order::Move),
@@ -181,7 +182,7 @@ impl World {
             FaultWhat::Verify { node, .. } => {
                 self.admin(node, AdminRequest::Verify(VerifyOrder::Stop));
             }
-            FaultWhat::Rot { .. } => {}
+            FaultWhat::Rot { .. } | FaultWhat::Grow { .. } => {}
             FaultWhat::SuspendIo(node) => self.admin(node, AdminRequest::ResumeIo),
             FaultWhat::Move { to, .. } => self.order(to, Order::Primary),
             FaultWhat::Disconnect(node) => self.admin(node, AdminRequest::Connect),
@@ -210,6 +211,18 @@ impl World {
     fn automate(&mut self, node: NodeId, automation: Automation) {
         if self.nodes[node.index()].process.is_some() {
             self.tell_controller(node, ControllerInput::Automation(automation));
+        }
+    }
+
+    /// Both devices are measured, and whoever is Primary enlarges the volume.
+    fn grow(&mut self, to: u64) {
+        let (device, meta) = (self.device_blocks().bytes(), self.meta_len());
+        for node in [NodeId::A, NodeId::B] {
+            self.admin(node, AdminRequest::Measured { device, meta });
+        }
+        let to = BlockCount(to);
+        for node in [NodeId::A, NodeId::B] {
+            self.admin(node, AdminRequest::Grow { to });
         }
     }
 

@@ -148,6 +148,8 @@ pub struct Figures {
     pub forced: u64,
     /// Faults that began.
     pub faults: u64,
+    /// Larger volumes that both replicas were ready for.
+    pub grown: u64,
     /// Runs in which too much broke to demand more than safety.
     pub over_budget: u64,
 }
@@ -193,6 +195,8 @@ pub struct World {
     /// Something happened after which all in-sync replicas are looked at before the next answer.
     disturbed: bool,
     figures: Figures,
+    /// The largest size that a guest was shown.
+    largest: u64,
     violation: Option<Violation>,
     done: bool,
     trace: Trace,
@@ -202,7 +206,7 @@ impl World {
     /// A world about to run `plan`.
     #[must_use]
     pub fn new(plan: Plan, planted: Option<Planted>, text: bool) -> Self {
-        let cells = plan.options.volume_blocks * CELLS_PER_BLOCK;
+        let cells = plan.options.device_blocks * CELLS_PER_BLOCK;
         let nodes = NodeId::ALL.map(|node| Node::new(node, &plan));
         let clients = (0..plan.options.clients)
             .map(|_| Client::default())
@@ -229,6 +233,7 @@ impl World {
             verified: verify::Verified::default(),
             disturbed: false,
             figures: Figures::default(),
+            largest: 0,
             violation: None,
             done: false,
             trace: Trace::new(text),

@@ -97,6 +97,7 @@ impl World {
         let mut touched: Vec<u64> = a.touched().chain(b.touched()).collect();
         touched.sort_unstable();
         touched.dedup();
+        touched.retain(|page| self.is_inside(*page));
         touched.retain(|page| !dirty::same(&a.current(*page), &b.current(*page)));
         self.verified.last = Last::Running(touched);
         let order = VerifyOrder::Start { repair: true };

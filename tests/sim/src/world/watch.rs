@@ -268,12 +268,10 @@ impl World {
             return;
         }
         let [a, b] = [&self.nodes[0].data, &self.nodes[1].data];
-        let pages = a.touched().chain(b.touched());
-        let differs = |page: &u64| {
-            let volatile = a.is_volatile(*page) || b.is_volatile(*page);
-            volatile || !same_content(&a.durable(*page), &b.durable(*page))
-        };
-        let found = pages.filter(|page| !self.is_rotten(*page)).find(differs);
+        let pages = dirty::differing(a, b).into_iter();
+        let found = pages
+            .filter(|page| self.is_inside(*page))
+            .find(|page| !self.is_rotten(*page));
         if let Some(page) = found {
             let detail =
                 format!("{node:?} says that writes are suspended, and block {page} differs");
@@ -367,7 +365,10 @@ impl World {
         }
         let devices = [&self.nodes[0].data, &self.nodes[1].data];
         let checked = dirty::check_superset(devices, when, |block: BlockIndex| {
-            a.bitmap.is_set(block) || b.bitmap.is_set(block) || self.is_rotten(block.0)
+            !self.is_inside(block.0)
+                || a.bitmap.is_set(block)
+                || b.bitmap.is_set(block)
+                || self.is_rotten(block.0)
         });
         self.check(checked);
     }
@@ -375,7 +376,7 @@ impl World {
     /// What the node's durable metadata says, as an attach would read it.
     fn load_metadata(&self, node: NodeId) -> Result<Recovered, String> {
         let meta = &self.nodes[node.index()].meta;
-        let mut loader = Loader::new(self.meta_layout().total());
+        let mut loader = Loader::new(self.meta_len());
         while let Some(range) = loader.next_read() {
             let first = range.offset().0 / BLOCK_LEN;
             let mut bytes = Vec::new();
@@ -400,16 +401,35 @@ impl World {
     /// Healed and settled: both replicas are equal and hold everything.
     pub(super) fn watch_end(&mut self) {
         self.watch_marks("at the end");
-        let checked = state::check_identical(&self.nodes[0].data, &self.nodes[1].data)
+        let inside = |page: u64| self.is_inside(page);
+        let checked = state::check_identical(&self.nodes[0].data, &self.nodes[1].data, inside)
             .and_then(|()| self.check_image(NodeId::A))
             .and_then(|()| self.check_image(NodeId::B));
         self.check(checked);
     }
 
+    /// Whether the newest view has the block in its volume.
+    pub(super) fn is_inside(&self, block: u64) -> bool {
+        let newest = self.writer.newest().map(|view| view.size_blocks);
+        block < newest.unwrap_or(self.plan.options.volume_blocks)
+    }
+
+    /// A guest sees the size of the volume: no later one is smaller.
+    pub(super) fn watch_size(&mut self, node: NodeId, size: u64) {
+        if size < self.largest {
+            let detail = format!(
+                "{node:?} shows {size} blocks, and {} were shown",
+                self.largest
+            );
+            self.fail(Violation::new("a volume only grows", detail));
+        }
+        self.largest = size;
+    }
+
     // --- The beginning ----------------------------------------------------------------------
 
     pub(super) fn meta_layout(&self) -> Layout {
-        Layout::for_volume(self.volume_blocks(), self.plan.options.al_slots)
+        Layout::for_volume(self.device_blocks(), self.plan.options.al_slots)
             .expect("plans have volumes of sane size")
     }
 
@@ -440,6 +460,11 @@ impl World {
                 features: replicator::meta::Features::default(),
             };
             let plan = format(&superblock).expect("plans have volumes of sane size");
+            for page in self.volume_blocks().0..self.device_blocks().0 {
+                // Whatever is there before the volume grows is none of it.
+                let garbage = vec![0xd0 + node.raw(); PAGE_LEN];
+                self.node(node).data.write(page, Some(garbage.into()), true);
+            }
             for page in plan.pages {
                 let at = page.offset.0 / BLOCK_LEN;
                 self.node(node).meta.write(at, Some(page.bytes), true);
@@ -462,18 +487,6 @@ fn everything_is_marked(a: &Recovered, b: &Recovered) -> bool {
             !(knows(a, b) || a.bitmap_base.is_none() && a.zero_proven && b.zero_proven)
         }
         (false, false) => !(knows(a, b) && knows(b, a)),
-    }
-}
-
-/// Nothing written reads as zeroes.
-fn same_content(one: &Content, other: &Content) -> bool {
-    let zero = |it: &Content| {
-        it.as_ref()
-            .is_none_or(|bytes| bytes.iter().all(|byte| *byte == 0))
-    };
-    match (one, other) {
-        (Some(one), Some(other)) => one[..] == other[..],
-        _ => zero(one) && zero(other),
     }
 }
 
