@@ -238,6 +238,9 @@ pub enum Verb {
     WaitSync(OneResource),
     /// Show the states as a stream of events
     Events2(Events2),
+    /// Measure, and compare what was measured
+    #[command(subcommand)]
+    Bench(Bench),
     /// Things about guests
     #[command(subcommand)]
     Guest(Guest),
@@ -281,6 +284,51 @@ pub struct Resize {
     /// Its size afterwards, such as 50GiB [default: as large as both disks allow]
     #[arg(long, value_name = "SIZE", value_parser = twinblk::config::parse_size)]
     pub size: Option<u64>,
+}
+
+/// `bench`.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Bench {
+    /// Measure a disk without twinblk: latencies and rates that no volume on it can pass
+    ///
+    /// What exists is only read: a device or file loses nothing. If PATH does not exist, a file is made
+    /// there, written to, read and removed, so name one on the filesystem in question. Past the page
+    /// cache (O_DIRECT), the same places in every run; no daemon needed. Holes of a sparse file are read
+    /// faster than data.
+    Disk(BenchDisk),
+    /// Show two results of `--export-json` beside each other
+    Compare(BenchCompare),
+}
+
+/// `bench disk`.
+#[derive(Clone, Debug, Args)]
+pub struct BenchDisk {
+    /// A device or file, which is only read, or a file to be made
+    #[arg(value_name = "PATH")]
+    pub path: PathBuf,
+    /// How long each case is measured
+    #[arg(long, value_name = "TIME", default_value = "3s", value_parser = duration)]
+    pub time: Duration,
+    /// Size of the file that is made
+    #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = bench_size)]
+    pub size: u64,
+    /// Write the result as JSON, too
+    #[arg(long, value_name = "FILE")]
+    pub export_json: Option<PathBuf>,
+    /// Write the result as Markdown, too
+    #[arg(long, value_name = "FILE")]
+    pub export_markdown: Option<PathBuf>,
+}
+
+/// `bench compare`.
+#[derive(Clone, Debug, Args)]
+pub struct BenchCompare {
+    /// The first result
+    #[arg(value_name = "A.json")]
+    pub first: PathBuf,
+    /// The second one
+    #[arg(value_name = "B.json")]
+    pub second: PathBuf,
 }
 
 /// `adjust`.
@@ -638,6 +686,14 @@ fn duration(text: &str) -> Result<Duration, String> {
         return Ok(Duration::from_secs(seconds.into()));
     }
     twinblk::config::parse_duration(text)
+}
+
+/// The largest blocks that are measured are of 1 MiB.
+fn bench_size(text: &str) -> Result<u64, String> {
+    match twinblk::config::parse_size(text)? {
+        0..0x10_0000 => Err("at least 1MiB".to_owned()),
+        size => Ok(size),
+    }
 }
 
 /// A size, or `all`.

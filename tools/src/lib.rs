@@ -6,10 +6,11 @@
 //! ```
 //!
 //! Owns what users type and read. Everything in [`show`] and [`plan`] is pure; sockets are in
-//! [`client`], files in [`create_md`] and [`metadata`], the clock in `clock`. A verb of its own (the demo) is one
+//! [`client`], files in [`create_md`], [`metadata`] and [`bench`], the clock in `clock`. A verb of its own (the demo) is one
 //! module, one variant of [`cli::Verb`] and one line of [`run`].
 
 mod adjust;
+mod bench;
 pub mod cli;
 pub mod client;
 mod clock;

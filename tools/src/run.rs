@@ -16,8 +16,8 @@ use crate::orders::MakeVerb;
 use crate::show::words;
 use crate::wait::Goal;
 use crate::{
-    adjust, config_verbs, create_md, demo, events, explain, force, guest, manual, metadata, nodes,
-    orders, split_brain, status, verify, wait,
+    adjust, bench, config_verbs, create_md, demo, events, explain, force, guest, manual, metadata,
+    nodes, orders, split_brain, status, verify, wait,
 };
 
 /// Runs `twinadm` with these arguments, the program's name first; answers the exit code.
@@ -119,6 +119,8 @@ fn run(context: &Context, verb: &Verb) -> Result<u8, Failure> {
         Verb::Maintenance(arguments) => nodes::maintenance(context, arguments),
         Verb::ConfirmFenced(arguments) => nodes::confirm_fenced(context, arguments),
         Verb::Why(arguments) => explain::why(context, arguments),
+        Verb::Bench(cli::Bench::Disk(arguments)) => bench::disk(context, arguments),
+        Verb::Bench(cli::Bench::Compare(arguments)) => bench::compare(context, arguments),
         Verb::Quorum(cli::Quorum::Show) => explain::quorum(context),
         Verb::WhatIf(cli::WhatIf::Kill(arguments)) => explain::what_if(context, arguments),
         Verb::History(arguments) => explain::history(context, arguments),

@@ -170,6 +170,27 @@ fn a_node_is_named_and_is_not_the_one_that_is_asked() {
 }
 
 #[test]
+fn a_bench_has_a_path_and_sizes_that_can_be_measured() {
+    for good in [
+        "disk /dev/vg0/x",
+        "disk f --time 1s --size 1MiB",
+        "compare a b",
+    ] {
+        assert!(parse(&format!("twinadm bench {good}")).is_ok(), "{good}");
+    }
+    for bad in [
+        "",
+        "disk",
+        "disk f --size 4KiB",
+        "compare a",
+        "volume r",
+        "net b",
+    ] {
+        assert!(parse(&format!("twinadm bench {bad}")).is_err(), "{bad}");
+    }
+}
+
+#[test]
 fn verbs_and_flags_that_are_not_built_are_unknown() {
     for line in [
         "twinadm resize all",
