@@ -562,7 +562,6 @@ impl Resource {
         self.lease_lapsed = false;
         self.add = AddStage::Idle;
         self.leave = None;
-        self.growth = None;
         self.peer_lost_at = None;
         self.peer_failed = false;
         self.peer_unprepared = false;
@@ -585,7 +584,6 @@ impl Resource {
         self.lease_lapsed = false;
         self.add = AddStage::Idle;
         self.leave = None;
-        self.growth = None;
         self.undecided = None;
         self.add_at_large = None;
         self.remove_unclean = false;

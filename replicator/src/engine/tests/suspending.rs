@@ -82,15 +82,17 @@ fn it_is_settled_only_once_what_was_begun_is_on_both_disks_and_flushed() {
 }
 
 #[test]
-fn under_protocol_b_it_waits_for_the_peers_disk_too() {
-    let mut pair = Pair::in_sync_shaped(Shape::under(ReplicationProtocol::B));
-    pair.hold_disk(B, true);
-    pair.written(A, 1, 0x11);
-    suspend(&mut pair);
-    assert_eq!(pair.snapshot(A).suspension, Some(Suspension::Settling));
-    pair.hold_disk(B, false);
-    pair.run();
-    assert_settled(&pair);
+fn below_protocol_c_it_waits_for_the_peers_disk_too() {
+    for protocol in [ReplicationProtocol::A, ReplicationProtocol::B] {
+        let mut pair = Pair::in_sync_shaped(Shape::under(protocol));
+        pair.hold_disk(B, true);
+        pair.written(A, 1, 0x11);
+        suspend(&mut pair);
+        assert_eq!(pair.snapshot(A).suspension, Some(Suspension::Settling));
+        pair.hold_disk(B, false);
+        pair.run();
+        assert_settled(&pair);
+    }
 }
 
 #[test]
