@@ -201,7 +201,10 @@ impl Engine {
         if range.is_empty() {
             return self.end_report(GrowEnd::Done, out);
         }
-        if !self.has_room(range.end()) {
+        // After a promotion by force the replica may have less than the view says: it would show what it
+        // grows before the peer has it.
+        let whole = self.view.is_some_and(|view| view.size_blocks == from.0);
+        if !whole || !self.has_room(range.end()) {
             return self.end_report(GrowEnd::NoRoom, out);
         }
         let id = WriteId(number);
