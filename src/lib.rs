@@ -7,3 +7,4 @@ pub mod controller;
 pub mod daemon;
 pub mod explorer;
 pub mod guests;
+pub mod identity;

@@ -9,8 +9,8 @@ use core::num::NonZeroU64;
 
 use replicator::protocol::{
     DataKind, Decoded, DiskErrorCode, Frame, HEADER_LEN, Hello, Message, Opening, Preamble,
-    PreambleReply, PreambleStatus, RateOrder, Refusal, RelayPreamble, ReplicaClaim, ResyncReply,
-    VersionRange, WriteId, WriteTerms, decode, encode,
+    PreambleReply, PreambleStatus, Purpose, RateOrder, Refusal, RelayPreamble, ReplicaClaim,
+    ResyncReply, SecurePreamble, VersionRange, WriteId, WriteTerms, decode, encode,
 };
 use replicator::types::{
     BlockCount, BlockIndex, BlockRange, DataGeneration, InSync, NodeId, Payload, ReplicaId,
@@ -254,6 +254,16 @@ fn relay() -> RelayPreamble {
     }
 }
 
+fn secure() -> SecurePreamble {
+    SecurePreamble {
+        versions: VersionRange { min: 1, max: 1 },
+        cluster: 0xc1c2_c3c4_c5c6_c7c8,
+        from: NodeId::B,
+        to: NodeId::A,
+        purpose: Purpose::Link,
+    }
+}
+
 #[test]
 fn no_byte_of_protocol_version_1_has_changed() {
     let reply = PreambleReply {
@@ -263,6 +273,7 @@ fn no_byte_of_protocol_version_1_has_changed() {
     let mut text = hex::block("Preamble", &preamble().encode());
     text += &hex::block("PreambleReply", &reply.encode());
     text += &hex::block("RelayPreamble", &relay().encode());
+    text += &hex::block("SecurePreamble", &secure().encode());
     for (name, message) in messages() {
         text += &hex::block(name, &wire(&message));
     }
@@ -293,4 +304,7 @@ fn the_frozen_bytes_are_still_understood() {
     let bytes = frozen["RelayPreamble"].as_slice().try_into();
     let parsed = Opening::parse(&bytes.expect("its length is frozen"));
     assert_eq!(parsed, Ok(Opening::Relay(relay())));
+    let bytes = frozen["SecurePreamble"].as_slice().try_into();
+    let parsed = Opening::parse(&bytes.expect("its length is frozen"));
+    assert_eq!(parsed, Ok(Opening::Secure(secure())));
 }

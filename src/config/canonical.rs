@@ -19,7 +19,7 @@ use super::shape::{
 };
 use super::types::{
     Config, GuestConfig, LogTarget, NodeRole, OnNoQuorum, QuorumConfig, Rate, ReplicaPaths,
-    ResourceConfig, TimingProfile, Tls, VerifyConfig, VolumeConfig, Watchdog,
+    ResourceConfig, TimingProfile, VerifyConfig, VolumeConfig, Watchdog,
 };
 use super::units::{demote_steps_text, duration_text, size_text};
 
@@ -154,15 +154,10 @@ impl Config {
 
     fn net_table(&self) -> Table {
         let values = |net: &super::NetConfig| {
-            let tls = match net.tls {
-                Tls::Required => "required",
-                Tls::ControlOnly => "control-only",
-                Tls::Off => "off",
-            };
             let timeout = duration_text(net.timeout);
             [
                 text(net.protocol.word()),
-                text(tls),
+                text(net.tls.word()),
                 Value::Truth(net.insecure),
                 text(&timeout),
             ]

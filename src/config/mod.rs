@@ -24,7 +24,7 @@ mod subject;
 mod types;
 mod units;
 
-use replicator::admin::{ErrorId, ErrorReport};
+use replicator::admin::ErrorId;
 use toml::de::DeTable;
 
 pub use diagnostic::Diagnostic;
@@ -96,16 +96,10 @@ pub fn parse(files: &[SourceFile]) -> Result<Checked, Vec<Diagnostic>> {
 }
 
 impl Config {
-    /// Why a daemon must not start with this configuration although it is valid; `None` if it may.
+    /// Whether everything travels in clear text beyond this machine.
     #[must_use]
-    pub fn start_refusal(&self) -> Option<ErrorReport> {
-        (self.net.tls != Tls::Off).then(|| {
-            ErrorReport::new(
-                ErrorId::TlsKeysMissing,
-                "refusing to start: the cluster has no keys for TLS",
-                "[net] tls is not \"off\", and nothing may travel in clear text unless you say so",
-            )
-        })
+    pub fn is_insecure(&self) -> bool {
+        self.net.tls == Tls::Off && self.net.insecure && !self.is_loopback()
     }
 }
 

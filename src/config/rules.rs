@@ -169,16 +169,12 @@ fn check_tls(net: &NetConfig, span: Option<Span>, nodes: &[NodeConfig], found: &
                 "insecure = true allows it",
             );
         }
-        (Tls::Off, ..) => {}
-        // An unreadable `tls` counts as required so far; its own error says enough.
-        (Tls::Required | Tls::ControlOnly, ..) if found.has_errors() => {}
-        (Tls::Required | Tls::ControlOnly, _, span) => {
-            let message = "the daemons will refuse to start: this version makes no keys for TLS";
-            match span {
-                Some(span) => found.at(ErrorId::TlsNotYet, span, message, ""),
-                None => found.nowhere(ErrorId::TlsNotYet, message),
-            };
+        (Tls::ControlOnly, Some(_), Some(span)) => {
+            let message = "the guests' data travel in clear text between the nodes";
+            let label = "\"required\" is for networks that others use too";
+            found.at(ErrorId::Insecure, span, message, label);
         }
+        (Tls::Off | Tls::Required | Tls::ControlOnly, ..) => {}
     }
 }
 

@@ -53,10 +53,7 @@ fn the_example_is_accepted_whole_and_means_what_it_says() {
         Path::new("/dev/vg0/vm-web.md")
     );
     assert!(warnings.iter().all(|warning| warning.id.is_warning()));
-    assert!(
-        config.start_refusal().is_some(),
-        "tls is required and there are no keys"
-    );
+    assert_eq!(config.net.tls, Tls::Required);
 }
 
 #[test]

@@ -114,6 +114,18 @@ pub enum Tls {
     Off,
 }
 
+impl Tls {
+    /// As it is written.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Required => "required",
+            Self::ControlOnly => "control-only",
+            Self::Off => "off",
+        }
+    }
+}
+
 /// `[net]`
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NetConfig {

@@ -22,6 +22,9 @@ use super::codec::{BALLOT_LEN, CodecError, Put, Reader, VIEW_LEN, unknown};
 /// it is never fragmented.
 pub const DATAGRAM_LEN_MAX: usize = 1200;
 
+/// Bytes that a carrier may put behind a datagram, to show who made it.
+const SEAL_ROOM: usize = 32;
+
 /// Version byte of the datagram layout.
 pub const DATAGRAM_VERSION: u8 = 1;
 
@@ -402,7 +405,7 @@ impl Datagram {
     /// If the parts do not fit: [`pack`] makes datagrams that do.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(DATAGRAM_LEN_MAX);
+        let mut out = Vec::with_capacity(DATAGRAM_LEN_MAX + SEAL_ROOM);
         out.extend_from_slice(&MAGIC);
         out.put_u8(DATAGRAM_VERSION);
         out.put_u8(self.header.from.raw());

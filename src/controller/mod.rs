@@ -80,7 +80,7 @@ use replicator::types::{
 pub use codec::CodecError;
 pub use input::{Automation, EngineReport, Input, Order, OrderId, ReplicaFacts, ReplicaMark};
 pub use lease::{Timing, TimingError};
-pub use message::{DATAGRAM_LEN_MAX, Datagram};
+pub use message::{DATAGRAM_LEN_MAX, Datagram, Header};
 pub use order::{Done, Explanation, Names, OrderRefusal, RefusalKind};
 pub use output::{
     Action, Blocker, ControllerEvent, EngineCommand, Evidence, NodeSnapshot, PeerClaim,
@@ -94,7 +94,7 @@ pub use why::{GrantFacts, LeaseFacts, Why};
 
 use beacon::{Freshness, Peer};
 use lease::GrantAnswer;
-use message::{BEACON_ENTRIES_MAX, BeaconEntry, Header, Part};
+use message::{BEACON_ENTRIES_MAX, BeaconEntry, Part};
 use random::Random;
 use resource::{Context, Me, Outlet, Resource, seen_window};
 

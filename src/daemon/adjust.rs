@@ -109,9 +109,6 @@ impl Node {
             tracing::warn!("[{}] {}", warning.id.code(), warning.message);
         }
         let new = checked.config;
-        if let Some(report) = new.start_refusal() {
-            return Err(report);
-        }
         // Paths and preferences are told by the nodes' places, and these are this process's.
         let same = |id: NodeId| new.node_name(id) == self.config.node_name(id);
         if ![NodeId::A, NodeId::B, self.node].into_iter().all(same) {

@@ -10,8 +10,7 @@
 //! ```
 
 use std::collections::BTreeMap;
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::fd::OwnedFd;
+use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -26,6 +25,8 @@ use replicator::types::{
 use super::certificates::Certificates;
 use super::forward::Caller;
 use super::relay_door::Knock;
+use super::security::Security;
+use super::wire::Wire;
 use crate::config::CertificateSubject;
 use crate::controller::VoterRecord;
 
@@ -56,6 +57,8 @@ pub struct ShardSetup {
     pub caller: Arc<Caller>,
     /// The TCP listener of NBD, if there is one.
     pub nbd_tcp: Option<NbdTcp>,
+    /// How the nodes know each other; `None`: `tls = "off"`.
+    pub security: Option<Arc<Security>>,
 }
 
 /// Where NBD clients of other machines come in.
@@ -202,14 +205,14 @@ pub enum ShardCommand {
         /// Which client.
         forward: u64,
         /// The connection, or why there is none.
-        answer: Result<OwnedFd, String>,
+        answer: Result<Wire, String>,
     },
     /// The peer passes a client on, and is known to be the peer; nothing was answered yet.
     Forwarded {
         /// Of which resource.
         resource: ResourceId,
         /// The connection.
-        stream: TcpStream,
+        stream: Wire,
     },
     /// Who may open what over TCP, from now on: clients that have attached stay.
     NbdAccess(Box<NbdAccess>),

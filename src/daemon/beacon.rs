@@ -14,21 +14,27 @@ use replicator::engine::Input as EngineInput;
 use replicator::io::clock::SuspendWatch;
 use replicator::io::{clock, realtime};
 use replicator::types::time::earliest;
-use replicator::types::{Instant, ResourceId, StoreError, ViewCause};
+use replicator::types::{Instant, NodeId, ResourceId, StoreError, ViewCause};
 
 use super::api::ShardCommand;
 use super::beacon_io::{Carrier, DATAGRAM_LEN_MAX};
 use super::node::{Answer, ControllerRequest, Node, NodeSink, Question};
+use super::security::Mismatch;
 use super::store_thread::StoreRequest;
 use super::watchdog::{HUNG_LOOKS, LOOK_EVERY, Verdict, Watchdog};
 use crate::controller::{Action, Controller, Datagram, EngineCommand, Input};
 use crate::guests::Entry;
+use crate::identity::sealing::DatagramKeys;
 
 /// Stack of the thread: the controller recurses nowhere.
 const STACK_LEN: usize = 256 * 1024;
 
 /// Snapshots for `status` are renewed at least this often while anything is asked of the thread.
 const PUBLISH_INTERVAL: Duration = Duration::from_millis(250);
+
+/// What is no datagram of this cluster's is told of at most so often, and shown for so long.
+const MISMATCH_TOLD_EVERY: Duration = Duration::from_secs(60);
+const MISMATCH_SHOWN: Duration = Duration::from_secs(5);
 
 /// Starts the thread; it ends with [`ControllerRequest::Stop`].
 ///
@@ -48,6 +54,9 @@ pub(super) fn start(
         }
         let _essential = NodeSink(Arc::clone(&node));
         let mut beacon = Beacon {
+            keys: node.security.as_ref().map(|security| security.datagrams()),
+            mismatch: None,
+            told: None,
             node,
             controller,
             carrier,
@@ -70,6 +79,12 @@ struct Beacon {
     published: Option<Instant>,
     suspend: SuspendWatch,
     watchdog: Watchdog,
+    /// What datagrams are sealed with, if they are.
+    keys: Option<Arc<DatagramKeys>>,
+    /// The newest datagram that looks like another node's and has no effect, and when it came.
+    mismatch: Option<(Instant, NodeId, Mismatch)>,
+    /// The newest that was told of, and when.
+    told: Option<(Instant, NodeId, Mismatch)>,
 }
 
 impl Beacon {
@@ -188,17 +203,44 @@ impl Beacon {
 
     fn receive(&mut self, buffer: &mut [u8]) -> bool {
         let mut arrived = Vec::new();
-        let more = self
-            .carrier
-            .receive(buffer, |path, bytes| match Datagram::decode(bytes) {
-                Ok(datagram) => arrived.push((path, datagram)),
-                Err(error) => tracing::debug!(%error, "a datagram that is none of ours"),
-            });
+        let mut strange = None;
+        let keys = self.keys.as_deref();
+        let (cluster, node) = (self.node.cluster(), self.node.node);
+        let more = self.carrier.receive(buffer, |path, bytes| {
+            // Nothing is read of what no node of the cluster has sealed.
+            let datagram = match keys {
+                None => Some(bytes),
+                Some(keys) => keys.open(bytes),
+            };
+            match datagram.map(Datagram::decode) {
+                Some(Ok(datagram)) => arrived.push((path, datagram)),
+                Some(Err(_)) | None => {
+                    strange = Mismatch::of(bytes, keys, cluster, node).or(strange);
+                }
+            }
+        });
+        if let Some((from, what)) = strange {
+            self.note_mismatch(from, what);
+        }
         for (path, datagram) in arrived {
             let path = u8::try_from(path).unwrap_or(u8::MAX);
             self.step(Input::Received { path, datagram });
         }
         more
+    }
+
+    /// For people: nothing is decided by it.
+    fn note_mismatch(&mut self, from: NodeId, what: Mismatch) {
+        let now = clock::now();
+        self.mismatch = Some((now, from, what));
+        let told_lately = self.told.is_some_and(|(then, other, before)| {
+            (other, before) == (from, what) && now.since(then) < MISMATCH_TOLD_EVERY
+        });
+        if !told_lately {
+            self.told = self.mismatch;
+            let other = self.node.config.node_name(from);
+            tracing::warn!("{}", what.words(other));
+        }
     }
 
     fn step(&mut self, input: Input) {
@@ -226,7 +268,11 @@ impl Beacon {
     fn perform(&mut self, action: Action) {
         match action {
             Action::Send { to, datagram } => {
-                self.carrier.send(to.index(), &datagram.encode());
+                let mut bytes = datagram.encode();
+                if let Some(keys) = &self.keys {
+                    keys.seal(to, &mut bytes);
+                }
+                self.carrier.send(to.index(), &bytes);
             }
             Action::Persist {
                 op,
@@ -341,8 +387,13 @@ impl Beacon {
             .iter()
             .filter_map(|it| Some((it.id(), self.controller.snapshot(now, it.id())?)))
             .collect();
+        let mismatch = self
+            .mismatch
+            .filter(|(then, ..)| now.since(*then) < MISMATCH_SHOWN)
+            .map(|(_, from, what)| what.words(self.node.config.node_name(from)));
         self.node.board.update(|board| {
             board.node = Some(node);
+            board.tls_mismatch = mismatch;
             for (resource, snapshot) in resources {
                 board.resource(resource).controller = Some(snapshot);
             }

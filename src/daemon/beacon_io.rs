@@ -7,8 +7,8 @@ use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd};
 
-/// Longest datagram taken, in bytes: controller messages are at most 1200; a longer one is cut by
-/// the kernel and then fails its checksum.
+/// Longest datagram taken, in bytes: controller messages are at most 1200, and 32 with their seal; a
+/// longer one is cut by the kernel and then fails its checksum.
 pub const DATAGRAM_LEN_MAX: usize = 2048;
 
 /// Datagrams taken from one socket in one turn, so that a flood on one path delays neither the

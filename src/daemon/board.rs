@@ -37,6 +37,8 @@ pub struct BoardState {
     pub store_error: Option<String>,
     /// What an operator took from this node's own decisions.
     pub automation: Automation,
+    /// What another node says and has no effect, since its keys or its `[net] tls` are others.
+    pub tls_mismatch: Option<String>,
     /// The process is about to end in order.
     pub stopping: bool,
     /// Why the process must end, if it must.

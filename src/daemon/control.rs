@@ -27,6 +27,7 @@ use replicator::types::NodeId;
 
 use super::mailbox::Mailbox;
 use super::relay_door::{Call, Door, Knock};
+use super::wire::Wire;
 
 /// Clients served at once. Scripts ask one question at a time; some `events2` and waiting orders
 /// stay for long. More are told to come again.
@@ -85,7 +86,7 @@ pub trait ControlHandler: Send + Sync + 'static {
     /// When the client is gone.
     fn handle(&self, request: Request, asker: Asker, answers: &mut dyn Answers) -> io::Result<()>;
     /// Serves an NBD client that the peer passes on; nothing was answered yet.
-    fn take_client(&self, stream: TcpStream, preamble: ForwardPreamble);
+    fn take_client(&self, stream: Wire, preamble: ForwardPreamble);
 }
 
 /// The listening socket; its path goes away with it.
@@ -261,25 +262,14 @@ pub(super) trait ClientStream: Read + Write + AsFd {
     fn gone(&self) -> (PollFlags, PollFlags);
     /// A receive ends with an error after this.
     fn limit_read(&self, timeout: Duration) -> io::Result<()>;
+    /// Nothing more will be said: where that has to be told apart from a cut, it is told.
+    fn farewell(&mut self) {}
 }
 
 impl ClientStream for UnixStream {
     fn gone(&self) -> (PollFlags, PollFlags) {
         // A client that only shut its sending side still listens.
         (PollFlags::empty(), PollFlags::POLLHUP | PollFlags::POLLERR)
-    }
-
-    fn limit_read(&self, timeout: Duration) -> io::Result<()> {
-        self.set_read_timeout(Some(timeout))
-    }
-}
-
-impl ClientStream for TcpStream {
-    fn gone(&self) -> (PollFlags, PollFlags) {
-        // A node that passes a request on sends nothing after it, and so its end is all that can
-        // be received; it never shuts one side alone.
-        let gone = PollFlags::POLLIN | PollFlags::POLLHUP | PollFlags::POLLERR;
-        (PollFlags::POLLIN, gone)
     }
 
     fn limit_read(&self, timeout: Duration) -> io::Result<()> {
@@ -335,7 +325,7 @@ pub(super) fn converse(
 ) -> io::Result<()> {
     let line = read_line(&mut *stream)?;
     let mut answers = StreamAnswers(stream);
-    match parse(&line) {
+    let answered = match parse(&line) {
         Ok(Some(request)) => handler.handle(request, asker, &mut answers),
         // Opened and closed, by a health check for instance.
         Ok(None) => Ok(()),
@@ -344,7 +334,9 @@ pub(super) fn converse(
             let report = ErrorReport::new(ErrorId::BadRequest, what, why);
             answers.send(&Response::Error(report))
         }
-    }
+    };
+    answers.0.farewell();
+    answered
 }
 
 /// The first line, cut at one byte more than a request may have. All of it has to come within
@@ -391,13 +383,14 @@ mod tests {
     use replicator::admin::{Verb, VersionInfo};
 
     use super::*;
+    use crate::daemon::join_door::Issuer;
     use crate::daemon::relay_door::Doorkeeper;
 
     /// Answers `version` and waits in `events2` until the client is gone.
     struct Echo;
 
     impl ControlHandler for Echo {
-        fn take_client(&self, _: TcpStream, _: ForwardPreamble) {}
+        fn take_client(&self, _: Wire, _: ForwardPreamble) {}
 
         fn handle(
             &self,
@@ -426,6 +419,9 @@ mod tests {
             node: NodeId::A,
             cluster: 0,
             addresses: Default::default(),
+            names: Default::default(),
+            security: None,
+            issuer: Issuer::default(),
         };
         Door::new(Arc::new(Mailbox::new(1).unwrap()), Vec::new(), keeper)
     }

@@ -1,12 +1,12 @@
 //! Calling the Primary for an NBD client of the Secondary.
 //!
-//! The connection is made like that of a request passed on ([`super::relay`]): from the address that
-//! the other node knows, and from a privileged port where that is to be had, since the Primary lets
-//! nobody else in ([`super::origin`]).
+//! The connection is made like that of a request passed on ([`super::relay`]): within TLS, or, with
+//! `tls = "off"`, from the address that the other node knows, and from a privileged port where that is
+//! to be had, since the Primary lets nobody else in ([`super::origin`]).
 
 use std::io;
 use std::net::{SocketAddr, TcpStream};
-use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use core::time::Duration;
 
@@ -15,7 +15,9 @@ use replicator::io::clock;
 use replicator::protocol::{ForwardPreamble, PreambleStatus};
 
 use super::beacon_io::source_for;
-use super::relay::{knock, words};
+use super::relay::{Knocking, OTHER_TLS, knock, words};
+use super::security::Security;
+use super::wire::Wire;
 
 /// Time for a call, all the addresses together: a client that cannot be passed on is refused within a
 /// second.
@@ -28,6 +30,8 @@ pub struct Caller {
     pub own: Vec<SocketAddr>,
     /// The peer's, in order of preference.
     pub peer: Vec<SocketAddr>,
+    /// How it is known; `None`: by its address.
+    pub security: Option<Arc<Security>>,
 }
 
 impl Caller {
@@ -36,20 +40,28 @@ impl Caller {
     ///
     /// # Errors
     /// Why not, for people: each address with what came of it.
-    pub fn call(&self, preamble: &ForwardPreamble) -> Result<OwnedFd, String> {
+    pub fn call(&self, preamble: &ForwardPreamble) -> Result<Wire, String> {
         let mut reasons = Vec::new();
         let addresses = u32::try_from(self.peer.len()).unwrap_or(u32::MAX);
         for (index, &to) in self.peer.iter().enumerate() {
             let deadline = clock::now().plus(CALL_TIMEOUT / addresses.max(1));
-            let from = source_for(&self.own, index, to).map(|at| self.own[at]);
-            let opened =
-                knock(from, to, &preamble.encode(), true, deadline, refusal).and_then(|stream| {
-                    be_patient(&stream)?;
-                    forget_at_the_end(&stream)?;
-                    Ok(stream)
-                });
+            let knocking = Knocking {
+                from: source_for(&self.own, index, to).map(|at| self.own[at]),
+                to,
+                privileged: true,
+                deadline,
+                refusal,
+                security: self.security.as_deref(),
+                cluster: preamble.cluster,
+                nodes: [preamble.from, preamble.to],
+            };
+            let opened = knock(&knocking, &preamble.encode()).and_then(|wire| {
+                be_patient(wire.socket())?;
+                forget_at_the_end(wire.socket())?;
+                Ok(wire)
+            });
             match opened {
-                Ok(stream) => return Ok(OwnedFd::from(stream)),
+                Ok(wire) => return Ok(wire),
                 Err(error) => reasons.push(format!("{to}: {}", words(&error))),
             }
         }
@@ -83,6 +95,7 @@ fn refusal(status: PreambleStatus) -> &'static str {
             "it does not take this node for its peer: another address, or this daemon may not use \
              ports below 1024 (CAP_NET_BIND_SERVICE)"
         }
+        PreambleStatus::Tls => OTHER_TLS,
         PreambleStatus::Busy => "it is not Primary",
         PreambleStatus::Resource => "the resource is not up there, or its `forward` is not set",
         PreambleStatus::Accepted => "accepted",

@@ -21,6 +21,7 @@ use super::history::History;
 use super::mailbox::Mailbox;
 use super::relay_door::Knock;
 use super::resources::Resources;
+use super::security::Security;
 use super::status::{Moment, Place};
 use super::store_thread::{StoreRequest, StoreSink};
 use crate::config::{Config, ResourceConfig};
@@ -99,6 +100,8 @@ pub(super) struct Node {
     pub(super) orders: AtomicU64,
     /// Requests being passed on to other nodes.
     pub(super) relays: Arc<AtomicUsize>,
+    /// How the nodes know each other; `None`: `tls = "off"`.
+    pub(super) security: Option<Arc<Security>>,
     /// Requests from other nodes, on their way from the shard to the control thread.
     pub(super) knocks: Arc<Mailbox<Knock>>,
 }

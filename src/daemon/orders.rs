@@ -3,7 +3,7 @@
 use super::metrics::{About, Source};
 use replicator::protocol::ForwardPreamble;
 use std::io;
-use std::net::TcpStream;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +20,7 @@ use super::lifecycle::Claim;
 use super::move_order::as_passed_on;
 use super::node::Node;
 use super::what_if::as_asked_of;
+use super::wire::Wire;
 use super::{status, words};
 use crate::config::ResourceConfig;
 use crate::controller::{Done, Order, OrderRefusal};
@@ -99,7 +100,7 @@ impl ControlHandler for Node {
         answers.send(&response.unwrap_or_else(Response::Error))
     }
 
-    fn take_client(&self, stream: TcpStream, preamble: ForwardPreamble) {
+    fn take_client(&self, stream: Wire, preamble: ForwardPreamble) {
         self.command(ShardCommand::Forwarded {
             resource: preamble.resource,
             stream,

@@ -7,7 +7,7 @@
 //! Invariant: whatever the other node does, the client gets a final line or its connection ends,
 //! and setting up takes no longer than [`SET_UP_TIMEOUT`].
 
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd};
@@ -22,15 +22,19 @@ use nix::sys::socket::{
 use replicator::admin::{ErrorId, ErrorReport, Request, Response, Verb};
 use replicator::io::clock;
 use replicator::protocol::{
-    PREAMBLE_LEN, PREAMBLE_REPLY_LEN, PreambleReply, PreambleStatus, RelayPreamble, VersionRange,
+    PREAMBLE_LEN, PREAMBLE_REPLY_LEN, PreambleReply, PreambleStatus, Purpose, RelayPreamble,
+    SecurePreamble, VersionRange,
 };
 use replicator::types::{Instant, NodeId};
+use rustls::Connection;
 use serde::Deserialize;
 
 use super::beacon_io::source_for;
 use super::control::{Answers, Asker, Place};
 use super::node::Node;
 use super::origin::PRIVILEGED_PORTS_END;
+use super::security::Security;
+use super::wire::Wire;
 
 /// Requests passed on at once, and served at once for others: scripts ask one question at a time,
 /// and this many watchers of a node from elsewhere are plenty. An answer line is held whole, so
@@ -136,12 +140,7 @@ impl Node {
     }
 
     /// A connection to `target` that has taken the request.
-    fn call(
-        &self,
-        target: NodeId,
-        request: &Request,
-        asker: Asker,
-    ) -> Result<TcpStream, ErrorReport> {
+    fn call(&self, target: NodeId, request: &Request, asker: Asker) -> Result<Wire, ErrorReport> {
         let addresses = |node| self.config.node(node).map(|it| it.addresses.as_slice());
         let own = addresses(self.node).unwrap_or_default();
         let theirs = addresses(target).unwrap_or_default();
@@ -158,12 +157,18 @@ impl Node {
         for (index, &to) in theirs.iter().enumerate() {
             let attempt = deadline.min(clock::now().plus(ATTEMPT_TIMEOUT));
             // From the address that the other node knows for this one on that path.
-            let from = source_for(own, index, to).map(|at| own[at]);
-            let bytes = preamble.encode();
-            match knock(from, to, &bytes, preamble.may_change, attempt, refusal)
-                .and_then(|stream| ask(stream, request))
-            {
-                Ok(stream) => return Ok(stream),
+            let knocking = Knocking {
+                from: source_for(own, index, to).map(|at| own[at]),
+                to,
+                privileged: preamble.may_change,
+                deadline: attempt,
+                refusal,
+                security: self.security.as_deref(),
+                cluster: preamble.cluster,
+                nodes: [preamble.from, preamble.to],
+            };
+            match knock(&knocking, &preamble.encode()).and_then(|wire| ask(wire, request)) {
+                Ok(wire) => return Ok(wire),
                 Err(error) => reasons.push(format!("{to}: {}", words(&error))),
             }
         }
@@ -181,25 +186,66 @@ impl Node {
     }
 }
 
+/// How another node is called.
+pub(super) struct Knocking<'a> {
+    /// From this address of this machine, if it matters.
+    pub(super) from: Option<SocketAddr>,
+    pub(super) to: SocketAddr,
+    /// From a privileged port, where nothing else says who calls.
+    pub(super) privileged: bool,
+    /// By when it must have answered.
+    pub(super) deadline: Instant,
+    /// What its refusals mean.
+    pub(super) refusal: fn(PreambleStatus) -> &'static str,
+    /// Within TLS.
+    pub(super) security: Option<&'a Security>,
+    pub(super) cluster: u64,
+    /// This node, and the one that is called.
+    pub(super) nodes: [NodeId; 2],
+}
+
+/// What a node says whose `[net] tls` is another.
+pub(super) const OTHER_TLS: &str =
+    "[net] tls is set there otherwise than here: \"off\" on one side, and not on the other";
+
 /// Connects and says who asks; the connection is one that accepted.
-pub(super) fn knock(
-    from: Option<SocketAddr>,
-    to: SocketAddr,
-    preamble: &[u8; PREAMBLE_LEN],
-    privileged: bool,
-    deadline: Instant,
-    refusal: fn(PreambleStatus) -> &'static str,
-) -> io::Result<TcpStream> {
-    let mut stream = dial(from, to, privileged, deadline)?;
+pub(super) fn knock(call: &Knocking<'_>, preamble: &[u8; PREAMBLE_LEN]) -> io::Result<Wire> {
+    // A certificate says more than a port.
+    let privileged = call.privileged && call.security.is_none();
+    let stream = dial(call.from, call.to, privileged, call.deadline)?;
     tune(&stream)?;
     stream.set_write_timeout(Some(ATTEMPT_TIMEOUT))?;
-    stream.write_all(preamble)?;
+    let mut wire = Wire::Clear(stream);
+    if let Some(security) = call.security {
+        let [from, to] = call.nodes;
+        let opening = SecurePreamble {
+            versions: VersionRange::SECURE,
+            cluster: call.cluster,
+            from,
+            to,
+            purpose: Purpose::Call,
+        };
+        introduce(&mut wire, &opening.encode(), call)?;
+        let client = security.peers().call(to.index());
+        let client = Connection::Client(client.map_err(io::Error::other)?);
+        wire = wire.secure(client, call.deadline)?;
+    }
+    introduce(&mut wire, preamble, call)?;
+    Ok(wire)
+}
+
+fn introduce(
+    wire: &mut Wire,
+    preamble: &[u8; PREAMBLE_LEN],
+    call: &Knocking<'_>,
+) -> io::Result<()> {
+    wire.write_all(preamble)?;
     let mut reply = [0; PREAMBLE_REPLY_LEN];
-    read_until(&stream, &mut reply, deadline)?;
+    wire.read_until(&mut reply, call.deadline)?;
     let reply = PreambleReply::parse(&reply).map_err(io::Error::other)?;
     match reply.status {
-        PreambleStatus::Accepted => Ok(stream),
-        status => Err(io::Error::other(refusal(status))),
+        PreambleStatus::Accepted => Ok(()),
+        status => Err(io::Error::other((call.refusal)(status))),
     }
 }
 
@@ -211,6 +257,7 @@ fn refusal(status: PreambleStatus) -> &'static str {
             "the configuration there has another node at that address, or not this one's address"
         }
         PreambleStatus::Busy => "the daemon there answers too many others already",
+        PreambleStatus::Tls => OTHER_TLS,
         PreambleStatus::Resource | PreambleStatus::Accepted => "the daemon there refuses it",
     }
 }
@@ -230,12 +277,12 @@ pub(super) fn words(error: &io::Error) -> String {
     }
 }
 
-fn ask(mut stream: TcpStream, request: &Request) -> io::Result<TcpStream> {
+fn ask(mut wire: Wire, request: &Request) -> io::Result<Wire> {
     let mut line = serde_json::to_vec(request)?;
     line.push(b'\n');
-    stream.write_all(&line)?;
-    stream.set_read_timeout(Some(CLIENT_LOOK))?;
-    Ok(stream)
+    wire.write_all(&line)?;
+    wire.socket().set_read_timeout(Some(CLIENT_LOOK))?;
+    Ok(wire)
 }
 
 /// A connection from the machine's address `from` to `to`, made by `deadline`; from a privileged port
@@ -308,29 +355,8 @@ pub(super) fn tune(stream: &TcpStream) -> io::Result<()> {
     Ok(())
 }
 
-/// Fills `bytes` by `deadline`: one that sends a byte now and then gets no more time for it.
-pub(super) fn read_until(
-    mut stream: &TcpStream,
-    bytes: &mut [u8],
-    deadline: Instant,
-) -> io::Result<()> {
-    let mut filled = 0;
-    while filled < bytes.len() {
-        let left = deadline.since(clock::now());
-        if left.is_zero() {
-            return Err(io::ErrorKind::TimedOut.into());
-        }
-        stream.set_read_timeout(Some(left))?;
-        match stream.read(&mut bytes[filled..])? {
-            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-            count => filled += count,
-        }
-    }
-    Ok(())
-}
-
-fn hand_lines_on(stream: TcpStream, verb: &Verb, answers: &mut dyn Answers) -> End {
-    let mut reader = BufReader::new(stream);
+fn hand_lines_on(wire: Wire, verb: &Verb, answers: &mut dyn Answers) -> End {
+    let mut reader = BufReader::new(wire);
     // Has no final line; its client knows the end by the last event.
     let ends_by_itself = matches!(verb, Verb::Events2 { now: true, .. });
     let mut line = Vec::new();
@@ -357,7 +383,7 @@ fn hand_lines_on(stream: TcpStream, verb: &Verb, answers: &mut dyn Answers) -> E
 
 /// Puts the next line with its end into `line`; `false` when none comes any more.
 fn next_line(
-    reader: &mut BufReader<TcpStream>,
+    reader: &mut BufReader<Wire>,
     line: &mut Vec<u8>,
     answers: &dyn Answers,
 ) -> Result<bool, End> {

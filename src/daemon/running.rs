@@ -26,11 +26,13 @@ use super::certificates::Certificates;
 use super::control::ControlServer;
 use super::guests::{self, GuestsThread};
 use super::history::History;
+use super::join_door::Issuer;
 use super::mailbox::Mailbox;
 use super::metrics::{Server, Source};
 use super::node::{CONTROLLER_INPUTS_MAX, ControllerRequest, Node, NodeSink};
 use super::prepare::{Sockets, directory_refusal, system};
 use super::relay_door::{Door, Doorkeeper, KNOCKS_MAX};
+use super::security::Security;
 use super::start::Failure;
 use super::store_thread::{self, STORE_REQUESTS_MAX, StoreRequest};
 use super::voter_store::VoterStore;
@@ -44,6 +46,14 @@ pub(super) fn timing(profile: TimingProfile) -> Timing {
         TimingProfile::Default => Timing::DEFAULT,
         TimingProfile::Relaxed => Timing::RELAXED,
     }
+}
+
+/// What was found in order before anything was started.
+pub(super) struct Prepared {
+    pub(super) store: VoterStore,
+    pub(super) sockets: Sockets,
+    pub(super) nbd_tcp: Option<NbdTcp>,
+    pub(super) security: Option<Arc<Security>>,
 }
 
 /// All threads of a node.
@@ -66,10 +76,14 @@ impl Running {
         mut config: Config,
         id: NodeId,
         flags: &Flags,
-        store: VoterStore,
-        sockets: Sockets,
-        nbd_tcp: Option<NbdTcp>,
+        prepared: Prepared,
     ) -> Result<Self, ErrorReport> {
+        let Prepared {
+            store,
+            sockets,
+            nbd_tcp,
+            security,
+        } = prepared;
         let certificates = nbd_tcp.as_ref().and_then(|it| it.certificates.clone());
         let failed = |what: &'static str| move |error: io::Error| system(what, &error);
         let settings = ControllerSettings {
@@ -126,6 +140,7 @@ impl Running {
             orders: AtomicU64::new(1),
             relays: Arc::new(AtomicUsize::new(0)),
             knocks: Arc::new(Mailbox::new(KNOCKS_MAX).map_err(failed("eventfd"))?),
+            security,
             config,
         });
         note_marks(&node, &store);
@@ -151,6 +166,7 @@ impl Running {
                 let caller = Caller {
                     own: addresses.unwrap_or_default(),
                     peer: others[id.peer().index()].clone(),
+                    security: node.security.clone(),
                 };
                 let setup = ShardSetup {
                     caller: Arc::new(caller),
@@ -163,6 +179,7 @@ impl Running {
                     nbd_connections_max: usize::try_from(node.config.nbd.max_connections)
                         .unwrap_or(usize::MAX),
                     nbd_tcp,
+                    security: node.security.clone(),
                 };
                 (
                     Some(start_shard(&node, setup).map_err(failed("event loop"))?),
@@ -290,6 +307,21 @@ impl Running {
             if let Some(certificates) = certificates {
                 read_again(&certificates);
             }
+            if let Some(security) = &node.security {
+                match security.reload(&node.config.cluster) {
+                    Ok(()) => {
+                        tracing::info!(
+                            "SIGHUP: new connections between nodes use the keys read now"
+                        );
+                    }
+                    Err(report) => tracing::error!(
+                        id = report.id,
+                        "SIGHUP: {} ({}); the keys read before stay in use",
+                        report.what,
+                        report.why
+                    ),
+                }
+            }
             match node.adjust(None, false) {
                 Ok(Response::Adjusted { changes, .. }) => {
                     tracing::info!("SIGHUP: {} differences to the files", changes.len());
@@ -357,6 +389,13 @@ fn keeper(node: &Node) -> Doorkeeper {
                 .map(|address| address.ip().to_canonical())
                 .collect()
         }),
+        names: NodeId::ALL.map(|id| {
+            node.config
+                .node(id)
+                .map_or_else(String::new, |it| it.name.clone())
+        }),
+        security: node.security.clone(),
+        issuer: Issuer::new(node.state_dir.clone()),
     }
 }
 

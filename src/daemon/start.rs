@@ -9,9 +9,10 @@ use replicator::admin::{ErrorId, ErrorReport};
 use replicator::types::NodeId;
 
 use super::args::Flags;
-use super::running::Running;
+use super::running::{Prepared, Running};
+use super::security::Security;
 use super::{Program, log, prepare, words};
-use crate::config::{self, Checked, Config, NodeRole, Scope};
+use crate::config::{self, Checked, Config, NodeRole, Scope, Tls};
 
 /// Why a daemon did not start, or ended.
 #[derive(Debug)]
@@ -35,6 +36,7 @@ impl From<ErrorReport> for Failure {
 pub(super) fn run(program: Program, flags: &Flags) -> Result<(), Failure> {
     let Checked { config, warnings } = load_config(program, flags)?;
     let node = own_id(program, &config, flags)?;
+    let security = Security::open(&config, node, &flags.state_dir)?;
     // Before any thread is started, so that all of them leave the signals to this one.
     let signals = block_signals().map_err(|error| prepare::system("signals", &error))?;
     let level = std::env::var("TWINBLK_LOG").unwrap_or_else(|_| config.log.level.clone());
@@ -46,8 +48,11 @@ pub(super) fn run(program: Program, flags: &Flags) -> Result<(), Failure> {
         });
         tracing::warn!("[{}] {}{place}", warning.id.code(), warning.message);
     }
-    if config.net.insecure && !config.is_loopback() {
+    if config.is_insecure() {
         tracing::warn!("[net] insecure = true: everything travels in clear text");
+    }
+    if config.net.tls == Tls::ControlOnly {
+        tracing::warn!("[net] tls = \"control-only\": the guests' data travel in clear text");
     }
     raise_descriptor_limit();
     let addresses = config
@@ -59,7 +64,13 @@ pub(super) fn run(program: Program, flags: &Flags) -> Result<(), Failure> {
     let nbd_tcp = prepare::nbd_tcp(&config, node)?;
     let _run_lock = prepare::run_dir(&flags.run_dir)?;
     let store = prepare::voter_store(&config, node, &flags.state_dir)?;
-    let running = Running::start(program, config, node, flags, store, sockets, nbd_tcp)?;
+    let prepared = Prepared {
+        store,
+        sockets,
+        nbd_tcp,
+        security,
+    };
+    let running = Running::start(program, config, node, flags, prepared)?;
     running.serve(&flags.run_dir, metrics, &signals)
 }
 
@@ -68,7 +79,7 @@ fn load_config(program: Program, flags: &Flags) -> Result<Checked, Failure> {
         Program::Daemon => Scope::All,
         Program::Arbitrator => Scope::Cluster,
     };
-    let checked = config::load(&flags.config, scope).map_err(|mistakes| {
+    config::load(&flags.config, scope).map_err(|mistakes| {
         // Nothing but missing rights: that is another exit code than a mistake in a file.
         let permission = mistakes.iter().all(|it| it.id == ErrorId::Permission);
         Failure {
@@ -80,11 +91,7 @@ fn load_config(program: Program, flags: &Flags) -> Result<Checked, Failure> {
             }
             .exit(),
         }
-    })?;
-    match checked.config.start_refusal() {
-        Some(report) => Err(report.into()),
-        None => Ok(checked),
-    }
+    })
 }
 
 fn own_id(program: Program, config: &Config, flags: &Flags) -> Result<NodeId, ErrorReport> {

@@ -115,7 +115,9 @@ fn cluster_status(place: Place<'_>, board: &BoardState) -> ClusterStatus {
         store_error: board.store_error.clone(),
         standby: board.automation.standby,
         maintenance: board.automation.maintenance,
-        insecure: config.net.insecure && !config.is_loopback(),
+        insecure: config.is_insecure(),
+        tls: Some(config.net.tls.word().to_owned()),
+        tls_mismatch: board.tls_mismatch.clone(),
     }
 }
 

@@ -34,6 +34,7 @@ impl Status {
         problems += u32::from(self.cluster.arbitrator_lost());
         problems += u32::from(self.cluster.store_error.is_some());
         problems += u32::from(self.cluster.standby) + u32::from(self.cluster.maintenance);
+        problems += u32::from(self.cluster.tls_mismatch.is_some());
         self.cluster.problems = problems;
         self
     }

@@ -74,9 +74,10 @@ catalogue! {
     TlsOffNotAllowed = "E0113", exit::CONFIG, [
         "use loopback addresses only, or write insecure = true beside tls = \"off\" on a dedicated network",
     ];
-    /// TLS is required but this version cannot make keys.
+    /// TLS is required, and this node has no keys.
     TlsKeysMissing = "E0114", exit::CONFIG, [
-        "this version makes no keys yet: write tls = \"off\" under [net] with loopback addresses, or with insecure = true",
+        "on the first node: twinadm init CLUSTER; on each other one: twinadm join TOKEN",
+        "to try things out on one machine: [net] tls = \"off\" with loopback addresses",
     ];
     /// NBD over TCP has no certificates.
     NbdCertificates = "E0120", exit::CONFIG, [
@@ -94,6 +95,10 @@ catalogue! {
     NotInThisVersion = "E0119", exit::CONFIG, ["write the value the message names"];
     /// Acknowledged writes could be lost by an automatic takeover.
     ProtocolALossy = "E0121", exit::CONFIG, ["protocol = \"C\""];
+    /// The keys of this node are damaged, or those of another node, cluster or time.
+    KeysUnusable = "E0123", exit::CONFIG, [
+        "twinadm leave here, then twinadm join with a new token (twinadm init --token on the first node)",
+    ];
     /// The nodes of a cluster do not make one.
     ClusterShape = "E0122", exit::CONFIG, ["configure two data nodes and at most one arbitrator"];
     /// Two data nodes, no third voter.
@@ -106,10 +111,6 @@ catalogue! {
     Insecure = "W0132", exit::OK, ["keep that network to the cluster alone"];
     /// Both nodes on one machine with one path.
     SharedPath = "W0133", exit::OK, ["give each node its own path: { NODE = \"...\", NODE = \"...\" }"];
-    /// TLS is asked for, and this version cannot do it.
-    TlsNotYet = "W0135", exit::OK, [
-        "write tls = \"off\" under [net], with loopback addresses or with insecure = true",
-    ];
     /// Degraded: the peer's replica is not up to date and no resync runs.
     PeerDiskAway = "W0136", exit::DEGRADED, ["look at the other node: twinadm status RES there"];
     /// Degraded: made Primary by force, and the other replica's data of before are nowhere else.
@@ -217,6 +218,20 @@ catalogue! {
     NotResized = "E1012", exit::FAILED, ["twinadm status RES, then give the order again"];
     /// The guest that uses the resource could not be stopped.
     GuestStays = "E0430", exit::REFUSED, ["shut the guest down, or use --force to end it"];
+    /// This node has keys already.
+    KeysExist = "E0440", exit::REFUSED, ["keep them; to give this node others: twinadm leave, then twinadm join TOKEN"];
+    /// The issuer does not take the token, or not the node.
+    JoinRefused = "E0441", exit::REFUSED, ["make another on the node where the cluster was begun: twinadm init --token"];
+    /// The text is no token.
+    TokenUnreadable = "E0442", exit::USAGE, ["copy all of it, from tbj1. to its end, or pass it on: twinadm join - < FILE"];
+    /// The cluster's authority is not on this node.
+    NotTheAuthority = "E0443", exit::REFUSED, ["run it on the node where twinadm init was run"];
+    /// What answers is not the issuer the token names.
+    IssuerNotTrusted = "E0444", exit::REFUSED, [
+        "see who has that address now; then make another token: twinadm init --token",
+    ];
+    /// Resources are up that need the keys.
+    KeysInUse = "E0445", exit::REFUSED, ["twinadm down all, then try again"];
 
     /// Too few voters answer.
     NoQuorum = "E0501", exit::QUORUM, ["bring back the arbitrator or the peer, or the link to them"];

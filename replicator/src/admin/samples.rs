@@ -28,6 +28,8 @@ pub(super) fn healthy() -> Status {
             standby: false,
             maintenance: false,
             insecure: false,
+            tls: Some("required".to_owned()),
+            tls_mismatch: None,
         },
         resources: vec![ResourceStatus {
             name: "vm-web".to_owned(),

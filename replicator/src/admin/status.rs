@@ -60,6 +60,13 @@ pub struct ClusterStatus {
     /// The nodes talk in clear text beyond loopback (`insecure = true`).
     #[serde(default)]
     pub insecure: bool,
+    /// `[net] tls`: `required`, `control-only` or `off`.
+    #[serde(default)]
+    pub tls: Option<String>,
+    /// What another node says lately and has no effect, since its keys or its `[net] tls` are others.
+    /// Anybody on the network could make this appear; nothing is decided by it.
+    #[serde(default)]
+    pub tls_mismatch: Option<String>,
 }
 
 /// The third voter as one node sees it.

@@ -25,7 +25,7 @@ pub use preamble::{
     PREAMBLE_LEN, PREAMBLE_REPLY_LEN, Preamble, PreambleError, PreambleReply, PreambleStatus,
     VersionRange,
 };
-pub use relay::{ForwardPreamble, Opening, RelayPreamble};
+pub use relay::{ForwardPreamble, Opening, Purpose, RelayPreamble, SecurePreamble};
 
 use crate::types::fixed::FieldLayout;
 

@@ -73,6 +73,8 @@ pub enum PreambleStatus {
     Node,
     /// Not now (the resource is stopping, or another connection is being set up): dial again.
     Busy,
+    /// TLS is configured on one side and not on the other.
+    Tls,
 }
 
 /// Answer to a preamble.
@@ -179,13 +181,14 @@ impl Preamble {
 }
 
 /// Statuses with their numbers on the wire.
-pub const STATUSES: [(u8, PreambleStatus); 6] = [
+pub const STATUSES: [(u8, PreambleStatus); 7] = [
     (1, PreambleStatus::Accepted),
     (2, PreambleStatus::Version),
     (3, PreambleStatus::Cluster),
     (4, PreambleStatus::Resource),
     (5, PreambleStatus::Node),
     (6, PreambleStatus::Busy),
+    (7, PreambleStatus::Tls),
 ];
 
 impl PreambleReply {

@@ -1,5 +1,5 @@
 //! The first bytes of a connection that is no data link: it carries one request of a control socket to
-//! another node, or an NBD client to the Primary.
+//! another node, or an NBD client to the Primary, or TLS, and any of these within.
 //!
 //! As long as a [`Preamble`], so that a listener takes as many bytes and then knows which of them it
 //! has: an [`Opening`]. The answer is the same [`PreambleReply`](super::PreambleReply); if it
@@ -14,6 +14,7 @@ use crate::types::{NodeId, ResourceId};
 
 const RELAY_MAGIC: [u8; 8] = *b"twinblkC";
 const FORWARD_MAGIC: [u8; 8] = *b"twinblkN";
+const SECURE_MAGIC: [u8; 8] = *b"twinblkT";
 
 /// The only flag of a [`RelayPreamble`].
 const FLAG_MAY_CHANGE: u8 = 1;
@@ -50,6 +51,45 @@ pub struct ForwardPreamble {
     pub resource: ResourceId,
 }
 
+/// What is said in clear text before TLS. Nothing of it is believed: what it leads to is said again
+/// within.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SecurePreamble {
+    /// Which forms of what follows it can speak.
+    pub versions: VersionRange,
+    /// Hash of the cluster's identity.
+    pub cluster: u64,
+    /// The node that dials.
+    pub from: NodeId,
+    /// The node it means to speak to.
+    pub to: NodeId,
+    /// What for.
+    pub purpose: Purpose,
+}
+
+/// Who is to have the connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// The event loop: within TLS, a [`Preamble`] and frames.
+    Link,
+    /// The control thread: within TLS, a [`RelayPreamble`] or [`ForwardPreamble`] and what follows it.
+    Call,
+    /// The control thread: a node without a certificate wants one.
+    Join,
+}
+
+impl Purpose {
+    const ALL: [Self; 3] = [Self::Link, Self::Call, Self::Join];
+
+    fn number(self) -> u64 {
+        match self {
+            Self::Link => 1,
+            Self::Call => 2,
+            Self::Join => 3,
+        }
+    }
+}
+
 /// How a connection begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Opening {
@@ -59,10 +99,12 @@ pub enum Opening {
     Relay(RelayPreamble),
     /// The peer passes an NBD client on; NBD follows.
     Forward(ForwardPreamble),
+    /// Another node wants TLS first.
+    Secure(SecurePreamble),
 }
 
 fixed_layout! {
-    /// Bytes of a [`RelayPreamble`] and of a [`ForwardPreamble`].
+    /// Bytes of a [`RelayPreamble`], a [`ForwardPreamble`] and a [`SecurePreamble`].
     struct RawCall {
         magic: [u8; 8],
         version_min: U16,
@@ -145,6 +187,8 @@ impl VersionRange {
     pub const RELAY: Self = Self { min: 1, max: 1 };
     /// What this code speaks after a [`ForwardPreamble`]: fixed newstyle NBD.
     pub const FORWARD: Self = Self { min: 1, max: 1 };
+    /// What this code speaks after a [`SecurePreamble`]: TLS 1.3.
+    pub const SECURE: Self = Self { min: 1, max: 1 };
 }
 
 impl RelayPreamble {
@@ -211,6 +255,39 @@ impl ForwardPreamble {
     }
 }
 
+impl SecurePreamble {
+    /// Its bytes.
+    #[must_use]
+    pub fn encode(&self) -> [u8; PREAMBLE_LEN] {
+        let call = Call {
+            versions: self.versions,
+            cluster: self.cluster,
+            from: self.from,
+            to: self.to,
+            flag: false,
+            subject: self.purpose.number(),
+        };
+        call.encode(SECURE_MAGIC, 0)
+    }
+
+    /// Reads one.
+    ///
+    /// # Errors
+    /// If it is none.
+    pub fn parse(bytes: &[u8; PREAMBLE_LEN]) -> Result<Self, PreambleError> {
+        let call = Call::parse(bytes, SECURE_MAGIC, 0)?;
+        let mut all = Purpose::ALL.into_iter();
+        let purpose = all.find(|purpose| purpose.number() == call.subject);
+        Ok(Self {
+            versions: call.versions,
+            cluster: call.cluster,
+            from: call.from,
+            to: call.to,
+            purpose: purpose.ok_or(PreambleError::Value { field: "purpose" })?,
+        })
+    }
+}
+
 impl Opening {
     /// Reads the first bytes of a connection.
     ///
@@ -221,6 +298,8 @@ impl Opening {
             RelayPreamble::parse(bytes).map(Self::Relay)
         } else if bytes.starts_with(&FORWARD_MAGIC) {
             ForwardPreamble::parse(bytes).map(Self::Forward)
+        } else if bytes.starts_with(&SECURE_MAGIC) {
+            SecurePreamble::parse(bytes).map(Self::Secure)
         } else {
             Preamble::parse(bytes).map(Self::Link)
         }
@@ -253,6 +332,16 @@ mod tests {
         }
     }
 
+    fn secure(purpose: Purpose) -> SecurePreamble {
+        SecurePreamble {
+            versions: VersionRange::SECURE,
+            cluster: 0x0102_0304_0506_0708,
+            from: NodeId::B,
+            to: NodeId::A,
+            purpose,
+        }
+    }
+
     fn with_crc(mut bytes: [u8; PREAMBLE_LEN]) -> [u8; PREAMBLE_LEN] {
         let crc = crc32c::crc32c(&bytes[..CRC_AT]);
         bytes[CRC_AT..].copy_from_slice(&crc.to_le_bytes());
@@ -267,6 +356,11 @@ mod tests {
         }
         let parsed = Opening::parse(&forward().encode());
         assert_eq!(parsed, Ok(Opening::Forward(forward())));
+        for purpose in Purpose::ALL {
+            let secure = secure(purpose);
+            let parsed = Opening::parse(&secure.encode());
+            assert_eq!(parsed, Ok(Opening::Secure(secure)));
+        }
         let link = Preamble {
             versions: VersionRange::OURS,
             cluster: 1,
@@ -279,7 +373,8 @@ mod tests {
 
     #[test]
     fn no_flipped_bit_passes() {
-        for good in [relay(false).encode(), forward().encode()] {
+        let secure = secure(Purpose::Join).encode();
+        for good in [relay(false).encode(), forward().encode(), secure] {
             for bit in 0..PREAMBLE_LEN * 8 {
                 let mut bytes = good;
                 bytes[bit / 8] ^= 1 << (bit % 8);
@@ -297,6 +392,10 @@ mod tests {
                 assert_eq!(Opening::parse(&with_crc(bytes)), refused, "byte {at}");
             }
         }
+        let mut bytes = secure(Purpose::Link).encode();
+        bytes[24] = 9;
+        let refused = Err(PreambleError::Value { field: "purpose" });
+        assert_eq!(Opening::parse(&with_crc(bytes)), refused);
         let mut bytes = relay(true).encode();
         bytes[30] = 1;
         let refused = Err(PreambleError::Value { field: "user" });

@@ -143,6 +143,7 @@ impl Lab {
             orders: AtomicU64::new(1),
             relays: Arc::default(),
             knocks: Arc::new(Mailbox::new(1).unwrap()),
+            security: None,
             config,
         });
         let requests = Arc::clone(&node.store);

@@ -39,6 +39,9 @@ pub(super) fn render(status: &Status) -> String {
     if cluster.insecure {
         page.push_str(" · <span class=bad>clear text</span>");
     }
+    if let Some(why) = &cluster.tls_mismatch {
+        _ = write!(page, " · <span class=bad>{}</span>", Text(why));
+    }
     page.push_str("</p><table><tr><th>resource<th>role<th>disk<th>peer<th>sync<th>guests<th></tr>");
     for resource in &status.resources {
         push_row(&mut page, resource);

@@ -1,5 +1,6 @@
 //! The passing node against other ends of every kind.
 
+use std::io::Read;
 use std::net::{Ipv4Addr, TcpListener};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -49,7 +50,7 @@ fn answered(bytes: Vec<u8>, open: bool) -> (TcpStream, Option<TcpStream>) {
 fn handed_on(bytes: &str, open: bool, verb: &Verb) -> (End, Vec<String>) {
     let (stream, _kept) = answered(bytes.as_bytes().to_vec(), open);
     let mut client = Client::default();
-    let end = hand_lines_on(stream, verb, &mut client);
+    let end = hand_lines_on(Wire::Clear(stream), verb, &mut client);
     (end, client.lines)
 }
 
@@ -95,7 +96,7 @@ fn what_is_no_answer_is_not_handed_on() {
 fn a_line_without_an_end_is_collected_only_up_to_its_limit() {
     let (stream, _kept) = answered(vec![b'x'; LINE_LEN_MAX + 1], true);
     let mut client = Client::default();
-    let end = hand_lines_on(stream, &Verb::Version, &mut client);
+    let end = hand_lines_on(Wire::Clear(stream), &Verb::Version, &mut client);
     assert!(
         matches!(&end, End::Nonsense(why) if why.contains("longer")),
         "{end:?}"
@@ -118,7 +119,7 @@ fn a_line_that_trickles_in_ends_its_relay() {
         {}
     });
     let begin = clock::now();
-    let end = hand_lines_on(stream, &Verb::Version, &mut Client::default());
+    let end = hand_lines_on(Wire::Clear(stream), &Verb::Version, &mut Client::default());
     assert!(
         matches!(&end, End::Cut(why) if why.contains("line")),
         "{end:?}"
@@ -135,7 +136,7 @@ fn a_client_that_left_ends_a_silent_relay() {
         gone: AtomicBool::new(true),
         ..Client::default()
     };
-    let end = hand_lines_on(stream, &Verb::Version, &mut client);
+    let end = hand_lines_on(Wire::Clear(stream), &Verb::Version, &mut client);
     assert!(matches!(end, End::ClientGone(_)), "{end:?}");
 }
 
@@ -150,16 +151,18 @@ fn preamble() -> RelayPreamble {
     }
 }
 
-fn knocked(to: SocketAddr, patience: Duration) -> io::Result<TcpStream> {
-    let from = Some((Ipv4Addr::LOCALHOST, 0).into());
-    knock(
-        from,
+fn knocked(to: SocketAddr, patience: Duration) -> io::Result<Wire> {
+    let knocking = Knocking {
+        from: Some((Ipv4Addr::LOCALHOST, 0).into()),
         to,
-        &preamble().encode(),
-        false,
-        clock::now().plus(patience),
+        privileged: false,
+        deadline: clock::now().plus(patience),
         refusal,
-    )
+        security: None,
+        cluster: 1,
+        nodes: [NodeId::A, NodeId::B],
+    };
+    knock(&knocking, &preamble().encode())
 }
 
 #[test]

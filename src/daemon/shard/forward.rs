@@ -12,21 +12,22 @@
 //! [`Resource::may_forward`]: super::resource::Resource::may_forward
 
 use std::io::Write;
-use std::net::TcpStream;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use replicator::io::{AlignedBuf, Completion, Op, SendQueue, Socket};
+use replicator::io::{AlignedBuf, Completion, Op, SendBatch, SendQueue, Socket};
 use replicator::protocol::{ForwardPreamble, PreambleReply, PreambleStatus, VersionRange};
 use replicator::types::{ResourceId, Role, View};
 
 use super::Shard;
 use super::client::Client;
 use super::slots::Key;
+use super::tls::Tls;
 use super::token::Owner;
 use crate::daemon::api::{NbdClient, ShardCommand, ShardHandle};
 use crate::daemon::forward;
 use crate::daemon::origin::process_began;
+use crate::daemon::wire::Wire;
 
 /// Clients passed on at once, of all resources: a guest that migrates has a connection or a few, each
 /// takes a privileged port, and with [`BUFFER_LEN`], received and copied to be sent, this bounds their
@@ -54,10 +55,14 @@ struct End {
     socket: Socket,
     /// What the other end sent.
     queue: SendQueue,
+    /// Within which it is, towards the Primary.
+    tls: Option<Box<Tls>>,
     /// Of the direction that begins here; `None` while a receive is in flight.
     buffer: Option<AlignedBuf>,
     /// Nothing comes from here any more.
     ended: bool,
+    /// It was told within TLS that nothing more goes there.
+    told_end: bool,
 }
 
 /// Which of the two ends an operation is on.
@@ -73,6 +78,49 @@ impl Side {
             Self::Client => Self::Primary,
             Self::Primary => Self::Client,
         }
+    }
+}
+
+impl End {
+    fn push(&mut self, bytes: &[u8]) {
+        match &mut self.tls {
+            None => self.queue.push(bytes),
+            Some(tls) => tls.push(bytes),
+        }
+    }
+
+    fn begin_send(&mut self) -> Option<SendBatch> {
+        if let Some(tls) = &mut self.tls
+            && self.queue.is_idle()
+        {
+            tls.seal(|bytes| self.queue.push(bytes));
+        }
+        self.queue.begin_send()
+    }
+
+    /// What is in bytes that were received here, or `None` if they are no good.
+    fn open(&mut self, received: &[u8]) -> Option<Vec<u8>> {
+        let Some(tls) = &mut self.tls else {
+            return Some(received.to_vec());
+        };
+        let mut inside = tls.take_kept();
+        let mut piece = Vec::new();
+        let mut rest = received;
+        while !rest.is_empty() {
+            let taken = tls.open(rest, &mut piece).ok()?;
+            rest = &rest[taken..];
+            inside.append(&mut piece);
+        }
+        self.ended |= tls.has_ended();
+        Some(inside)
+    }
+
+    /// Nothing more goes to it: what says so within TLS, if it has not been said.
+    fn begin_farewell(&mut self) -> Option<SendBatch> {
+        let tls = self.tls.as_mut().filter(|_| !self.told_end)?;
+        tls.say_farewell();
+        self.told_end = true;
+        self.begin_send()
     }
 }
 
@@ -146,7 +194,7 @@ impl Shard {
     }
 
     /// The Primary answered, or nobody did.
-    pub(super) fn on_called(&mut self, key: Key, answer: Result<OwnedFd, String>) {
+    pub(super) fn on_called(&mut self, key: Key, answer: Result<Wire, String>) {
         let Some(forward) = self.forwards.get_mut(key) else {
             return;
         };
@@ -155,34 +203,49 @@ impl Shard {
             return;
         };
         let client = client.clone();
-        let adopted = answer.and_then(|stream| {
-            let adopted = self.backend.adopt(stream);
-            adopted.map_err(|errno| errno.desc().to_owned())
+        let adopted = answer.and_then(|wire| {
+            let (connection, stream) = wire.into_parts();
+            let tls = connection.map(|it| Box::new(Tls::over(it, 0)));
+            let adopted = self.backend.adopt(OwnedFd::from(stream));
+            let socket = adopted.map_err(|errno| errno.desc().to_owned())?;
+            Ok((socket, tls))
         });
         match adopted {
-            Ok(primary) => {
-                let end = |socket: Socket| End {
+            Ok((primary, tls)) => {
+                let end = |socket: Socket, tls| End {
                     socket,
                     queue: SendQueue::default(),
+                    tls,
                     buffer: Some(self.forward_pool.take(BUFFER_LEN)),
                     ended: false,
+                    told_end: false,
                 };
-                forward.stage = Stage::Open(Box::new([end(client), end(primary)]));
+                let mut ends = [end(client, None), end(primary, tls)];
+                // The Primary may have begun to speak right behind its answer.
+                let early = ends[1].tls.as_mut().map(|tls| tls.take_kept());
+                let early = early.filter(|it| !it.is_empty());
+                if let Some(early) = &early {
+                    ends[0].push(early);
+                }
+                forward.stage = Stage::Open(Box::new(ends));
                 self.note_clients_of(resource);
                 self.receive_to_forward(key, Side::Client);
-                self.receive_to_forward(key, Side::Primary);
+                match early {
+                    Some(_) => self.send_forwarded(key, Side::Primary),
+                    None => self.receive_to_forward(key, Side::Primary),
+                }
             }
             Err(why) => {
                 let identity = forward.identity.clone();
                 self.forwards.remove(key);
                 let refused = Some(format!("the Primary does not take it: {why}"));
-                self.begin_session(resource, client, identity, refused);
+                self.begin_session(resource, client, identity, refused, None);
             }
         }
     }
 
     /// The peer passes a client on: served like one that came to the Unix socket.
-    pub(super) fn on_forwarded(&mut self, id: ResourceId, mut stream: TcpStream) {
+    pub(super) fn on_forwarded(&mut self, id: ResourceId, mut wire: Wire) {
         let key = self.by_id.get(&id).copied();
         let resource = key.and_then(|key| self.resources.get(key));
         let status = match resource {
@@ -196,13 +259,16 @@ impl Shard {
             version: VersionRange::FORWARD.max,
         };
         // The first bytes of a connection fit its buffer: this does not wait.
-        let sent = forward::be_patient(&stream).and_then(|()| stream.write_all(&reply.encode()));
+        let sent =
+            forward::be_patient(wire.socket()).and_then(|()| wire.write_all(&reply.encode()));
         let (Ok(()), PreambleStatus::Accepted, Some(key)) = (sent, status, key) else {
             return;
         };
+        let (connection, stream) = wire.into_parts();
+        let tls = connection.map(|it| Box::new(Tls::over(it, 0)));
         match self.backend.adopt(OwnedFd::from(stream)) {
             Ok(socket) => {
-                self.begin_session(key, socket, NbdClient::FORWARDED, None);
+                self.begin_session(key, socket, NbdClient::FORWARDED, None, tls);
             }
             Err(errno) => tracing::warn!(%errno, "a client passed on is dropped"),
         }
@@ -238,11 +304,22 @@ impl Shard {
         let Ok(count) = count else {
             return self.drop_forward(key);
         };
-        if let Some(from) = forward.end(side) {
-            from.ended = count == 0;
-        }
-        if let Some(to) = forward.end(side.other()) {
-            to.queue.push(&buf.as_ref()[..count]);
+        let Some(from) = forward.end(side) else {
+            return;
+        };
+        from.ended |= count == 0;
+        let received = &buf.as_ref()[..count];
+        if from.tls.is_none() {
+            if let Some(to) = forward.end(side.other()) {
+                to.push(received);
+            }
+        } else {
+            let Some(inside) = from.open(received) else {
+                return self.drop_forward(key);
+            };
+            if let Some(to) = forward.end(side.other()) {
+                to.push(&inside);
+            }
         }
         if let Some(from) = forward.end(side) {
             from.buffer = Some(buf);
@@ -259,7 +336,11 @@ impl Shard {
         let Some(to) = forward.end(side.other()) else {
             return;
         };
-        if let Some(batch) = to.queue.begin_send() {
+        let mut batch = to.begin_send();
+        if batch.is_none() && ended && side == Side::Client {
+            batch = to.begin_farewell();
+        }
+        if let Some(batch) = batch {
             let socket = to.socket.clone();
             let send = Op::Send { socket, batch };
             self.backend

@@ -7,6 +7,7 @@ use replicator::protocol::frame::{FrameError, HEADER_LEN, Header};
 use replicator::protocol::preamble::{PREAMBLE_LEN, PREAMBLE_REPLY_LEN};
 use replicator::types::{SessionId, ViewNumber};
 
+use super::secure_link::LinkTls;
 use super::slots::Key;
 
 /// Bytes received at once: a batch of a deep queue of small writes comes in one go.
@@ -21,6 +22,8 @@ pub(super) struct Link {
     pub(super) resource: Option<Key>,
     pub(super) phase: LinkPhase,
     pub(super) queue: SendQueue,
+    /// What is received and sent is within it, once it is there.
+    pub(super) tls: Option<Box<LinkTls>>,
     pub(super) incoming: Incoming,
     pub(super) closing: bool,
     pub(super) dirty: bool,
@@ -38,6 +41,8 @@ pub(super) enum LinkPhase {
         operation: OpKey,
         session: SessionId,
     },
+    /// This side dialled and asked for TLS; the answer to that is awaited.
+    AwaitTls { session: SessionId },
     /// This side dialled; the answer to its preamble is awaited.
     AwaitReply { session: SessionId },
     /// The peer dialled; its preamble is awaited.
@@ -98,6 +103,7 @@ impl Link {
             resource,
             phase,
             queue: SendQueue::default(),
+            tls: None,
             incoming: Incoming::Here {
                 buffer: pool.take(RECEIVE_LEN),
                 start: 0,
@@ -126,9 +132,27 @@ impl Link {
     /// Queues a message of its session.
     pub(super) fn push(&mut self, session: SessionId, view: ViewNumber, message: &Message) {
         let encoded = codec::encode(session, view, message);
-        self.queue.push(&encoded.header);
-        if let Some(payload) = encoded.payload {
-            self.queue.push_shared(payload.bytes().clone());
+        match &mut self.tls {
+            None => {
+                self.queue.push(&encoded.header);
+                if let Some(payload) = encoded.payload {
+                    self.queue.push_shared(payload.bytes().clone());
+                }
+            }
+            Some(secure) => {
+                secure.tls.push(&encoded.header);
+                if let Some(payload) = encoded.payload {
+                    secure.tls.push_shared(payload.bytes().clone());
+                }
+            }
+        }
+    }
+
+    /// Queues bytes that are no frame.
+    pub(super) fn push_bytes(&mut self, bytes: &[u8]) {
+        match &mut self.tls {
+            None => self.queue.push(bytes),
+            Some(secure) => secure.tls.push(bytes),
         }
     }
 
@@ -140,24 +164,31 @@ impl Link {
         let Incoming::Here { buffer, start, end } = &mut self.incoming else {
             return Ok(None);
         };
-        let bytes = &buffer.as_ref()[*start..*end];
+        let (bytes, start) = match &mut self.tls {
+            None => (&buffer.as_ref()[*start..*end], start),
+            Some(secure) => (&secure.plain[secure.taken..], &mut secure.taken),
+        };
         match self.phase {
             LinkPhase::Connecting { .. } => Ok(None),
             LinkPhase::AwaitPreamble => Ok(bytes.first_chunk().map(|preamble| {
                 *start += PREAMBLE_LEN;
                 Arrived::Preamble(*preamble)
             })),
-            LinkPhase::AwaitReply { .. } => Ok(bytes.first_chunk().map(|reply| {
-                *start += PREAMBLE_REPLY_LEN;
-                Arrived::Reply(*reply)
-            })),
+            LinkPhase::AwaitTls { .. } | LinkPhase::AwaitReply { .. } => {
+                Ok(bytes.first_chunk().map(|reply| {
+                    *start += PREAMBLE_REPLY_LEN;
+                    Arrived::Reply(*reply)
+                }))
+            }
             LinkPhase::Up { .. } => {
+                let mut rest = bytes;
                 if self.partial.is_none() {
-                    let Some(header) = bytes.first_chunk::<HEADER_LEN>() else {
+                    let Some((header, behind)) = bytes.split_first_chunk::<HEADER_LEN>() else {
                         return Ok(None);
                     };
                     let header = Header::parse(header)?;
                     *start += HEADER_LEN;
+                    rest = behind;
                     let payload = Some(pool.take(header.payload_len()));
                     self.partial = Some(Partial {
                         header,
@@ -168,7 +199,7 @@ impl Link {
                 let Some(partial) = &mut self.partial else {
                     return Ok(None);
                 };
-                *start += partial.fill(&buffer.as_ref()[*start..*end]);
+                *start += partial.fill(rest);
                 self.take_complete()
             }
         }
@@ -200,10 +231,11 @@ impl Link {
         else {
             return None;
         };
+        // What is within TLS has to be opened first.
         if let Some(partial) = self
             .partial
             .as_mut()
-            .filter(|p| p.missing() >= DIRECT_LEN_MIN)
+            .filter(|p| self.tls.is_none() && p.missing() >= DIRECT_LEN_MIN)
             && let Some(payload) = partial.payload.take()
         {
             debug_assert_eq!(start, end, "a partial payload took everything received");

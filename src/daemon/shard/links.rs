@@ -13,11 +13,12 @@ use nix::sys::socket::{
 use replicator::engine::{CloseReason, Input, LinkDownReason};
 use replicator::io::{Completion, Done, Op, Socket};
 use replicator::protocol::preamble::{Preamble, PreambleReply, PreambleStatus, VersionRange};
-use replicator::protocol::{Message, Opening};
+use replicator::protocol::{Message, Opening, Purpose};
 use replicator::types::SessionId;
 
 use super::client::GUEST_BYTES_MAX;
 use super::link::{Arrived, Link, LinkPhase, Receive};
+use super::secure_link::Opened;
 use super::slots::Key;
 use super::token::Owner;
 use super::{Shard, Timer};
@@ -154,20 +155,16 @@ impl Shard {
             self.drop_link(key);
             return;
         }
-        link.phase = LinkPhase::AwaitReply { session };
-        let resource = link.resource.and_then(|key| self.resources.get(key));
-        let Some(resource) = resource else {
-            return self.drop_link(key);
-        };
-        let preamble = Preamble {
-            versions: VersionRange::OURS,
-            cluster: self.setup.cluster,
-            resource: resource.setup.resource,
-            from: self.setup.node,
-            session,
-        };
-        link.queue.push(&preamble.encode());
-        self.note_dirty_link(key);
+        match self.secure_opening() {
+            None => self.introduce(key, session),
+            Some(opening) => {
+                if let Some(link) = self.links.get_mut(key) {
+                    link.phase = LinkPhase::AwaitTls { session };
+                    link.push_bytes(&opening);
+                }
+                self.note_dirty_link(key);
+            }
+        }
         self.pump_link(key);
     }
 
@@ -205,7 +202,11 @@ impl Shard {
             }
             match link.next(&self.link_pool) {
                 Ok(Some(arrived)) => self.on_arrived(key, arrived),
-                Ok(None) => break,
+                Ok(None) => match self.open_link(key) {
+                    Opened::More => {}
+                    Opened::All => break,
+                    Opened::Wait => return,
+                },
                 Err(error) => {
                     tracing::warn!(%error, "the peer sent something that is no frame");
                     self.lose_link(key, LinkDownReason::BadFrame);
@@ -242,6 +243,10 @@ impl Shard {
                 Ok(Opening::Forward(preamble)) => {
                     self.hand_call_over(key, Call::Forward(preamble));
                 }
+                Ok(Opening::Secure(opening)) if opening.purpose == Purpose::Link => {
+                    self.on_secure_opening(key, &opening);
+                }
+                Ok(Opening::Secure(opening)) => self.hand_call_over(key, Call::Secure(opening)),
                 Err(error) => {
                     tracing::warn!(%error, "a connection to the data port is not the peer's");
                     self.drop_link(key);
@@ -272,7 +277,8 @@ impl Shard {
 
     /// The peer dialled and says what for.
     fn on_preamble(&mut self, key: Key, preamble: &Preamble) {
-        let (status, resource) = self.judge(preamble);
+        let within_tls = self.links.get(key).is_some_and(|it| it.tls.is_some());
+        let (status, resource) = self.judge(preamble, within_tls);
         let version = preamble.versions.newest_common(VersionRange::OURS);
         let reply = PreambleReply {
             status,
@@ -281,7 +287,7 @@ impl Shard {
         let Some(link) = self.links.get_mut(key) else {
             return;
         };
-        link.queue.push(&reply.encode());
+        link.push_bytes(&reply.encode());
         self.note_dirty_link(key);
         match resource {
             Some(resource) => self.link_is_up(key, resource, preamble.session),
@@ -300,7 +306,7 @@ impl Shard {
         };
         // Who asks waits for an answer before it says more. What was received here could not be
         // handed over.
-        if !link.is_taken() {
+        if !link.is_taken() || link.tls.is_some() {
             tracing::warn!("what is passed on came without waiting for the answer");
             return self.drop_link(key);
         }
@@ -318,7 +324,7 @@ impl Shard {
         }
     }
 
-    fn judge(&self, preamble: &Preamble) -> (PreambleStatus, Option<Key>) {
+    fn judge(&self, preamble: &Preamble, within_tls: bool) -> (PreambleStatus, Option<Key>) {
         if preamble
             .versions
             .newest_common(VersionRange::OURS)
@@ -331,6 +337,9 @@ impl Shard {
         }
         if !self.setup.node.is_data() || preamble.from != self.setup.node.peer() {
             return (PreambleStatus::Node, None);
+        }
+        if !within_tls && self.secure_opening().is_some() {
+            return (PreambleStatus::Tls, None);
         }
         let Some(&key) = self.by_id.get(&preamble.resource) else {
             return (PreambleStatus::Resource, None);
@@ -345,12 +354,26 @@ impl Shard {
         let Some(link) = self.links.get(key) else {
             return;
         };
-        let (LinkPhase::AwaitReply { session }, Some(resource)) = (link.phase, link.resource)
-        else {
-            return self.drop_link(key);
+        let (session, resource) = match (link.phase, link.resource) {
+            (LinkPhase::AwaitTls { session }, Some(_))
+                if reply.status == PreambleStatus::Accepted =>
+            {
+                return self.begin_dialled_tls(key, session);
+            }
+            (
+                LinkPhase::AwaitTls { session } | LinkPhase::AwaitReply { session },
+                Some(resource),
+            ) => (session, resource),
+            _ => return self.drop_link(key),
         };
         match reply.status {
             PreambleStatus::Accepted => self.link_is_up(key, resource, session),
+            PreambleStatus::Tls => {
+                tracing::warn!(
+                    "the peer refuses the connection: [net] tls is set there otherwise than here"
+                );
+                self.drop_link(key);
+            }
             PreambleStatus::Busy | PreambleStatus::Resource => {
                 tracing::debug!(status = ?reply.status, "the peer does not take the connection yet");
                 self.drop_link(key);
@@ -433,7 +456,7 @@ impl Shard {
     }
 
     /// The stream ended: the engine is told if it was a session's.
-    fn lose_link(&mut self, key: Key, reason: LinkDownReason) {
+    pub(super) fn lose_link(&mut self, key: Key, reason: LinkDownReason) {
         if let Some(link) = self.links.get(key).filter(|link| !link.closing)
             && let (Some(session), Some(resource)) = (link.session(), link.resource)
         {
@@ -444,7 +467,7 @@ impl Shard {
         self.drop_link(key);
     }
 
-    fn drop_link(&mut self, key: Key) {
+    pub(super) fn drop_link(&mut self, key: Key) {
         self.forget_link(key);
         if let Some(link) = self.links.remove(key) {
             if let LinkPhase::Connecting { operation, .. } = link.phase {
@@ -479,6 +502,11 @@ impl Shard {
             return;
         };
         link.dirty = false;
+        if let Some(secure) = &mut link.tls
+            && link.queue.is_idle()
+        {
+            secure.tls.seal(|bytes| link.queue.push(bytes));
+        }
         if let Some(batch) = link.queue.begin_send() {
             let send = Op::Send {
                 socket: link.socket.clone(),

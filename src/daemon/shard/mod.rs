@@ -29,6 +29,7 @@ mod links;
 mod nbd;
 mod queue;
 mod resource;
+mod secure_link;
 mod slots;
 mod tcp;
 #[cfg(test)]
@@ -160,6 +161,8 @@ enum Timer {
     Client(Key),
     /// A link's set-up or farewell takes too long.
     Link(Key),
+    /// A link's TLS handshake goes on.
+    LinkHandshake(Key),
     /// A look for holes takes too long.
     Look(Key),
     /// A client's TLS handshake goes on; the oldest client first.
@@ -205,6 +208,7 @@ struct Shard {
     looks: usize,
     timers: BTreeSet<(Instant, Timer)>,
     link_listeners: Vec<links::Listener>,
+    link_ration: tcp::Ration,
     tcp: Option<tcp::Door>,
     /// Sessions dialled so far; part of the next one's id.
     sessions_dialled: u32,
@@ -266,6 +270,7 @@ impl Shard {
             looks: 0,
             timers: BTreeSet::new(),
             link_listeners: Vec::new(),
+            link_ration: tcp::Ration::new(clock::now()),
             tcp: None,
             sessions_dialled: 0,
             connections: 0,
@@ -438,6 +443,7 @@ impl Shard {
                 Timer::Link(key) => self.on_link_timer(key),
                 Timer::Look(key) => self.end_look(key, Vec::new()),
                 Timer::Handshake { client, .. } => self.pump_client(client),
+                Timer::LinkHandshake(link) => self.pump_link(link),
                 Timer::Accept => self.arm_tcp_accept(),
             }
         }

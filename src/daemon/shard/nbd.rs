@@ -23,6 +23,7 @@ use super::client::{Client, GuestRef, Incoming};
 use super::resource::{Accept, Resource};
 use super::slots::Key;
 use super::tcp::site_of;
+use super::tls::Tls;
 use super::token::Owner;
 use super::{Shard, Timer};
 use crate::daemon::api::{NbdClient, ShardHandle};
@@ -75,8 +76,8 @@ impl Shard {
                 let identity = identity(&socket);
                 match self.is_to_forward(key, &identity) {
                     Ok(true) => self.begin_forward(key, socket, identity),
-                    Ok(false) => self.begin_session(key, socket, identity, None),
-                    Err(why) => self.begin_session(key, socket, identity, Some(why)),
+                    Ok(false) => self.begin_session(key, socket, identity, None, None),
+                    Err(why) => self.begin_session(key, socket, identity, Some(why), None),
                 }
                 self.arm_nbd_accept(key);
             }
@@ -94,6 +95,7 @@ impl Shard {
         socket: Socket,
         identity: NbdClient,
         refused: Option<String>,
+        tls: Option<Box<Tls>>,
     ) {
         self.make_room_for_handshake(Some(resource_key));
         let Some(resource) = self.resources.get(resource_key) else {
@@ -112,7 +114,8 @@ impl Shard {
         let session = Session::new(exports, &mut self.nbd_out);
         let born = self.next_born();
         let buffers = &self.guest_buffers;
-        let client = Client::new(Some(resource_key), socket, session, identity, born, buffers);
+        let mut client = Client::new(Some(resource_key), socket, session, identity, born, buffers);
+        client.tls = tls;
         self.admit(client);
     }
 

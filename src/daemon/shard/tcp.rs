@@ -313,7 +313,7 @@ impl Shard {
     /// TLS stands: says who the client is, and so what it may choose from.
     fn greet_secured(&mut self, key: Key) {
         let tls = self.clients.get(key).and_then(|client| client.tls.as_ref());
-        let certificate = tls.and_then(|tls| tls.client_certificate());
+        let certificate = tls.and_then(|tls| tls.peer_certificate());
         let who = Who::Certified(certificate.and_then(subject_of));
         let (exports, choice) = self.choice_of(&who);
         if let Some(client) = self.clients.get_mut(key) {
@@ -352,21 +352,21 @@ impl Shard {
 
 /// Time for TLS handshakes: their arithmetic shares a thread with everybody's writes.
 #[derive(Clone, Copy, Debug)]
-struct Ration {
+pub(super) struct Ration {
     rest_until: Instant,
 }
 
 impl Ration {
-    fn new(now: Instant) -> Self {
+    pub(super) fn new(now: Instant) -> Self {
         Self { rest_until: now }
     }
 
     /// Until when the next step has to wait, if it has to.
-    fn wait_until(self, now: Instant) -> Option<Instant> {
+    pub(super) fn wait_until(self, now: Instant) -> Option<Instant> {
         (now < self.rest_until).then_some(self.rest_until)
     }
 
-    fn note_step(&mut self, begun: Instant, ended: Instant) {
+    pub(super) fn note_step(&mut self, begun: Instant, ended: Instant) {
         self.rest_until = ended.plus(ended.since(begun) * HANDSHAKE_REST);
     }
 }

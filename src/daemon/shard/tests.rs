@@ -8,3 +8,4 @@ mod letting_go;
 mod opening;
 mod pair;
 mod rig;
+mod secured;

@@ -1,4 +1,4 @@
-//! TLS of one connection, as its server, between the socket's bytes and the session's.
+//! TLS of one connection, as either side, between the socket's bytes and the session's.
 //!
 //! A transformer: bytes of the wire and bytes inside go in, the other kind comes out, and nothing
 //! here knows a socket or waits. What leaves is sealed only once the wire has taken what was sealed
@@ -10,6 +10,7 @@ use std::io::{self, IoSlice, Read, Write};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use rustls::Connection;
 use rustls::pki_types::CertificateDer;
 use rustls::server::{ServerConfig, ServerConnection};
 
@@ -23,7 +24,7 @@ const COPY_LEN_MAX: usize = 4 << 10;
 
 /// See the module.
 pub(super) struct Tls {
-    connection: ServerConnection,
+    connection: Connection,
     /// Nothing more can be sealed or opened; at most an alert goes out.
     failed: bool,
     /// The client will send nothing more.
@@ -44,10 +45,15 @@ impl Tls {
         config: Arc<ServerConfig>,
         in_the_clear: usize,
     ) -> Result<Self, rustls::Error> {
-        let mut connection = ServerConnection::new(config)?;
+        let connection = ServerConnection::new(config)?;
+        Ok(Self::over(Connection::Server(connection), in_the_clear))
+    }
+
+    /// Goes on with a connection, of whichever side. What it had opened already is kept.
+    pub(super) fn over(mut connection: Connection, in_the_clear: usize) -> Self {
         // What may wait is bounded here.
         connection.set_buffer_limit(None);
-        Ok(Self {
+        let mut tls = Self {
             connection,
             failed: false,
             ended: false,
@@ -55,7 +61,12 @@ impl Tls {
             waiting: Outgoing::default(),
             under_way: in_the_clear,
             kept: Vec::new(),
-        })
+        };
+        let mut kept = Vec::new();
+        // Nothing more is to be had: that is no failure, nor is an end, which comes again.
+        tls.connection.reader().read_to_end(&mut kept).ok();
+        tls.kept = kept;
+        tls
     }
 
     pub(super) fn is_handshaking(&self) -> bool {
@@ -67,8 +78,8 @@ impl Tls {
         self.ended
     }
 
-    /// What the client showed; its signature and its authority are checked.
-    pub(super) fn client_certificate(&self) -> Option<&CertificateDer<'static>> {
+    /// What the other end showed; its signature and its authority are checked.
+    pub(super) fn peer_certificate(&self) -> Option<&CertificateDer<'static>> {
         self.connection.peer_certificates()?.first()
     }
 
@@ -113,6 +124,10 @@ impl Tls {
     /// Bytes that [`Self::open`] gave and the session did not take.
     pub(super) fn kept(&self) -> &[u8] {
         &self.kept
+    }
+
+    pub(super) fn take_kept(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.kept)
     }
 
     pub(super) fn keep(&mut self, inside: &[u8]) {

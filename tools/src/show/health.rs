@@ -18,7 +18,9 @@ pub enum Health {
 pub fn health(status: &Status) -> Health {
     let cluster = &status.cluster;
     let held_back = cluster.standby || cluster.maintenance;
-    let cluster = if cluster.arbitrator_lost() || cluster.store_error.is_some() || held_back {
+    let troubles = [&cluster.store_error, &cluster.tls_mismatch];
+    let troubled = held_back || troubles.iter().any(|it| it.is_some());
+    let cluster = if cluster.arbitrator_lost() || troubled {
         Health::Degraded
     } else {
         Health::Fine
@@ -83,6 +85,9 @@ pub fn nagios(status: &Status) -> (String, u8) {
         .collect();
     if status.cluster.store_error.is_some() {
         sentences.push(format!("{} cannot record its votes", status.node));
+    }
+    if let Some(why) = &status.cluster.tls_mismatch {
+        sentences.push(why.clone());
     }
     if status.cluster.standby {
         sentences.push(format!("{} is in standby", status.node));

@@ -29,6 +29,8 @@ pub(crate) fn healthy() -> Status {
             standby: false,
             maintenance: false,
             insecure: false,
+            tls: Some("required".to_owned()),
+            tls_mismatch: None,
         },
         resources: vec![db, resource("vm-web", Role::Primary, "kvm-a")],
     }

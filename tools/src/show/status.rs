@@ -42,6 +42,14 @@ pub fn status_text(status: &Status, detail: Detail) -> String {
         ));
     }
     push_automation(status, &mut lines);
+    if let Some(why) = &status.cluster.tls_mismatch {
+        lines.extend(wrapped("status:", &format!("{why}.")));
+        lines.extend(wrapped(
+            "action:",
+            "write the same [net] tls on all nodes, give each its keys (twinadm init, join), and \
+             restart their daemons.",
+        ));
+    }
     if status.cluster.arbitrator_lost() {
         let name = status
             .cluster
@@ -116,6 +124,9 @@ fn header(status: &Status) -> String {
     }
     if status.cluster.insecure {
         words.push("INSECURE:clear-text".to_owned());
+    }
+    if status.cluster.tls.as_deref() == Some("control-only") {
+        words.push("tls:control-only(data in clear text)".to_owned());
     }
     words.join("  ")
 }

@@ -13,18 +13,27 @@ use super::clients::pattern;
 use super::rig::{
     Guest, MakeBackend, NBD_CONNECTIONS_MAX, Node, PATIENCE, Register, SIZE, Scratch, backends,
 };
+use crate::daemon::security::Security;
 use crate::daemon::shard::client::GUEST_BYTES_MAX;
 
-struct Pair {
-    a: Node,
-    b: Node,
+pub(super) struct Pair {
+    pub(super) a: Node,
+    pub(super) b: Node,
     register: Register,
-    address: SocketAddr,
+    pub(super) address: SocketAddr,
 }
 
 impl Pair {
     /// Both up, A Primary, B connected.
     fn start(backend: MakeBackend) -> Self {
+        Self::start_with(backend, [None, None])
+    }
+
+    /// The same with keys.
+    pub(super) fn start_with(
+        backend: MakeBackend,
+        [security_a, security_b]: [Option<Arc<Security>>; 2],
+    ) -> Self {
         let scratch = Arc::new(Scratch::new());
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
@@ -33,14 +42,10 @@ impl Pair {
             .unwrap()
             .local_addr()
             .unwrap();
-        let mut a = Node::start(&scratch, NodeId::A, vec![listener], Vec::new(), backend);
-        let mut b = Node::start(
-            &scratch,
-            NodeId::B,
-            Vec::new(),
-            vec![closed, address],
-            backend,
-        );
+        let network = (vec![listener], Vec::new(), security_a);
+        let mut a = Node::start_secured(&scratch, NodeId::A, network, backend);
+        let network = (Vec::new(), vec![closed, address], security_b);
+        let mut b = Node::start_secured(&scratch, NodeId::B, network, backend);
         for node in [&mut a, &mut b] {
             node.create();
             node.up();
@@ -56,7 +61,7 @@ impl Pair {
     }
 
     /// Waits until B caught up, then commits it into `in_sync`.
-    fn add_b(&mut self) {
+    pub(super) fn add_b(&mut self) {
         self.a.wait_event(|event| *event == Event::ResyncDone);
         let view = self.register.view().number.next();
         self.a.input(Input::BeginAdd { view });

@@ -27,6 +27,7 @@ use crate::daemon::api::{
     AttachSetup, NbdClient, ResourceSetup, ResourceSnapshot, ShardCommand, ShardEvent, ShardHandle,
     ShardSetup, ShardSink, StoredMarks,
 };
+use crate::daemon::security::Security;
 use crate::daemon::shard::{EngineFactory, ShardThread, Surroundings, engines, start_in};
 
 /// Far beyond what anything here takes.
@@ -87,6 +88,9 @@ pub(super) struct Node {
     lease: Arc<AtomicU64>,
 }
 
+/// Where a node listens, where its peer does, and how they know each other.
+type Network = (Vec<TcpListener>, Vec<SocketAddr>, Option<Arc<Security>>);
+
 /// How to make the backend of each shard.
 pub(super) type MakeBackend = fn() -> Result<Box<dyn Backend>, nix::errno::Errno>;
 
@@ -105,17 +109,21 @@ impl Node {
         peer_addresses: Vec<SocketAddr>,
         backend: MakeBackend,
     ) -> Self {
+        Self::start_secured(scratch, id, (listeners, peer_addresses, None), backend)
+    }
+
+    /// The same with keys.
+    pub(super) fn start_secured(
+        scratch: &Arc<Scratch>,
+        id: NodeId,
+        network: Network,
+        backend: MakeBackend,
+    ) -> Self {
         let surroundings = Surroundings {
             backend: Box::new(backend),
             ..Surroundings::real()
         };
-        Self::start_in(
-            scratch,
-            id,
-            (listeners, peer_addresses),
-            surroundings,
-            engines(),
-        )
+        Self::start_in(scratch, id, network, surroundings, engines())
     }
 
     /// One that serves alone, with the whole machine as the test says.
@@ -124,14 +132,14 @@ impl Node {
         surroundings: Surroundings,
         engines: EngineFactory,
     ) -> Self {
-        let network = (Vec::new(), Vec::new());
+        let network = (Vec::new(), Vec::new(), None);
         Self::start_in(scratch, NodeId::A, network, surroundings, engines)
     }
 
     fn start_in(
         scratch: &Arc<Scratch>,
         id: NodeId,
-        (listeners, peer_addresses): (Vec<TcpListener>, Vec<SocketAddr>),
+        (listeners, peer_addresses, security): Network,
         surroundings: Surroundings,
         engines: EngineFactory,
     ) -> Self {
@@ -147,6 +155,7 @@ impl Node {
             incarnation: clock::random_id().unwrap(),
             nbd_connections_max: NBD_CONNECTIONS_MAX,
             nbd_tcp: None,
+            security,
         };
         let sink = Sink {
             events: event_sender,

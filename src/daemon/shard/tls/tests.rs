@@ -148,7 +148,7 @@ fn what_is_sealed_for_a_known_client_is_opened_by_it_and_back() {
         pair.settle(usize::MAX).unwrap();
         assert!(!pair.tls.is_handshaking());
         let der = CertificateDer::from_pem_slice(client.certificate.as_bytes()).unwrap();
-        assert_eq!(pair.tls.client_certificate(), Some(&der));
+        assert_eq!(pair.tls.peer_certificate(), Some(&der));
         pair.say(&pattern(1 << 20, 1));
         pair.tls.push(b"head");
         pair.tls.push_shared(Bytes::from(pattern(3 << 20, 2)));
