@@ -108,6 +108,19 @@ pub enum ColorChoice {
 pub enum Verb {
     /// Run a pair and an arbitrator here, hurt the Primary, prove that nothing was lost
     Demo(DemoArgs),
+    /// Begin a cluster here: make its authority and this node's keys, and print a token for each other
+    /// node
+    ///
+    /// Once, on one node. The authority's key stays in `keys` of the state directory, mode 0600. Each
+    /// token, one a line on stdout, lets one node join within 15 minutes, while the daemon here runs.
+    Init(Init),
+    /// Join the cluster by a token of `init`: make this node's key and have it certified
+    ///
+    /// The node that issued the token is known by its authority's fingerprint, which is in it. The key
+    /// that is made here never leaves this node.
+    Join(Join),
+    /// Remove this node's keys; refused while a resource is up here
+    Leave(Leave),
     /// Make the metadata of this node's replica; no daemon needed
     CreateMd(CreateMd),
     /// Show all that this node's metadata holds, whole or damaged; only reads it
@@ -254,6 +267,51 @@ pub enum Verb {
     Completions(Completions),
     /// Write the man pages into a directory
     Man(Man),
+}
+
+/// Where the daemon of this node keeps what it must not lose.
+#[derive(Clone, Debug, Args)]
+pub struct StateDir {
+    /// The daemon's state directory
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/twinblk")]
+    pub state_dir: PathBuf,
+}
+
+/// `init`.
+#[derive(Clone, Debug, Args)]
+pub struct Init {
+    /// The cluster's name, as in [cluster] name
+    #[arg(
+        value_name = "NAME",
+        required_unless_present = "token",
+        conflicts_with = "token"
+    )]
+    pub cluster: Option<String>,
+    /// Only print one more token, where `init` was run
+    #[arg(long)]
+    pub token: bool,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "clap would take the text for the verb's")]
+    pub state_dir: StateDir,
+}
+
+/// `join`.
+#[derive(Clone, Debug, Args)]
+pub struct Join {
+    /// The token, or `-` to read it from standard input
+    #[arg(value_name = "TOKEN")]
+    pub token: String,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "clap would take the text for the verb's")]
+    pub state_dir: StateDir,
+}
+
+/// `leave`.
+#[derive(Clone, Debug, Args)]
+pub struct Leave {
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "clap would take the text for the verb's")]
+    pub state_dir: StateDir,
 }
 
 /// Resources.

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! Owns what users type and read. Everything in [`show`] and [`plan`] is pure; sockets are in
-//! [`client`], files in [`create_md`], [`metadata`] and [`bench`], the clock in `clock`. A verb of its own (the demo) is one
+//! [`client`], files in [`create_md`], [`metadata`], [`bench`] and [`identity`], the clock in `clock`. A verb of its own (the demo) is one
 //! module, one variant of [`cli::Verb`] and one line of [`run`].
 
 mod adjust;
@@ -22,6 +22,7 @@ mod events;
 mod explain;
 mod force;
 mod guest;
+mod identity;
 mod local;
 mod manual;
 mod metadata;

@@ -16,8 +16,8 @@ use crate::orders::MakeVerb;
 use crate::show::words;
 use crate::wait::Goal;
 use crate::{
-    adjust, bench, config_verbs, create_md, demo, events, explain, force, guest, manual, metadata,
-    nodes, orders, split_brain, status, verify, wait,
+    adjust, bench, config_verbs, create_md, demo, events, explain, force, guest, identity, manual,
+    metadata, nodes, orders, split_brain, status, verify, wait,
 };
 
 /// Runs `twinadm` with these arguments, the program's name first; answers the exit code.
@@ -124,6 +124,9 @@ fn run(context: &Context, verb: &Verb) -> Result<u8, Failure> {
         Verb::Quorum(cli::Quorum::Show) => explain::quorum(context),
         Verb::WhatIf(cli::WhatIf::Kill(arguments)) => explain::what_if(context, arguments),
         Verb::History(arguments) => explain::history(context, arguments),
+        Verb::Init(arguments) => identity::init(context, arguments),
+        Verb::Join(arguments) => identity::join(context, arguments),
+        Verb::Leave(arguments) => identity::leave(context, arguments),
         Verb::CreateMd(arguments) => create_md::create_md(context, arguments),
         Verb::DumpMd(arguments) => metadata::dump_md(context, arguments),
         Verb::ShowGi(arguments) => metadata::show_gi(context, arguments),

@@ -196,7 +196,9 @@ fn verbs_and_flags_that_are_not_built_are_unknown() {
         "twinadm resize all",
         "twinadm resize r --size much",
         "twinadm primary r --yes-lose=r",
-        "twinadm init lab",
+        "twinadm init",
+        "twinadm init lab --token",
+        "twinadm join",
         "twinadm top",
     ] {
         assert!(parse(line).is_err(), "{line}");

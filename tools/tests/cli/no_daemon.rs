@@ -37,6 +37,77 @@ fn unknown_verbs_and_flags_are_usage_errors() {
     assert!(!help.out.contains("replace-disk"));
 }
 
+/// Keys are made once, shown to nobody else, and taken away only by a yes where they cannot be had again.
+#[test]
+fn keys_are_made_once_and_tokens_where_they_were_made() {
+    let scratch = Scratch::with_resource(4 * MIB);
+    let (a, b) = (
+        scratch.path("a").display().to_string(),
+        scratch.path("b").display().to_string(),
+    );
+    let ran = |words: &[&str]| scratch.twinadm(words);
+    let init = ["--node", "kvm-a", "init", "lab", "--state-dir", &a];
+    let wrong = ran(&["--node", "kvm-a", "init", "labb", "--state-dir", &a]);
+    assert!(
+        wrong.code == 3 && wrong.err.contains("twinadm init lab"),
+        "{wrong:?}"
+    );
+    assert_eq!(
+        ran(&["--node", "kvm-x", "init", "lab", "--state-dir", &a]).code,
+        7
+    );
+    let planned = ran(&[&["-n"][..], &init].concat());
+    assert_eq!(planned.code, 14, "{planned:?}");
+    let made = ran(&init);
+    assert_eq!((made.code, made.out.lines().count()), (0, 2), "{made:?}");
+    assert!(
+        made.out.lines().all(|token| token.starts_with("tbj1.")),
+        "{made:?}"
+    );
+    let again = ran(&init);
+    assert!(again.code == 4 && again.err.contains("E0440"), "{again:?}");
+    let token = ran(&[
+        "--node",
+        "kvm-a",
+        "-o",
+        "json",
+        "init",
+        "--token",
+        "--state-dir",
+        &a,
+    ]);
+    assert!(
+        token.code == 0 && token.out.contains("\"tokens\":[\"tbj1."),
+        "{token:?}"
+    );
+    let nowhere = ran(&["--node", "kvm-b", "init", "--token", "--state-dir", &b]);
+    assert!(
+        nowhere.code == 3 && nowhere.err.contains("E0114"),
+        "{nowhere:?}"
+    );
+
+    for text in ["", "tbj1.", "hello", "-"] {
+        let refused = ran(&["--node", "kvm-b", "join", text, "--state-dir", &b]);
+        assert!(
+            refused.code == 2 && refused.err.contains("E0442"),
+            "{text}: {refused:?}"
+        );
+    }
+    let token = made.out.lines().next().unwrap();
+    let own = ran(&["--node", "kvm-a", "join", token, "--state-dir", &b]);
+    assert!(own.code == 4 && own.err.contains("E0441"), "{own:?}");
+
+    let stays = ran(&["--node", "kvm-a", "leave", "--state-dir", &a]);
+    assert!(stays.code == 4 && stays.err.contains("E0422"), "{stays:?}");
+    assert_eq!(
+        ran(&["--node", "kvm-a", "leave", "--yes", "--state-dir", &a]).code,
+        0
+    );
+    assert!(!scratch.path("a/keys").exists());
+    let gone = ran(&["--node", "kvm-a", "leave", "--state-dir", &a]);
+    assert_eq!(gone.code, 0, "{gone:?}");
+}
+
 #[test]
 fn a_program_on_the_path_becomes_a_verb() {
     let scratch = Scratch::new();
