@@ -42,6 +42,8 @@ pub(crate) struct Setup {
     pub(crate) nbd: &'static str,
     /// NBD by TCP.
     pub(crate) tcp: Tcp,
+    /// `[net] tls`; with any but "off" the nodes get their keys by `init` and `join`.
+    pub(crate) tls: &'static str,
 }
 
 /// How NBD is served by TCP.
@@ -62,6 +64,12 @@ impl Default for Setup {
             resource: "",
             nbd: "",
             tcp: Tcp::Off,
+            // By hand, all of these tests: TWINBLK_TEST_TLS=required cargo test --test process
+            tls: match std::env::var("TWINBLK_TEST_TLS").as_deref() {
+                Ok("required") => "required",
+                Ok("control-only") => "control-only",
+                _ => "off",
+            },
         }
     }
 }
@@ -72,6 +80,8 @@ pub(crate) struct Cluster {
     pub(crate) ports: [u16; 3],
     nbd_ports: [u16; 2],
     children: [Option<Child>; 3],
+    /// Nodes that need keys get them before the first of them starts.
+    pub(crate) has_keys: bool,
     namespace: Option<String>,
     _turn: MutexGuard<'static, ()>,
 }
@@ -101,6 +111,7 @@ impl Cluster {
             ports: [a, b, arbitrator],
             nbd_ports: [nbd_a, nbd_b],
             children: Default::default(),
+            has_keys: setup.tls == "off",
             namespace,
             _turn: turn,
         };
@@ -136,10 +147,31 @@ impl Cluster {
         self.wait_both_up_to_date(A);
     }
 
+    /// `init` on `kvm-a` and, while its daemon runs, `join` on the others.
+    fn make_keys(&mut self) {
+        self.has_keys = true;
+        let tokens = self.with_state(A, &["init", "lab"]).ok();
+        self.start(A);
+        for (node, token) in [B, ARBITRATOR].into_iter().zip(tokens.lines()) {
+            self.with_state(node, &["join", token]).ok();
+        }
+        self.kill(A);
+    }
+
+    /// Runs twinadm for `node`, on its state directory.
+    pub(crate) fn with_state(&self, node: usize, words: &[&str]) -> Ran {
+        let state_dir = self.state_dir(node).display().to_string();
+        self.adm(node, &[words, &["--state-dir", &state_dir]].concat())
+    }
+
+    pub(crate) fn state_dir(&self, node: usize) -> PathBuf {
+        self.dir.join(NAMES[node]).join("state")
+    }
+
     fn configure(&self, setup: &Setup) {
         let [a, b, arbitrator] = self.ports;
         let dir = self.dir.display();
-        let (timing, resource) = (setup.timing, setup.resource);
+        let (timing, resource, tls) = (setup.timing, setup.resource, setup.tls);
         let nbd = self.nbd_table(setup.tcp) + setup.nbd;
         fs::write(
             self.dir.join("etc/twinblk.toml"),
@@ -148,7 +180,7 @@ impl Cluster {
                  [node.kvm-a]\naddress = [\"127.0.0.1:{a}\"]\n\
                  [node.kvm-b]\naddress = [\"127.0.0.1:{b}\"]\n\
                  [node.arb]\nrole = \"arbitrator\"\naddress = [\"127.0.0.1:{arbitrator}\"]\n\
-                 [quorum]\ntiming = \"{timing}\"\nwatchdog = \"off\"\n[net]\ntls = \"off\"\n\
+                 [quorum]\ntiming = \"{timing}\"\nwatchdog = \"off\"\n[net]\ntls = \"{tls}\"\n\
                  [metrics]\nlisten = \"\"\n[nbd]\n{nbd}"
             ),
         )
@@ -224,7 +256,7 @@ impl Cluster {
             .arg("--config")
             .arg(self.dir.join("etc"))
             .args(["--node", NAMES[node], "--state-dir"])
-            .arg(self.dir.join(NAMES[node]).join("state"))
+            .arg(self.state_dir(node))
             .arg("--run-dir")
             .arg(self.run_dir(node))
             .stdin(Stdio::null())
@@ -234,6 +266,9 @@ impl Cluster {
 
     /// Starts `node`; its log is `NAME.log`.
     pub(crate) fn start(&mut self, node: usize) {
+        if !self.has_keys {
+            self.make_keys();
+        }
         let log = File::options()
             .create(true)
             .append(true)
@@ -334,6 +369,17 @@ impl Cluster {
             .arg(self.dir.join("etc"))
             .arg("--run-dir")
             .arg(self.run_dir(node))
+            .args(["--node", NAMES[node]])
+            .args(words))
+    }
+
+    /// Has the daemon of `asked` pass on what is about `node`.
+    pub(crate) fn passed_on(&self, asked: usize, node: usize, words: &[&str]) -> Ran {
+        run(Command::new(twinadm())
+            .arg("--config")
+            .arg(self.dir.join("etc"))
+            .arg("--run-dir")
+            .arg(self.run_dir(asked))
             .args(["--node", NAMES[node]])
             .args(words))
     }

@@ -23,6 +23,7 @@ mod forcing;
 mod forwarding;
 mod guest;
 mod guests;
+mod identity;
 mod idle;
 mod invalidating;
 mod isolation;

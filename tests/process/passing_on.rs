@@ -205,6 +205,7 @@ fn a_stream_from_a_host_that_vanished_ends() {
     }
     let cluster = Cluster::serving(&Setup {
         namespace: true,
+        tls: "off",
         ..Setup::default()
     });
     let mut watchers: Vec<_> = (0..RELAYS_MAX)
@@ -302,7 +303,10 @@ fn relay(cluster: &Cluster, preamble: RelayPreamble, to: usize) -> (TcpStream, b
 /// What comes in by the data port is judged before it is heard, and never passed on again.
 #[test]
 fn a_relay_is_refused_unless_it_is_meant_for_this_node() {
-    let cluster = Cluster::serving(&Setup::default());
+    let cluster = Cluster::serving(&Setup {
+        tls: "off",
+        ..Setup::default()
+    });
     let good = RelayPreamble {
         versions: VersionRange::RELAY,
         cluster: ResourceId::of_name("lab").0,
@@ -368,7 +372,10 @@ fn a_relay_that_does_not_wait_for_the_answer_is_closed() {
 /// A path that is down, and one on which nobody answers, do not hide the one that works.
 #[test]
 fn each_address_of_the_other_node_is_tried() {
-    let mut cluster = Cluster::new(&Setup::default());
+    let mut cluster = Cluster::new(&Setup {
+        tls: "off",
+        ..Setup::default()
+    });
     cluster.start(B);
     wait_for("the daemon answers", PATIENCE, || {
         let ran = cluster.adm(B, &["version"]);
@@ -428,7 +435,10 @@ fn an_order_of_a_stranger_on_a_node_of_the_cluster_is_refused() {
     if !(am_root() && have(&["bash", "setpriv"])) {
         return;
     }
-    let cluster = Cluster::serving(&Setup::default());
+    let cluster = Cluster::serving(&Setup {
+        tls: "off",
+        ..Setup::default()
+    });
     let preamble = RelayPreamble {
         versions: VersionRange::RELAY,
         cluster: ResourceId::of_name("lab").0,

@@ -4,6 +4,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod joining;
 pub mod metadata;
 pub mod nbd;
 pub mod peer;

@@ -45,6 +45,7 @@ fn preambles(stream: &[u8]) {
             Opening::Link(preamble) => preamble.encode(),
             Opening::Relay(preamble) => preamble.encode(),
             Opening::Forward(preamble) => preamble.encode(),
+            Opening::Secure(preamble) => preamble.encode(),
         };
         assert_eq!(Opening::parse(&again), Ok(opening));
     }

@@ -3,11 +3,14 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
 use replicator::protocol::{
-    DataKind, ForwardPreamble, Message, Preamble, RelayPreamble, VersionRange, WriteId, WriteTerms, encode,
+    DataKind, ForwardPreamble, Message, Preamble, Purpose, RelayPreamble, SecurePreamble, VersionRange, WriteId,
+    WriteTerms, encode,
 };
 use replicator::types::{
     BlockCount, BlockIndex, BlockRange, NodeId, ReplicationProtocol, ResourceId, SessionId, ViewNumber,
 };
+
+use twinblk::identity::message::{Admission, JoinRequest, encode_answer};
 
 /// A small generator, so that the smoke run needs nothing and repeats exactly.
 struct Lcg(u64);
@@ -97,7 +100,14 @@ fn a_connection_may_begin_with_anything() {
         to: NodeId::A,
         resource: ResourceId(9),
     };
-    let openings = [link.encode(), relay.encode(), forward.encode()];
+    let secure = SecurePreamble {
+        versions: VersionRange::SECURE,
+        cluster: 1,
+        from: NodeId::B,
+        to: NodeId::A,
+        purpose: Purpose::Join,
+    };
+    let openings = [link.encode(), relay.encode(), forward.encode(), secure.encode()];
     let mut random = Lcg(3);
     for round in 0..30_000 {
         let opening = openings[round % openings.len()];
@@ -108,6 +118,38 @@ fn a_connection_may_begin_with_anything() {
             data[at] = random.byte();
         }
         crate::peer::frame(&data);
+    }
+}
+
+#[test]
+fn whoever_joins_may_be_told_anything() {
+    let mut token = vec![7; 72];
+    token.extend(*b"\x05kvm-a\x02");
+    token.extend(*b"\x04\x7f\0\0\x01\x6e\x1e\x06");
+    token.extend([9; 18]);
+    let request = JoinRequest {
+        token: 1,
+        secret: [2; 16],
+        node: "kvm-b".to_owned(),
+        public_key: [4; 65],
+    };
+    let admission = Admission {
+        cluster: "lab".to_owned(),
+        secret: [5; 32],
+        certificate: vec![6; 40],
+        authority: vec![7; 30],
+    };
+    let seeds = [token, request.encode(), encode_answer(&Ok(admission))];
+    let mut random = Lcg(4);
+    for round in 0..30_000 {
+        let mut data = vec![1];
+        data.extend_from_slice(&seeds[round % seeds.len()]);
+        for _ in 0..random.below(3) {
+            let at = 1 + random.below(data.len() - 1);
+            data[at] = random.byte();
+        }
+        data.truncate(data.len() - random.below(2) * random.below(20));
+        crate::joining::join(&data);
     }
 }
 
