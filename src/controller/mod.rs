@@ -488,7 +488,7 @@ impl Controller {
             let (id, view) = (entry.resource, entry.view);
             let mut news = None;
             let known = self.with(id, outlet, |resource, cx| {
-                news = resource.news_for(view);
+                news = resource.news_for(cx.me, view);
                 if !is_successor {
                     return;
                 }
@@ -575,7 +575,7 @@ impl Controller {
             let entries: Vec<_> = self
                 .resources
                 .values()
-                .map(|resource| (resource.configured(), resource.beacon_entry()))
+                .map(|resource| (resource.configured(), resource.beacon_entry(&self.me)))
                 .filter(|(configured, entry)| {
                     *configured && (due || urgent.contains(&entry.resource))
                 })

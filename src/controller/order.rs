@@ -196,6 +196,7 @@ impl Blocker {
             Self::ViewMoved { .. } => ("E0425", RefusalKind::Safety),
             Self::Maintenance => ("E0423", RefusalKind::Safety),
             Self::PeerHeard { .. } => ("E0424", RefusalKind::Safety),
+            Self::DecidedAlone { .. } => ("E0426", RefusalKind::Safety),
         }
     }
 
@@ -271,6 +272,16 @@ impl Blocker {
                 "{peer} is alive: it was heard {:.1} s ago",
                 last_seen.as_secs_f64()
             ),
+            Self::DecidedAlone { view, heard } => {
+                let others = if *heard {
+                    "another voter is heard, and may have gone on without it"
+                } else {
+                    "others may have gone on without it"
+                };
+                format!(
+                    "view {view} was forced on {node} alone, and counts on no other voter: {others}"
+                )
+            }
             Self::NoData => {
                 format!("the replica on {node} is new: it holds nothing of the resource")
             }
@@ -302,6 +313,19 @@ impl Blocker {
             Self::PeerHeard { .. } => vec![
                 format!("to have it here: twinadm move {resource} {node}"),
                 format!("power {peer} off first, then: twinadm confirm-fenced {peer}"),
+            ],
+            Self::DecidedAlone { heard: false, .. } => vec![
+                format!("nobody else served it since? twinadm primary {resource} --node {node}"),
+                format!("else start {peer}, which then serves"),
+            ],
+            Self::DecidedAlone { heard: true, .. } => vec![
+                format!("see who has the newest data: twinadm status {resource} --node {peer}"),
+                format!(
+                    "{peer} serves by itself if it may, or: on {peer}, twinadm primary {resource}"
+                ),
+                format!(
+                    "{node}'s are the ones to keep? what that would lose: twinadm primary {resource} --force"
+                ),
             ],
             Self::NoData => vec![
                 format!("attach the replica that was in use: twinadm attach {resource}"),
@@ -420,6 +444,10 @@ mod tests {
             Blocker::NoData,
             Blocker::ViewMoved {
                 view: ViewNumber(7),
+            },
+            Blocker::DecidedAlone {
+                view: ViewNumber(7),
+                heard: true,
             },
             Blocker::Standby,
             Blocker::Maintenance,

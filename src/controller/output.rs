@@ -381,6 +381,13 @@ pub enum Blocker {
     Standby,
     /// Maintenance is on here.
     Maintenance,
+    /// This node's vote alone decided the view, and others may have gone on without it.
+    DecidedAlone {
+        /// Which view.
+        view: ViewNumber,
+        /// One of them is heard.
+        heard: bool,
+    },
     /// The peer, said to be dead, was heard.
     PeerHeard {
         /// How long ago.
@@ -422,6 +429,7 @@ impl Blocker {
             | Self::ViewMoved { .. }
             | Self::Standby
             | Self::Maintenance
+            | Self::DecidedAlone { .. }
             | Self::PeerHeard { .. } => false,
         }
     }

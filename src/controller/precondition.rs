@@ -55,6 +55,10 @@ pub(super) struct Situation<'a> {
     pub(super) failover: Failover,
     pub(super) automation: Automation,
     pub(super) voters_seen: usize,
+    /// Another voter is heard, in whichever way.
+    pub(super) others_heard: bool,
+    /// When no other voter was heard for as long as an unplanned takeover waits.
+    pub(super) quiet_at: Instant,
 }
 
 /// One precondition.
@@ -82,6 +86,8 @@ pub enum Precondition {
     Whole,
     /// It lost nothing that the peer may have kept (R16).
     KeptEverything,
+    /// Nobody may have gone on without a view that this node's vote alone decided.
+    NotOverruled,
     /// No order by hand holds.
     NotHeld,
     /// The node may take over by itself, or is told to.
@@ -124,7 +130,7 @@ impl Check {
 
 impl Precondition {
     /// All, in the order in which they are told.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Up,
         Self::NotLeaving,
         Self::Attached,
@@ -136,6 +142,7 @@ impl Precondition {
         Self::SameReplica,
         Self::Whole,
         Self::KeptEverything,
+        Self::NotOverruled,
         Self::NotHeld,
         Self::Allowed,
         Self::PeerGone,
@@ -196,6 +203,7 @@ impl Precondition {
             Self::InSync
             | Self::SameReplica
             | Self::KeptEverything
+            | Self::NotOverruled
             | Self::NotHeld
             | Self::Allowed
                 if s.forced =>
@@ -207,6 +215,18 @@ impl Precondition {
                 let serves = s.claim.is_some_and(|(_, claim)| claim.active);
                 let over = gone || s.now >= s.grant_until || !s.grant_counts;
                 Check::met(over && !serves, s.peer_serves(view))
+            }
+            // Its own vote proves only that it was once the last one left.
+            Self::NotOverruled if view.voters.needed() > 1 => Check::NotAsked,
+            Self::NotOverruled if !s.ordered || s.others_heard => {
+                let heard = s.others_heard;
+                let view = number;
+                Check::Unmet(Blocker::DecidedAlone { view, heard })
+            }
+            Self::NotOverruled => {
+                let remaining = s.quiet_at.since(s.now);
+                let otherwise = Blocker::LeaseWait { remaining };
+                Check::met(remaining.is_zero(), otherwise)
             }
             Self::InSync => {
                 let counts = view.in_sync.contains(s.node);
@@ -273,6 +293,7 @@ impl Precondition {
             Self::SameReplica => "same-replica",
             Self::Whole => "whole",
             Self::KeptEverything => "kept-everything",
+            Self::NotOverruled => "not-overruled",
             Self::NotHeld => "not-held",
             Self::Allowed => "allowed",
             Self::PeerGone => "peer-gone",
@@ -299,6 +320,7 @@ impl Precondition {
             Self::SameReplica => "the attached replica is the one that the view names".to_owned(),
             Self::Whole => "the replica itself does not forbid it".to_owned(),
             Self::KeptEverything => "it lost nothing that the peer may have kept".to_owned(),
+            Self::NotOverruled => "nobody else is there who may have gone on".to_owned(),
             Self::NotHeld => "no order by hand holds".to_owned(),
             Self::Allowed => "it may take over by itself, or was told to".to_owned(),
             Self::PeerGone => format!("{peer} certainly does not serve any more"),

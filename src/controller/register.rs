@@ -22,6 +22,7 @@
 use replicator::types::{Ballot, CommittedView, NodeId, QuorumEvidence, View, VoterId, VoterSet};
 
 use super::rules::Rules;
+use super::view::era;
 
 /// A voter's durable half of the register.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -56,9 +57,14 @@ impl Acceptor {
         Verdict::Agreed
     }
 
-    /// Second phase: accepts `view` unless a higher ballot was promised.
+    /// Second phase: accepts `view` unless a higher ballot was promised, or the one accepted before is of
+    /// a later era.
     pub fn accept(&mut self, ballot: Ballot, view: &View, rules: &Rules) -> Verdict {
-        if ballot < self.promised && rules.ballots {
+        // Those who did not hear of a lineage that was forced meanwhile may have the higher ballot.
+        let older = self
+            .accepted
+            .is_some_and(|(_, own)| era(view.number) < era(own.number));
+        if (ballot < self.promised || older) && rules.ballots {
             return Verdict::Refused {
                 promised: self.promised,
             };
@@ -134,7 +140,7 @@ impl Round {
         let promises = || self.promises.iter().flatten();
         let highest = promises()
             .filter_map(|promise| promise.accepted)
-            .max_by_key(|(ballot, _)| *ballot);
+            .max_by_key(|(ballot, view)| (era(view.number), *ballot));
         let Some((ballot, view)) = highest else {
             // Blank counts as a promise only here: while nothing was ever founded.
             return (promises().count() >= VoterSet::MAJORITY).then_some(Read::Empty);
@@ -188,6 +194,7 @@ mod tests {
 
     use super::*;
     use crate::controller::testing::{ballot, founded};
+    use crate::controller::view::FORCE_ALONE_STEP;
 
     const RULES: Rules = Rules::ALL;
     const VOTERS: [VoterId; 3] = [VoterId(1), VoterId(2), VoterId(3)];
@@ -222,6 +229,22 @@ mod tests {
         );
         assert_eq!(acceptor.prepare(ballot(2, 1), &RULES), Verdict::Agreed);
         assert_eq!(acceptor.accepted, Some((ballot(2, 0), view(1))));
+    }
+
+    /// Those who did not hear of a forced lineage went on with higher ballots: that makes it no older.
+    #[test]
+    fn a_later_era_outranks_every_ballot() {
+        let forced = view(FORCE_ALONE_STEP);
+        let mut acceptor = Acceptor::default();
+        acceptor.accept(ballot(2, 0), &forced, &RULES);
+        let refused = Verdict::Refused {
+            promised: ballot(2, 0),
+        };
+        assert_eq!(acceptor.accept(ballot(9, 1), &view(8), &RULES), refused);
+        let mut round = Round::new(ballot(10, 0));
+        round.note_promise(NodeId::A, promise(0, Some((ballot(9, 1), view(8)))));
+        round.note_promise(NodeId::B, promise(1, Some((ballot(2, 0), forced))));
+        assert_eq!(round.read(&RULES), Some(Read::Unfinished(forced)));
     }
 
     #[test]

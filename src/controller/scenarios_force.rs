@@ -3,7 +3,7 @@
 
 use replicator::types::{DataGeneration, InSync, ViewCause, VoterSet};
 
-use super::view::FORCE_ALONE_STEP;
+use super::view::{FORCE_ALONE_STEP, era};
 use super::world::{A, B, T, World, ms};
 use super::*;
 
@@ -159,12 +159,18 @@ fn a_node_without_any_voter_decides_alone_and_meets_the_others_as_newer() {
     world.run(ms(10));
     assert!(matches!(world.orders[&8], Ok(Done { already: false, .. })));
     let forced = world.view(B);
-    assert_eq!(forced.number.0, old.number.0 + FORCE_ALONE_STEP);
+    assert!(forced.number.0 == FORCE_ALONE_STEP && forced.number > old.number);
     assert_eq!(forced.voters.0.iter().flatten().count(), 1);
-    // It counts on itself alone across a restart too.
+    // Across a restart it counts on itself alone too, if somebody says so again, and after a wait.
     world.kill(B);
     world.restart(B);
-    world.run_until(ms(3_000), |world| world.serves(B));
+    world.run(ms(3_000));
+    assert!(!world.active(B), "others may have gone on");
+    world.kill(B);
+    world.restart(B);
+    world.order(9, B, Order::Primary);
+    let took = world.run_until(ms(3_000), |world| world.serves(B));
+    assert!(took >= 590, "nobody may be heard for so long: {took} ms");
     assert_eq!(lineage(&world, B), forced.data_generation);
     // The arbitrator returns with the old view on record: it votes for the new one, and counts again.
     world.restart(T);
@@ -181,6 +187,158 @@ fn a_node_without_any_voter_decides_alone_and_meets_the_others_as_newer() {
     world.run_until(ms(3_000), |world| world.view(B).in_sync == InSync::BOTH);
     world.kill(B);
     world.run_until(ms(2_000), |world| world.serves(A));
+}
+
+/// Story: B was forced alone and died, and A and T, who never heard of it, have gone on for long.
+#[test]
+fn a_node_once_forced_alone_does_not_come_back_over_those_who_went_on() {
+    let mut world = World::pair(129);
+    world.kill(A);
+    world.kill(T);
+    world.run(ms(1_000));
+    world.order(8, B, Order::Force);
+    world.run_until(ms(3_000), |world| world.serves(B));
+    world.run(ms(100));
+    world.kill(B);
+    world.restart(A);
+    world.restart(T);
+    world.run_until(ms(5_000), |world| world.serves(A));
+    let goes_on = world.view(A);
+    // B boots: cut off from both, then heard by one of them.
+    world.cut(A, B);
+    world.cut(B, T);
+    world.restart(B);
+    world.run(ms(3_000));
+    assert!(world.serves(A) && !world.active(B));
+    let heard_by_arbitrator = |world: &mut World| {
+        world.heal();
+        world.cut(A, B);
+        world.run(ms(2_500));
+    };
+    heard_by_arbitrator(&mut world);
+    assert!(world.serves(A) && !world.active(B), "{}", world.story());
+    assert_eq!((world.view(A), world.view(B)), (goes_on, goes_on));
+    world.heal();
+    world.run(ms(1_000));
+    assert!(world.serves(A) && world.view(A).in_sync == InSync::only(NodeId::A));
+    // Once its data are given up it is an ordinary standby.
+    world.forget_lineage(B);
+    world.run_until(ms(3_000), |world| world.view(A).in_sync == InSync::BOTH);
+    world.kill(A);
+    world.run_until(ms(3_000), |world| world.serves(B));
+}
+
+/// Story: B was forced alone; when it boots the arbitrator is there, which knows of no newer view.
+#[test]
+fn a_node_once_forced_alone_asks_again_where_another_voter_is_heard() {
+    let mut world = World::pair(131);
+    world.kill(A);
+    world.kill(T);
+    world.run(ms(1_000));
+    world.order(8, B, Order::Force);
+    world.run_until(ms(3_000), |world| world.serves(B));
+    world.run(ms(100));
+    let forced = lineage(&world, B);
+    world.kill(B);
+    world.restart(T);
+    world.restart(B);
+    world.run(ms(3_000));
+    world.order(9, B, Order::Primary);
+    world.run(ms(100));
+    assert!(matches!(
+        blockers(&world, 9)[..],
+        [Blocker::DecidedAlone { heard: true, .. }]
+    ));
+    world.order(10, B, Order::Force);
+    world.run_until(ms(3_000), |world| world.serves(B));
+    assert_ne!(lineage(&world, B), forced, "others may have served");
+    world.run_until(ms(5_000), |world| {
+        world.view(B).voters.needed() == VoterSet::MAJORITY
+    });
+}
+
+/// Story: the link between the nodes is cut and the arbitrator gone, and both are forced. Whoever is met
+/// by the arbitrator first, one number is one view, one of them ends, and the other goes on.
+#[test]
+fn of_two_nodes_forced_apart_one_goes_on_and_the_other_is_refused() {
+    for seed in 0..8 {
+        let mut world = World::pair(13_000 + seed);
+        world.kill(T);
+        world.cut(A, B);
+        world.run(ms(2_000));
+        // Also where one of them was forced before, and knows of more ballots.
+        if seed % 4 >= 2 {
+            world.order(7, B, Order::Force);
+            world.run_until(ms(3_000), |world| world.serves(B));
+            world.kill(B);
+            world.restart(B);
+            world.run(ms(1_000));
+        }
+        world.order(8, B, Order::Force);
+        world.order(9, A, Order::Force);
+        world.run_until(ms(5_000), |world| world.serves(A) && world.serves(B));
+        world.run(ms(50));
+        let [a, b] = [A, B].map(|node| world.view(node));
+        assert_ne!(a.number, b.number);
+        assert_ne!(a.data_generation, b.data_generation);
+        let later = if a.number > b.number { A } else { B };
+        if seed % 2 == 0 {
+            world.restart(T);
+            world.run(ms(4_000));
+            assert!(
+                world.serves(later) && !world.active(1 - later),
+                "{}",
+                world.story()
+            );
+        }
+        world.heal();
+        world.run(ms(3_000));
+        assert!(
+            world.serves(later) && !world.active(1 - later),
+            "{}",
+            world.story()
+        );
+        assert_eq!(world.view(A).number, world.view(B).number);
+        // It can still change something, and come back.
+        if seed % 2 == 1 {
+            world.restart(T);
+        }
+        world.run(ms(4_000));
+        assert_eq!(world.view(later).voters.0.iter().flatten().count(), 3);
+        world.kill(later);
+        world.restart(later);
+        world.run_until(ms(5_000), |world| world.serves(later));
+        assert!(!world.active(1 - later));
+        world.forget_lineage(1 - later);
+        world.run_until(ms(5_000), |world| world.view(later).in_sync == InSync::BOTH);
+        assert_eq!(era(world.view(A).number), era(a.number.max(b.number)));
+    }
+}
+
+/// Story: B sealed for a forced view and died before it decided. A and T return and know of none of it.
+#[test]
+fn a_force_alone_that_was_left_half_done_refuses_only_what_it_left() {
+    let mut world = World::pair(132);
+    world.kill(A);
+    world.kill(T);
+    world.run(ms(1_000));
+    world.order(8, B, Order::Force);
+    world.run_until(ms(3_000), |world| world.record(B).seal > ViewNumber::NONE);
+    world.kill(B);
+    assert!(
+        !world.record(B).newest().unwrap().forced,
+        "nothing was decided"
+    );
+    world.restart(A);
+    world.restart(T);
+    world.run_until(ms(5_000), |world| world.serves(A));
+    let before = world.events.len();
+    world.restart(B);
+    world.run(ms(3_000));
+    let steps = world.events[before..]
+        .iter()
+        .filter(|(_, event)| matches!(event, ControllerEvent::SteppedDown { .. }));
+    assert!(steps.count() <= 1 && world.serves(A), "{}", world.story());
 }
 
 #[test]

@@ -17,7 +17,7 @@ use thiserror::Error;
 use super::rules::Rules;
 use force::force;
 
-pub use force::{FORCE_ALONE_ROUNDS, FORCE_ALONE_STEP};
+pub use force::{Alone, FORCE_ALONE_STEP, alone_number, alone_round, era};
 
 /// What a data node can propose. `node` is always the proposer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -99,7 +99,7 @@ pub enum Change {
         /// Identity of the new lineage.
         data_generation: DataGeneration,
         /// No majority can be asked: this voter decides alone, from now on.
-        alone: Option<VoterId>,
+        alone: Option<Alone>,
     },
     /// The active Primary met a voter for the first time.
     AddVoter {

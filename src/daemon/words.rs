@@ -127,6 +127,7 @@ fn id_of(refusal: &OrderRefusal) -> ErrorId {
         Some(Blocker::NoData) => ErrorId::NoDataHere,
         Some(Blocker::ViewMoved { .. }) => ErrorId::WouldLose,
         Some(Blocker::PeerHeard { .. }) => ErrorId::StillAlive,
+        Some(Blocker::DecidedAlone { .. }) => ErrorId::DecidedAlone,
         _ => ErrorId::NoQuorum,
     }
 }

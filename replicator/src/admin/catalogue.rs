@@ -202,6 +202,10 @@ catalogue! {
     ];
     /// The node that is said to be dead is alive.
     StillAlive = "E0426", exit::REFUSED, ["power it off first"];
+    /// The node decided alone, by force, and others may have gone on without it.
+    DecidedAlone = "E0428", exit::REFUSED, [
+        "if nobody else served it since: twinadm primary RES; see who is there: twinadm quorum show",
+    ];
     /// The node is in standby, and what it serves could not all be moved.
     NotDrained = "E0427", exit::REFUSED, ["mend what the message names, then: twinadm node drain NODE"];
     /// The replica never held anything of the resource.

@@ -8,16 +8,56 @@
 //! Invariant: a forced view begins a lineage of its own, so that of two nodes that served apart neither
 //! is overwritten by meeting the other.
 
-use replicator::types::{Ballot, Instant, NodeId, ViewNumber, VoterSet};
+use replicator::types::{Ballot, Instant, NodeId, View, ViewNumber, VoterSet};
 
 use super::super::input::Order;
 use super::super::output::{Blocker, StepDownReason};
 use super::super::precondition::Situation;
-use super::super::view::{Change, FORCE_ALONE_ROUNDS, Proposal};
+use super::super::view::{Alone, Change, Proposal, alone_number, alone_round, era};
 use super::propose::Attempt;
-use super::{Context, Resource};
+use super::{Context, Me, Resource};
 
 impl Resource {
+    /// Whether this voter stands for a view that it decided alone and does not serve: others may have gone
+    /// on without it, so it counts for nothing until it serves again or hears what they decided.
+    pub(super) fn is_idle_alone(&self, me: &Me) -> bool {
+        self.active.is_none()
+            && self.record().newest().is_some_and(|view| {
+                view.voters.needed() == 1 && view.voters.recognises(me.node, me.voter)
+            })
+    }
+
+    /// What others hear of: the newest committed view, unless this node stands for it alone.
+    pub(super) fn committed_for_others(&self, me: &Me) -> Option<View> {
+        self.committed().filter(|_| !self.is_idle_alone(me))
+    }
+
+    /// Others went on from the view that this node left alone, and it does not serve: they are followed.
+    /// What is on its replica stays there, of a lineage of its own.
+    pub(super) fn yield_to_others(&mut self, cx: &mut Context<'_>, view: &View) {
+        let went_on =
+            view.number > self.grant.seal() && era(view.number) < era(self.newest_number());
+        if !went_on || !self.is_idle_alone(cx.me) {
+            return;
+        }
+        self.attempt = None;
+        self.undecided = None;
+        self.store.change(|record| {
+            record.acceptor.accepted = None;
+            record.committed = None;
+        });
+    }
+
+    /// Up to which view the peer is refused before this node serves in `view`. What it decided alone
+    /// before nobody else serves in, and those who went on are not to be refused for it.
+    pub(super) fn seal_before(&self, me: &Me) -> ViewNumber {
+        if self.is_idle_alone(me) {
+            self.grant.seal()
+        } else {
+            self.newest_number()
+        }
+    }
+
     /// Votes that change the newest view known here.
     pub(super) fn votes_needed(&self) -> usize {
         self.record()
@@ -131,9 +171,10 @@ impl Resource {
         }
         if !attempt.is_alone() {
             // Its own voter promises it like any other round, and says so only when that is durable.
-            let number = self.highest_round.saturating_add(FORCE_ALONE_ROUNDS);
-            if number < Ballot::ROUND_MAX {
-                self.begin_round_at(cx, number, true);
+            let round = alone_round(cx.me.node, self.newest_number(), self.highest_round);
+            match round.filter(|round| *round < Ballot::ROUND_MAX) {
+                Some(round) => self.begin_round_at(cx, round, true),
+                None => self.end_of_rounds(cx),
             }
             return;
         }
@@ -147,7 +188,10 @@ impl Resource {
             about: newest.number,
             replica: facts.replica,
             data_generation: self.generation,
-            alone: Some(cx.me.voter),
+            alone: Some(Alone {
+                voter: cx.me.voter,
+                number: alone_number(attempt.round_number()),
+            }),
         };
         let proposal = Proposal {
             node: cx.me.node,

@@ -51,6 +51,15 @@ pub(super) struct Me {
     pub(super) automation: Automation,
 }
 
+impl Me {
+    fn others(&self) -> impl Iterator<Item = NodeId> + use<> {
+        let (me, has_arbitrator) = (self.node, self.has_arbitrator);
+        NodeId::ALL
+            .into_iter()
+            .filter(move |node| *node != me && (has_arbitrator || node.is_data()))
+    }
+}
+
 /// What a step may look at and where its effects go.
 pub(super) struct Context<'a> {
     pub(super) now: Instant,
@@ -82,10 +91,15 @@ impl Context<'_> {
     }
 
     fn others(&self) -> impl Iterator<Item = NodeId> + use<> {
-        let (me, has_arbitrator) = (self.me.node, self.me.has_arbitrator);
-        NodeId::ALL
-            .into_iter()
-            .filter(move |node| *node != me && (has_arbitrator || node.is_data()))
+        self.me.others()
+    }
+
+    /// Whether another voter was heard lately, be it one-way.
+    fn others_heard(&self) -> bool {
+        self.others().any(|node| {
+            let heard = self.peers[node.index()].heard();
+            heard.is_some_and(|at| self.now < at.plus(seen_window(node, self.me)))
+        })
     }
 
     fn event(&mut self, event: ControllerEvent) {
@@ -476,7 +490,7 @@ impl Resource {
         }
         // What it decides last it may not live to tell.
         self.may_be_behind = true;
-        let committed = self.committed();
+        let committed = self.committed_for_others(cx.me);
         let (now, timing) = (cx.now, &cx.me.timing);
         Some(answer_beacon(
             &mut self.grant,
@@ -511,6 +525,7 @@ impl Resource {
 
     /// Others say that `view` is committed.
     pub(super) fn on_learned(&mut self, cx: &mut Context<'_>, view: View) {
+        self.yield_to_others(cx, &view);
         match News::of(&view, &self.knowledge(cx)) {
             News::Old => {}
             News::Contradiction => self.contradiction(cx, view.number),
@@ -710,6 +725,7 @@ impl Resource {
                     at(peer.suspect_at(me.timing.suspicion));
                 }
                 at(self.grant.until());
+                at(self.quiet_at(me, peers));
                 at(self.kept_wait_end(me));
                 at(self.takes_part_since.plus(me.timing.suspicion));
             }

@@ -39,6 +39,7 @@ enum Stage {
     Draining {
         view: View,
         change: Change,
+        seal: ViewNumber,
         seal_version: u64,
         drained: bool,
     },
@@ -68,6 +69,10 @@ impl Attempt {
 
     pub(super) fn is_alone(&self) -> bool {
         self.alone
+    }
+
+    pub(super) fn round_number(&self) -> u32 {
+        self.round.ballot.round
     }
 
     /// Whether that voter promised.
@@ -134,7 +139,7 @@ impl Resource {
     }
 
     /// Two billion rounds: only a forged ballot gets here. Others would refuse a higher one.
-    fn end_of_rounds(&mut self, cx: &mut Context<'_>) {
+    pub(super) fn end_of_rounds(&mut self, cx: &mut Context<'_>) {
         if !core::mem::replace(&mut self.exhausted, true) {
             cx.event(ControllerEvent::RoundsExhausted { resource: self.id });
         }
@@ -146,12 +151,26 @@ impl Resource {
             self.attempt = None;
             return;
         }
-        match attempt.round.read(&cx.me.rules) {
+        match self.read_round(cx, &attempt) {
             None => self.progress_alone(cx, &attempt),
             // A first view should record everyone who is there: wait a little for the third.
             Some(Read::Empty) if self.awaits_third_voter(cx, &attempt) => {}
             Some(read) => self.decide(cx, read),
         }
+    }
+
+    /// What the promises say. Where one vote decided, that voter's promise alone tells of it, also when
+    /// it was overruled since: this node needs its own too, and what it knows to be over is no answer.
+    fn read_round(&self, cx: &Context<'_>, attempt: &Attempt) -> Option<Read> {
+        let read = attempt.round.read(&cx.me.rules)?;
+        let view = match &read {
+            Read::Empty => return Some(read),
+            Read::Chosen(committed) => committed.view(),
+            Read::Unfinished(view) => view,
+        };
+        let alone = view.voters.needed() == 1;
+        let known = view.number >= self.committed_number();
+        (!alone || (known && attempt.has_promise_of(cx.me.node))).then_some(read)
     }
 
     fn awaits_third_voter(&self, cx: &Context<'_>, attempt: &Attempt) -> bool {
@@ -262,7 +281,11 @@ impl Resource {
 
     /// R22: grant check and seal are one step; R13: the engine drains meanwhile.
     pub(super) fn begin_drain(&mut self, cx: &mut Context<'_>, view: View, change: Change) {
-        let seal = ViewNumber(view.number.0 - 1);
+        // What it is the successor of, or what a node that decides alone leaves behind.
+        let seal = match change {
+            Change::Force { .. } => self.seal_before(cx.me),
+            _ => ViewNumber(view.number.0 - 1),
+        };
         let handed_over = self.peer_left == Some(seal);
         let fenced = self.peer_fenced.is_some()
             && self.peer_fenced == self.record().newest().map(|view| view.number);
@@ -287,6 +310,7 @@ impl Resource {
             attempt.stage = Stage::Draining {
                 view,
                 change,
+                seal,
                 seal_version,
                 drained: false,
             };
@@ -305,7 +329,7 @@ impl Resource {
             return;
         };
         let Stage::Draining {
-            view,
+            seal: asked,
             change,
             drained,
             ..
@@ -313,7 +337,7 @@ impl Resource {
         else {
             return;
         };
-        if view.number != seal.next() {
+        if *asked != seal {
             return;
         }
         // By force also over a replica that may miss writes: only nothing may land late.
@@ -334,6 +358,7 @@ impl Resource {
                     change,
                     seal_version,
                     drained,
+                    ..
                 },
             ..
         }) = self.attempt

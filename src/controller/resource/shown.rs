@@ -4,17 +4,20 @@ use replicator::types::{View, ViewNumber};
 
 use super::super::message::BeaconEntry;
 use super::super::output::{PeerClaim, ResourceSnapshot};
-use super::{Context, Resource};
+use super::{Context, Me, Resource};
 
 impl Resource {
     /// This node's beacon about the resource.
-    pub(in super::super) fn beacon_entry(&self) -> BeaconEntry {
+    pub(in super::super) fn beacon_entry(&self, me: &Me) -> BeaconEntry {
+        let known = self.committed_for_others(me).map(|view| view.number);
         let replica = self.replica;
         BeaconEntry {
             resource: self.id,
             view: self
                 .active
-                .map_or(self.committed_number(), |active| active.view.number),
+                .map_or(known.unwrap_or(self.grant.seal()), |active| {
+                    active.view.number
+                }),
             up: self.record().up,
             active: self.active.is_some(),
             attached: replica.is_some(),
@@ -29,8 +32,9 @@ impl Resource {
     }
 
     /// The newest committed view if a node that knows only `known` should hear of it.
-    pub(in super::super) fn news_for(&self, known: ViewNumber) -> Option<View> {
-        self.committed().filter(|view| view.number > known)
+    pub(in super::super) fn news_for(&self, me: &Me, known: ViewNumber) -> Option<View> {
+        self.committed_for_others(me)
+            .filter(|view| view.number > known)
     }
 
     /// For `status`.

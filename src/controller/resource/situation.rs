@@ -3,6 +3,7 @@
 use replicator::types::{Failover, Instant};
 
 use super::super::Configured;
+use super::super::beacon::Peer;
 use super::super::output::Blocker;
 use super::super::precondition::Situation;
 use super::super::why::{GrantFacts, LeaseFacts, Why};
@@ -52,6 +53,8 @@ impl Resource {
             },
             automation: cx.me.automation,
             voters_seen: cx.voters_seen(),
+            others_heard: cx.others_heard(),
+            quiet_at: self.quiet_at(cx.me, cx.peers),
         }
     }
 
@@ -75,6 +78,15 @@ impl Resource {
             .peer_kept_at
             .map_or(self.takes_part_since, |at| at.max(self.takes_part_since));
         since.plus(me.timing.grant).plus(KEPT_GRACE)
+    }
+
+    /// When no other voter was heard for as long as an unplanned takeover waits.
+    pub(super) fn quiet_at(&self, me: &Me, peers: &[Peer; 3]) -> Instant {
+        let heard = me.others().filter_map(|node| peers[node.index()].heard());
+        let since = heard
+            .max()
+            .map_or(self.takes_part_since, |at| at.max(self.takes_part_since));
+        since.plus(me.timing.grant)
     }
 
     /// Whether the peer may be about to tell what replica it has.

@@ -17,6 +17,9 @@ impl Resource {
     ) {
         if from != cx.me.node {
             self.others_round_at = cx.now;
+            if self.is_idle_alone(cx.me) {
+                return;
+            }
             self.yield_to(cx, ballot);
         }
         let mut verdict = Verdict::Agreed;
@@ -50,6 +53,9 @@ impl Resource {
         if from != cx.me.node {
             self.others_round_at = cx.now;
             self.may_be_behind = true;
+            if self.is_idle_alone(cx.me) {
+                return;
+            }
         }
         let mut verdict = Verdict::Agreed;
         let version = self.store.change(|record| {

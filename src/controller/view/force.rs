@@ -7,12 +7,47 @@ use replicator::types::{
 use super::super::rules::Rules;
 use super::{Abort, successor};
 
-/// Between the last view known and one that was forced without a majority: those that were out of
-/// reach may have agreed on successors meanwhile, a few a month. The forced one outranks them all.
-pub const FORCE_ALONE_STEP: u64 = 1000;
+/// View numbers of one era: every view that a node decided alone begins one. Those that were out of
+/// reach may have agreed on successors meanwhile, a few a month: the forced view outranks them all, and
+/// whatever follows it.
+pub const FORCE_ALONE_STEP: u64 = 1_000_000;
 
-/// The same for ballots. Promises of rounds that nobody here heard of are below it.
-pub const FORCE_ALONE_ROUNDS: u32 = 1 << 20;
+/// The same for ballots. Promises of rounds that nobody here heard of are below the next era's.
+const FORCE_ALONE_ROUNDS: u32 = 1 << 20;
+
+/// How many eras were begun by a node alone before this number's. Of two views, that of the later era
+/// is the newer one, whatever their ballots: those who agreed on the other were not asked.
+#[must_use]
+pub fn era(number: ViewNumber) -> u64 {
+    number.0 / FORCE_ALONE_STEP
+}
+
+/// A vote of one node alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Alone {
+    /// Its voter, the only one that counts from then on.
+    pub voter: VoterId,
+    /// The forced view's number, the first of an era.
+    pub number: ViewNumber,
+}
+
+/// The round in which `node` decides alone after views up to `number` and rounds up to `round`: the first
+/// of an era later than any known. The nodes have the odd and the even ones, so that of two that are
+/// forced apart one is newer, and never the same.
+#[must_use]
+pub fn alone_round(node: NodeId, number: ViewNumber, round: u32) -> Option<u32> {
+    let known = era(number).max(u64::from(round / FORCE_ALONE_ROUNDS));
+    let next = known.checked_add(1)?;
+    let theirs = next % 2 != u64::from(node == NodeId::B);
+    let own = next.checked_add(u64::from(theirs))?;
+    u32::try_from(own).ok()?.checked_mul(FORCE_ALONE_ROUNDS)
+}
+
+/// The number of a view that was decided alone in that round.
+#[must_use]
+pub fn alone_number(round: u32) -> ViewNumber {
+    ViewNumber(u64::from(round / FORCE_ALONE_ROUNDS) * FORCE_ALONE_STEP)
+}
 
 /// The successor of `view` by an operator's word. Who may have it is not asked here: evidence that the
 /// other node does not serve, and that the operator knows what is lost, was asked for before.
@@ -21,7 +56,7 @@ pub(super) fn force(
     node: NodeId,
     replica: ReplicaId,
     data_generation: DataGeneration,
-    alone: Option<VoterId>,
+    alone: Option<Alone>,
     rules: &Rules,
 ) -> Result<View, Abort> {
     let exhausted = Abort::Exhausted { view: view.number };
@@ -38,10 +73,13 @@ pub(super) fn force(
         ..successor(view, ViewCause::Forced)
     };
     next.replicas[node.index()] = Some(replica);
-    if let Some(own) = alone {
-        next.number.0 = view.number.0.saturating_add(FORCE_ALONE_STEP);
+    if let Some(Alone { voter, number }) = alone {
+        if era(number) <= era(view.number) {
+            return Err(exhausted);
+        }
+        next.number = number;
         next.voters = VoterSet::default();
-        next.voters.0[node.index()] = Some(own);
+        next.voters.0[node.index()] = Some(voter);
     }
     if next.number > ViewNumber::MAX {
         return Err(exhausted);
@@ -73,7 +111,7 @@ mod tests {
         Proposal { node, change }.apply(Some(view), &Rules::ALL)
     }
 
-    fn forced(about: &View, alone: Option<VoterId>) -> Change {
+    fn forced(about: &View, alone: Option<Alone>) -> Change {
         Change::Force {
             about: about.number,
             replica: ReplicaId(0xb3),
@@ -90,14 +128,16 @@ mod tests {
         let held = propose(A, Change::Hold { lossy: false }, &both()).unwrap();
         for view in [both(), solo, held] {
             for node in [A, B] {
-                for alone in [None, Some(VoterId(7))] {
+                let number = ViewNumber(FORCE_ALONE_STEP * 3);
+                let voter = VoterId(7);
+                for alone in [None, Some(Alone { voter, number })] {
                     let next = propose(node, forced(&view, alone), &view).unwrap();
                     assert_eq!((next.primary, next.in_sync), (node, InSync::only(node)));
                     assert_ne!(next.data_generation, view.data_generation);
                     assert!(next.forced && next.lossy && !next.held);
                     assert_eq!(next.replicas[node.index()], Some(ReplicaId(0xb3)));
-                    let step = if alone.is_some() { FORCE_ALONE_STEP } else { 1 };
-                    assert_eq!(next.number.0, view.number.0 + step);
+                    let follows = alone.map_or(view.number.next(), |it| it.number);
+                    assert_eq!(next.number, follows);
                     let counts = next.voters.0.iter().flatten().count();
                     assert_eq!(counts, if alone.is_some() { 1 } else { 3 });
                     // The old Primary has nothing to come back with.
@@ -137,10 +177,49 @@ mod tests {
         };
         assert!(propose(B, forced(&late, None), &late).is_ok());
         assert_eq!(
-            propose(B, forced(&late, Some(VoterId(7))), &late),
+            propose(
+                B,
+                forced(
+                    &late,
+                    Some(Alone {
+                        voter: VoterId(7),
+                        number: late.number
+                    })
+                ),
+                &late
+            ),
             Err(Abort::Exhausted { view: late.number })
         );
     }
+
+    /// However often either node is forced alone, and whatever it knew: what it begins is newer than
+    /// that, by number and by ballot alike, and never has a number that the other one's has.
+    #[test]
+    fn what_two_nodes_decide_alone_never_has_one_number() {
+        let mut begun: Vec<(NodeId, ViewNumber, u32)> = Vec::new();
+        for known in [0, 5, 6, FORCE_ALONE_STEP - 1, FORCE_ALONE_STEP * 4 + 9] {
+            for round in [1, 7, FORCE_ALONE_ROUNDS * 3 + 1] {
+                for node in [A, B] {
+                    let (mut number, mut round) = (ViewNumber(known), round);
+                    for _ in 0..3 {
+                        let next = alone_round(node, number, round).unwrap();
+                        assert!(next > round && alone_number(next) > number);
+                        (number, round) = (alone_number(next), next);
+                        begun.push((node, number, round));
+                    }
+                }
+            }
+        }
+        for (node, number, round) in &begun {
+            for (other, its, its_round) in &begun {
+                assert!(node == other || era(*number) != era(*its));
+                assert_eq!(number.cmp(its), round.cmp(its_round));
+            }
+        }
+        assert_eq!(alone_round(A, ViewNumber::MAX, 1), None);
+        assert_eq!(alone_round(A, ViewNumber(1), u32::MAX), None);
+    }
+
     /// Story: while the order is on its way the old Primary comes back and serves again. What is given up
     /// now is not what the operator was told of.
     #[test]
