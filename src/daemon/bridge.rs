@@ -93,7 +93,7 @@ pub(super) fn completion(result: Result<GuestReply, GuestError>) -> Completion<P
 fn nbd_error(error: GuestError) -> NbdError {
     match error {
         GuestError::Io(DiskError::NoSpace) => NbdError::NoSpace,
-        GuestError::Io(_) => NbdError::Io,
+        GuestError::Io(_) | GuestError::Forgotten => NbdError::Io,
         // The session checked against the size it told the client, so the volume shrank since.
         GuestError::OutOfRange => NbdError::Invalid,
     }

@@ -76,6 +76,14 @@ impl Node {
             before
         };
         let report = self.await_growth(resource, since, timeout, answers)?;
+        let to = report.to_blocks.saturating_mul(BLOCK_LEN);
+        if to != wanted {
+            // Two at once: the engine takes one.
+            let why = format!("another order enlarged it to {}", size_text(to));
+            let what = format!("this order for {} was not taken", size_text(wanted));
+            let report = ErrorReport::new(ErrorId::OrderUnderWay, what, why);
+            return Err(report.next("give the order again if it is to be larger still"));
+        }
         self.grown_outcome(resource, &report, now)
     }
 
@@ -308,6 +316,12 @@ impl Node {
         let peer = self.config.node_name(self.node.peer());
         let size = size_text(report.to_blocks.saturating_mul(BLOCK_LEN));
         let why = match report.end {
+            Some(GrowEnd::Undecided) => {
+                let what = format!("whether {name} is {size} is not known yet");
+                let why = "its new size was being decided when this node lost its role or its disk";
+                let report = ErrorReport::new(ErrorId::NotResized, what, why);
+                return Err(report.next(format!("twinadm status {name}")));
+            }
             Some(GrowEnd::Done) | None => {
                 let message = format!(
                     "{name} is {size} now; NBD clients see it when they connect again, and the files \

@@ -33,7 +33,7 @@ pub(super) struct Round {
     guests: Vec<Key>,
     add: Option<ViewNumber>,
     quiesce: bool,
-    suspend: bool,
+    pub(super) suspend: bool,
 }
 
 /// What the next round is wanted for.

@@ -84,6 +84,9 @@ pub enum GrowEnd {
     ViewChanged,
     /// This node is not Primary any more.
     RoleChanged,
+    /// The view with the new size was under way when its disk, its role or the peer was lost: it may
+    /// have been decided.
+    Undecided,
 }
 
 /// What is known of growing.
@@ -301,9 +304,16 @@ impl Engine {
     /// The order is over; a piece under way ends by itself.
     pub(super) fn end_grow(&mut self, end: GrowEnd, out: &mut Outbox) {
         self.grow.run = None;
-        if self.grow.order.take().is_some() {
-            self.end_report(end, out);
-        }
+        let Some(order) = self.grow.order.take() else {
+            return;
+        };
+        let known = matches!(end, GrowEnd::Done | GrowEnd::ViewChanged);
+        let end = if order.told && !known {
+            GrowEnd::Undecided
+        } else {
+            end
+        };
+        self.end_report(end, out);
     }
 
     fn end_report(&mut self, end: GrowEnd, out: &mut Outbox) {

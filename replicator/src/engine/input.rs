@@ -13,6 +13,9 @@ use crate::types::{
 pub enum Input {
     /// A guest wants something. Parsed and range-checked against the export by the NBD session.
     Guest(GuestRequest),
+    /// The client of a request is gone. If it waits for the end of a
+    /// suspension it is not begun any more; else it ends as usual.
+    GuestGone(RequestId),
     /// A disk operation asked for by `Action::Disk` ended.
     DiskDone {
         /// Which.

@@ -366,6 +366,7 @@ impl Engine {
         self.now = now;
         match input {
             Input::Guest(guest) => self.handle_guest(guest, out),
+            Input::GuestGone(request) => self.forget_guest(request, out),
             Input::DiskDone { op, result } => self.handle_disk_done(op, result, out),
             Input::MetaDone { op, result } => self.handle_meta_done(op, result, out),
             // The superblock holds the same mark; that both places failed changes nothing here.

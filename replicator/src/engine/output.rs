@@ -157,6 +157,8 @@ pub enum GuestError {
     Io(DiskError),
     /// Outside the volume (the session checks first; this is the second net).
     OutOfRange,
+    /// Its client is gone, and it was not begun.
+    Forgotten,
 }
 
 /// Something others want to know.

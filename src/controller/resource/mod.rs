@@ -577,6 +577,7 @@ impl Resource {
         self.lease_lapsed = false;
         self.add = AddStage::Idle;
         self.leave = None;
+        self.growth = None;
         self.peer_lost_at = None;
         self.peer_failed = false;
         self.peer_unprepared = false;
@@ -599,6 +600,7 @@ impl Resource {
         self.lease_lapsed = false;
         self.add = AddStage::Idle;
         self.leave = None;
+        self.growth = None;
         self.undecided = None;
         self.add_at_large = None;
         self.remove_unclean = false;

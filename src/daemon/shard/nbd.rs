@@ -214,7 +214,19 @@ impl Shard {
             self.pump_client(key);
         } else {
             client.session.handle_eof(&mut self.nbd_out);
+            self.forget_requests_of(key);
             self.take_outputs(key);
+        }
+    }
+
+    /// It sends no more and waits for nothing: what an engine has not begun of it must not land
+    /// under its successor.
+    pub(super) fn forget_requests_of(&mut self, client: Key) {
+        let resource = self.clients.get(client).and_then(|it| it.resource);
+        let Some(resource) = resource else { return };
+        for request in self.requests.keys_where(|it| it.client == client) {
+            let gone = Input::GuestGone(RequestId(request.to_u64()));
+            self.inputs.push_back((resource, gone));
         }
     }
 
@@ -496,6 +508,7 @@ impl Shard {
     /// Cuts a client off. What it had in flight is answered to nobody.
     pub(super) fn drop_client(&mut self, key: Key) {
         self.note_clients_changed(key);
+        self.forget_requests_of(key);
         if let Some(client) = self.clients.remove(key) {
             self.guest_buffers.free_read_room(client.reads.room);
             if !self.starved.is_empty() {

@@ -304,6 +304,7 @@ impl Shard {
         };
         if tls.has_ended() && all_given && client.session.can_receive() {
             client.session.handle_eof(&mut self.nbd_out);
+            self.forget_requests_of(key);
         }
         self.mark_dirty(key);
         self.end_pump(key, before, all_given && all_opened);
@@ -328,6 +329,7 @@ impl Shard {
         if let Some(client) = self.clients.get_mut(key) {
             client.session.handle_eof(&mut self.nbd_out);
         }
+        self.forget_requests_of(key);
         self.take_outputs(key);
         self.mark_dirty(key);
         false

@@ -311,6 +311,24 @@ fn a_disk_that_cannot_zero_stays_the_replica_it_was() {
 }
 
 #[test]
+fn whether_the_view_came_is_not_said_by_who_cannot_know() {
+    for lost in [true, false] {
+        let mut pair = grown(Shape::SMALL);
+        if lost {
+            pair.step_down(A);
+        } else {
+            pair.hold_disk(A, true);
+            pair.write(A, 1, 0x22);
+            pair.run();
+            pair.state(A).disk.failing = true;
+            pair.hold_disk(A, false);
+        }
+        pair.run();
+        assert_eq!(end(&pair), Some(GrowEnd::Undecided));
+    }
+}
+
+#[test]
 fn it_is_refused_unless_both_replicas_are_in_sync_and_connected() {
     let mut pair = Pair::in_sync();
     enlarge_devices(&mut pair, NEW);

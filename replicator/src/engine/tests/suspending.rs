@@ -2,6 +2,7 @@
 
 use super::pair::Shape;
 use super::*;
+use crate::types::RequestId;
 
 fn suspend(pair: &mut Pair) {
     pair.admin(A, AdminRequest::SuspendIo);
@@ -43,7 +44,7 @@ fn writes_wait_and_reads_and_flushes_go_on_until_it_is_resumed() {
     for waits in [first, second, third] {
         assert_eq!(pair.answer(waits), None);
     }
-    assert_eq!(pair.read_back(A, 1), block(0x11), "what was acknowledged");
+    assert_eq!(pair.read_back(A, 7), block(0), "reads go on");
     pair.flushed(A);
     assert_settled(&pair);
     assert_eq!(pair.snapshot(A).inflight, 3);
@@ -187,4 +188,66 @@ fn what_the_gate_holds_and_what_the_order_holds_keep_their_order() {
     pair.run();
     assert_eq!(pair.read_back(A, 1), block(0x22));
     assert!(pair.answer(first).is_some());
+}
+
+#[test]
+fn a_flush_of_an_earlier_order_settles_nothing_for_the_next_one() {
+    for seed in 1..200_usize {
+        let mut pair = Pair::in_sync();
+        pair.written(A, 1, 0x11);
+        let mut chance = seed;
+        let mut step = |pair: &mut Pair| {
+            chance = chance.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
+            assert!(pair.step_any(|count| (chance >> 33) % count));
+        };
+        pair.admin(A, AdminRequest::SuspendIo);
+        pair.admin(A, AdminRequest::ResumeIo);
+        let between = pair.write(A, 1, 0x22);
+        while pair.answer(between).is_none() {
+            step(&mut pair);
+        }
+        pair.admin(A, AdminRequest::SuspendIo);
+        while pair.snapshot(A).suspension != Some(Suspension::Settled) {
+            step(&mut pair);
+        }
+        assert_settled(&pair);
+    }
+}
+
+#[test]
+fn a_read_of_what_a_held_write_changes_waits_behind_it() {
+    // Its client may be gone: the next one must not see it change later.
+    let mut pair = Pair::in_sync();
+    pair.written(A, 1, 0x11);
+    suspend(&mut pair);
+    let write = pair.write(A, 1, 0x22);
+    let same = pair.read(A, 1);
+    let other = pair.read(A, 2);
+    pair.run();
+    assert_eq!((pair.answer(write), pair.answer(same)), (None, None));
+    assert!(pair.answer(other).is_some(), "another block");
+    resume(&mut pair);
+    let read = Some(Ok(GuestReply::Data(block(0x22).into())));
+    assert_eq!(pair.answer(same), read);
+}
+
+#[test]
+fn what_a_client_that_is_gone_had_waiting_is_never_written() {
+    let mut pair = Pair::in_sync();
+    pair.written(A, 1, 0x11);
+    suspend(&mut pair);
+    let gone = pair.write(A, 1, 0x22);
+    let of_another = pair.write(A, 2, 0x33);
+    let behind = pair.read(A, 1);
+    pair.input(A, Input::GuestGone(RequestId(gone)));
+    pair.run();
+    assert_eq!(pair.answer(gone), Some(Err(GuestError::Forgotten)));
+    let read = Some(Ok(GuestReply::Data(block(0x11).into())));
+    assert_eq!(pair.answer(behind), read, "it waits for nothing any more");
+    // Of one that is answered already nothing is known.
+    pair.input(A, Input::GuestGone(RequestId(gone)));
+    resume(&mut pair);
+    assert_eq!(pair.read_back(A, 1), block(0x11));
+    assert_eq!(pair.answer(of_another), Some(Ok(GuestReply::Done)));
+    pair.assert_replicas_equal();
 }
