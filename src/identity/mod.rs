@@ -10,7 +10,7 @@
 //! [`token`] and [`message`] are pure; the rest needs the feature `identity`.
 //!
 //! Invariant: a private key never leaves the directory it was made in, and nothing secret is in the
-//! `Debug` form of anything here. See docs/decisions/0014.
+//! `Debug` form of anything here. See docs/decisions/0017.
 
 #[cfg(feature = "identity")]
 pub mod authority;
