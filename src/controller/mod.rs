@@ -90,7 +90,7 @@ pub use precondition::{Check, Precondition};
 pub use record::VoterRecord;
 pub use rules::Rules;
 pub use what_if::Fate;
-pub use why::{GrantFacts, LeaseFacts, Why};
+pub use why::{ForceLoss, GrantFacts, LeaseFacts, Why};
 
 use beacon::{Freshness, Peer};
 use lease::GrantAnswer;

@@ -83,6 +83,25 @@ fn in_maintenance_a_stop_hands_nothing_over() {
     world.run_until(ms(1_000), |world| world.serves(B));
 }
 
+/// Story: A is not answered, since nothing of B arrives there; but B hears it.
+#[test]
+fn a_peer_that_is_heard_one_way_is_not_dead() {
+    let mut world = World::pair(135);
+    world.cut_one_way(B, A);
+    world.run(ms(400));
+    world.order(8, B, Order::Fenced);
+    world.run(ms(10));
+    assert!(
+        matches!(
+            &world.orders[&8],
+            Err(OrderRefusal::Blocked { blockers, .. })
+                if matches!(blockers[..], [Blocker::PeerHeard { .. }])
+        ),
+        "{:?}",
+        world.orders[&8]
+    );
+}
+
 #[test]
 fn a_peer_said_to_be_dead_is_waited_for_no_more_unless_it_is_heard() {
     let mut world = World::pair(134);

@@ -1,7 +1,7 @@
 //! Stories of a promotion by force: what it overrides, what it never does, and how the two sides of it
 //! meet again.
 
-use replicator::types::{DataGeneration, InSync, ViewCause, VoterSet};
+use replicator::types::{DataGeneration, InSync, OpId, ViewCause, VoterSet};
 
 use super::view::{FORCE_ALONE_STEP, era};
 use super::world::{A, B, T, World, ms};
@@ -339,6 +339,36 @@ fn a_force_alone_that_was_left_half_done_refuses_only_what_it_left() {
         .iter()
         .filter(|(_, event)| matches!(event, ControllerEvent::SteppedDown { .. }));
     assert!(steps.count() <= 1 && world.serves(A), "{}", world.story());
+}
+
+/// Story: B's replica could not drain, so it may lack what A acknowledged, whatever the view says.
+#[test]
+fn what_a_failed_replica_lacks_is_told_as_unknown() {
+    let mut world = World::pair(133);
+    assert_eq!(world.why(B).force_loss(NodeId::B), ForceLoss::Nothing);
+    world.break_drain(B);
+    world.kill(A);
+    world.run(ms(2_000));
+    assert!(world.view(B).in_sync.contains(NodeId::B) && !world.active(B));
+    let loss = world.why(B).force_loss(NodeId::B);
+    assert_eq!(loss, ForceLoss::Replica(Blocker::Ineligible));
+    world.kill(T);
+    world.run(ms(5_000));
+    assert_eq!(world.why(B).force_loss(NodeId::B), loss);
+}
+
+/// Story: the disk had failed, and was forced all the same. That it failed is of the lineage before.
+#[test]
+fn what_was_forced_is_served_again_after_a_restart_although_its_disk_had_failed() {
+    let mut world = left_behind(134);
+    let mark = ReplicaMark::Failed;
+    world.report(B, EngineReport::Mark { op: OpId(1), mark });
+    world.run(ms(100));
+    assert!(world.record(B).replica_failed);
+    world.order(8, B, Order::Force);
+    world.run_until(ms(2_000), |world| world.serves(B));
+    world.run(ms(100));
+    assert!(!world.record(B).replica_failed);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use core::time::Duration;
 
-use replicator::types::{Failover, View, ViewNumber};
+use replicator::types::{Failover, NodeId, View, ViewNumber};
 
 use super::input::Order;
 use super::output::Blocker;
@@ -60,7 +60,55 @@ pub struct GrantFacts {
     pub seal: ViewNumber,
 }
 
+/// What making the node Primary by force would give up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ForceLoss {
+    /// There never was anything.
+    NeverServed,
+    /// Unknown: the view leaves the node out.
+    LeftOut,
+    /// Unknown: the replica here may lack what the view promises, for this reason.
+    Replica(Blocker),
+    /// Unknown: the view was forced on this node alone, and others may have gone on.
+    MayBeOverruled,
+    /// Unknown: too few voters are seen to know that the view is the newest.
+    MayBeOld,
+    /// No acknowledged write.
+    Nothing,
+}
+
 impl Why {
+    /// What force would give up at `node`, where this was asked. What speaks against its replica comes
+    /// before what the view says: the view does not know of it.
+    #[must_use]
+    pub fn force_loss(&self, node: NodeId) -> ForceLoss {
+        let Some(view) = &self.view else {
+            return ForceLoss::NeverServed;
+        };
+        if !view.in_sync.contains(node) {
+            return ForceLoss::LeftOut;
+        }
+        let unmet = |wanted: &[Precondition]| {
+            let mut of = self.checks.iter().filter(|(it, _)| wanted.contains(it));
+            of.find_map(|(_, check)| check.blocker())
+        };
+        let of_replica = [
+            Precondition::Attached,
+            Precondition::SameReplica,
+            Precondition::Whole,
+            Precondition::KeptEverything,
+        ];
+        if let Some(blocker) = unmet(&of_replica) {
+            ForceLoss::Replica(blocker)
+        } else if view.voters.needed() == 1 {
+            ForceLoss::MayBeOverruled
+        } else if unmet(&[Precondition::Majority]).is_some() {
+            ForceLoss::MayBeOld
+        } else {
+            ForceLoss::Nothing
+        }
+    }
+
     /// The first thing that keeps the node from beginning to serve by itself.
     #[must_use]
     pub fn first_blocker(&self) -> Option<Blocker> {

@@ -1,5 +1,5 @@
 //! `primary RES --force`: what would be given up is told first, and done only by whoever types the
-//! resource's name. What may be forced at all is the controller's business.
+//! resource's name and the view that it gives up. What may be forced at all is the controller's business.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use replicator::types::NodeId;
 
 use super::node::{Answer, Node, Question};
 use crate::config::ResourceConfig;
-use crate::controller::{Blocker, Order, Why};
+use crate::controller::{Blocker, ForceLoss, Order, Why};
 
 /// Whether the order without force would fail, or wait for voters that may never come.
 fn is_needed(why: &Why) -> bool {
@@ -22,6 +22,12 @@ fn is_hopeless(why: &Why) -> bool {
     let hopeless =
         |blocker: &Blocker| matches!(blocker, Blocker::PeerActive { .. } | Blocker::NotUp);
     why.order_blockers.iter().any(hopeless)
+}
+
+/// What is to be typed: the resource, and the view that is given up.
+fn word_for(resource: &ResourceConfig, why: &Why) -> String {
+    let number = why.view.map_or(0, |view| view.number.0);
+    format!("{}@{number}", resource.name)
 }
 
 impl Node {
@@ -38,8 +44,13 @@ impl Node {
         if !is_needed(&why) {
             return Ok(Order::Primary);
         }
-        if is_hopeless(&why) || yes_lose == Some(&resource.name) {
+        // The name alone might be typed about a view that is not the one that was told of.
+        if why.view.is_some() && yes_lose == Some(word_for(resource, &why).as_str()) {
             return Ok(Order::Force);
+        }
+        if is_hopeless(&why) {
+            // Refused without force, too, and never done without that word.
+            return Ok(Order::Primary);
         }
         Err(self.would_lose(resource, &why))
     }
@@ -82,16 +93,20 @@ impl Node {
         }
         let what = format!("refusing `primary {name} --force` on {node}");
         let mut report = ErrorReport::new(ErrorId::WouldLose, what, reasons.join("; "));
-        report = match why.view.filter(|view| !view.in_sync.contains(self.node)) {
-            Some(_) => report.next(format!(
-                "lose nothing: bring {peer} back; it serves by itself"
-            )),
-            None => report.next("lose nothing: bring another voter back".to_owned()),
-        };
+        report = report.next(match why.force_loss(self.node) {
+            ForceLoss::LeftOut | ForceLoss::Replica(_) => {
+                format!("lose nothing: bring {peer} back; it serves by itself")
+            }
+            ForceLoss::MayBeOverruled => {
+                format!("lose nothing: see what {peer} has: twinadm status {name} --node {peer}")
+            }
+            _ => "lose nothing: bring another voter back".to_owned(),
+        });
         report
             .next(format!("see everything: twinadm why {name} {node}"))
             .next(format!(
-                "that may be lost: twinadm primary {name} --force --yes-lose={name}"
+                "that may be lost: twinadm primary {name} --force --yes-lose={}",
+                word_for(resource, why)
             ))
     }
 

@@ -14,7 +14,7 @@ use super::node::{Answer, Node, Question};
 use super::orders::Outcome;
 use super::words;
 use crate::config::{Config, ResourceConfig};
-use crate::controller::{Blocker, Check, Names, PeerClaim, Precondition, Why};
+use crate::controller::{Blocker, Check, ForceLoss, Names, PeerClaim, Precondition, Why};
 
 /// Decisions shown with the answer.
 const HISTORY_SHOWN: usize = 3;
@@ -267,23 +267,32 @@ impl Told<'_> {
 
     /// What making this node Primary by force would lose.
     pub(super) fn force_loses(&self) -> (String, Option<u64>) {
+        let Names { node, peer, .. } = self.names;
         let Some(view) = &self.why.view else {
             return ("nothing: it never had a Primary".to_owned(), Some(0));
         };
-        let (node, number) = (self.names.node, view.number);
-        let majority = |(it, check): &(Precondition, Check)| {
-            *it == Precondition::Majority && check.blocker().is_some()
-        };
-        if view.in_sync.contains(self.node) && self.why.checks.iter().any(majority) {
-            let text = format!(
+        let number = view.number;
+        let text = match self.why.force_loss(self.node) {
+            ForceLoss::NeverServed | ForceLoss::LeftOut => None,
+            ForceLoss::Replica(blocker) => Some(format!(
+                "what this replica may lack, and how much that is is not known: {}. {peer} may have it",
+                blocker.why(&self.names)
+            )),
+            ForceLoss::MayBeOverruled => Some(format!(
+                "what others acknowledged since view {number} was forced on {node} alone, if they went on: \
+                 it is not known here"
+            )),
+            ForceLoss::MayBeOld => Some(format!(
                 "nothing that is known here, since view {number} counts on {node}; but too few voters are \
                  seen to know that it is the newest"
-            );
+            )),
+            ForceLoss::Nothing => {
+                let text = format!("no acknowledged write: view {number} counts on {node}");
+                return (text, Some(0));
+            }
+        };
+        if let Some(text) = text {
             return (text, None);
-        }
-        if view.in_sync.contains(self.node) {
-            let text = format!("no acknowledged write: view {number} counts on {node}");
-            return (text, Some(0));
         }
         let known = self
             .engine

@@ -28,7 +28,7 @@ fn a_replica_left_behind_serves_by_force_and_the_other_history_is_kept_until_giv
     nbd.flush().unwrap();
     // Neither by force while the other one serves and is heard.
     cluster.start(B);
-    let force = ["primary", RES, "--force", "--yes-lose=vm-web"];
+    let force = ["primary", RES, "--force", "--yes-lose=vm-web@1"];
     cluster.wait_both_up_to_date(A);
     let live = cluster.adm(B, &force);
     assert_eq!(live.code, Some(4), "{live:?}");
@@ -45,21 +45,31 @@ fn a_replica_left_behind_serves_by_force_and_the_other_history_is_kept_until_giv
     cluster.wait_status(B, "it knows that it is left out", |status| {
         status["volumes"][0]["disk"] == "Outdated"
     });
+    let mut told = None;
     for words in [
         &force[..3],
-        &["primary", RES, "--force", "--yes-lose=vm-db"],
+        &["primary", RES, "--force", "--yes-lose=vm-web"],
+        &force,
     ] {
         let refused = cluster.adm(B, words);
         assert_eq!(refused.code, Some(4), "{refused:?}");
         for wanted in [
             "E0424",
             "what was acknowledged on kvm-a",
-            "--yes-lose=vm-web",
+            "--yes-lose=vm-web@",
         ] {
             assert!(refused.stderr.contains(wanted), "{wanted}: {refused:?}");
         }
+        let words = refused.stderr.split_whitespace();
+        told = words
+            .filter(|word| word.starts_with("--yes-lose=vm-web@"))
+            .next_back()
+            .map(str::to_owned);
     }
-    cluster.adm(B, &force).ok();
+    let told = told.expect("the word to say");
+    cluster
+        .adm(B, &["primary", RES, "--force", told.as_str()])
+        .ok();
     let forced = cluster.wait_status(B, "it serves", |status| status["role"] == "Primary");
     assert_eq!(
         (&forced["forced"], &forced["problem"]),

@@ -453,8 +453,8 @@ pub struct Primary {
     /// Serve whatever the view and the voters say, over the data that are here
     #[arg(long)]
     pub force: bool,
-    /// The name of the resource: what --force gives up may be lost
-    #[arg(long, value_name = "RES", require_equals = true, requires = "force")]
+    /// The resource and the view as told: what --force gives up may be lost
+    #[arg(long, value_name = "RES@VIEW", require_equals = true, requires = "force")]
     pub yes_lose: Option<String>,
 }
 

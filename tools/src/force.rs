@@ -1,4 +1,5 @@
-//! `primary --force`: tells what would be given up, and on a terminal asks for the resource's name.
+//! `primary --force`: tells what would be given up, and on a terminal asks for the resource's name and
+//! the view that is given up.
 
 use std::io::{self, BufRead, IsTerminal, Write};
 
@@ -48,7 +49,7 @@ fn confirmed(context: &Context, name: &str, typed: String) -> Result<u8, Failure
     }
 }
 
-/// The resource's name, if a person typed just that; `None` where nobody can be asked.
+/// The resource's name and a view, if a person typed just that; `None` where nobody can be asked.
 fn ask(context: &Context, name: &str) -> Option<String> {
     let person = io::stdin().is_terminal() && io::stderr().is_terminal();
     if !person || context.output == Output::Json {
@@ -57,7 +58,7 @@ fn ask(context: &Context, name: &str) -> Option<String> {
     let mut stderr = io::stderr().lock();
     write!(
         stderr,
-        "type the name of the resource to lose that, anything else to leave it: "
+        "type {name}@VIEW, with the view's number as told above, to lose that, anything else to leave it: "
     )
     .ok()?;
     stderr.flush().ok()?;
@@ -65,5 +66,8 @@ fn ask(context: &Context, name: &str) -> Option<String> {
     let mut limited = io::Read::take(io::stdin().lock(), ANSWER_LEN_MAX);
     limited.read_line(&mut answer).ok()?;
     let answer = answer.trim();
-    (answer == name).then(|| answer.to_owned())
+    // Which view it is about the daemon compares.
+    let view = answer.strip_prefix(name)?.strip_prefix('@')?;
+    let digits = !view.is_empty() && view.bytes().all(|byte| byte.is_ascii_digit());
+    digits.then(|| answer.to_owned())
 }

@@ -198,7 +198,7 @@ catalogue! {
     NeedsYes = "E0422", exit::REFUSED, ["if that may be lost, say it again with --yes"];
     /// What other replicas or voters hold would be given up for good, and nobody typed that it may be.
     WouldLose = "E0424", exit::REFUSED, [
-        "if that may be lost: twinadm primary RES --force --yes-lose=RES",
+        "if that may be lost: twinadm primary RES --force --yes-lose=RES@VIEW, as it was told",
     ];
     /// The node that is said to be dead is alive.
     StillAlive = "E0426", exit::REFUSED, ["power it off first"];

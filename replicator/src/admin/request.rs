@@ -60,8 +60,8 @@ pub enum Verb {
         peer: Option<String>,
     },
     /// Become Primary: waits for what can still arrive, refuses at once what waiting cannot mend.
-    /// With `force` whatever the view and the voters say, if `yes_lose` is the resource's name: what this
-    /// replica lacks is given up here.
+    /// With `force` whatever the view and the voters say, if `yes_lose` is `RES@VIEW`, the resource and
+    /// the newest view known: what this replica lacks is given up here.
     Primary {
         resource: String,
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]

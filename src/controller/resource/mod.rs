@@ -18,8 +18,8 @@ mod what_if;
 use core::time::Duration;
 
 use replicator::types::{
-    Activation, DataGeneration, InSync, Instant, NodeId, OpId, ResourceId, View, ViewNumber,
-    VoterId,
+    Activation, DataGeneration, InSync, Instant, NodeId, OpId, ResourceId, View, ViewCause,
+    ViewNumber, VoterId,
 };
 
 use super::Configured;
@@ -584,6 +584,10 @@ impl Resource {
         self.ends_hold = false;
         self.remove_unclean =
             view.in_sync == InSync::BOTH && self.replica.is_some_and(|replica| replica.unclean);
+        if view.cause == ViewCause::Forced {
+            // Whatever was on record of its disk: it is what the resource is from now on.
+            self.store.change(|record| record.replica_failed = false);
+        }
         cx.engine(self.id, EngineCommand::Activate(activation));
         cx.event(ControllerEvent::Activated {
             resource: self.id,

@@ -173,7 +173,12 @@ impl Resource {
     /// An operator says that the peer is dead: positive evidence, as long as nothing speaks against it.
     fn note_fenced(&mut self, cx: &Context<'_>) -> Result<Done, OrderRefusal> {
         let peer = cx.peer();
-        if !peer.is_suspect(cx.now, cx.me.timing.suspicion) {
+        let heard = peer
+            .heard()
+            .is_some_and(|at| cx.now < at.plus(cx.me.timing.suspicion));
+        // Be it one-way, or by the data connection alone.
+        let connected = self.session_up && self.peer_lost_at.is_none();
+        if heard || connected || !peer.is_suspect(cx.now, cx.me.timing.suspicion) {
             let last_seen = peer.heard().map_or(Duration::ZERO, |at| cx.now.since(at));
             return Err(OrderRefusal::Blocked {
                 blockers: vec![Blocker::PeerHeard { last_seen }],
