@@ -13,11 +13,17 @@ use super::message::Header;
 /// Paths told apart; more share the last one.
 pub(super) const PATHS_MAX: usize = 8;
 
+/// Voter ids of one node that are known to be of its past. Who reinstalls it more often while this
+/// process runs, and was recorded each time, has worse to fear.
+const RETIRED_MAX: usize = 4;
+
 /// What is known of one other node.
 #[derive(Clone, Debug)]
 pub(super) struct Peer {
     started: Instant,
     identity: Option<Identity>,
+    /// Identities it had before this one, newest first.
+    retired: [Option<VoterId>; RETIRED_MAX],
     heard_on: [Option<Instant>; PATHS_MAX],
     answered: Option<Instant>,
     rtt: Option<Duration>,
@@ -52,6 +58,7 @@ impl Peer {
         Self {
             started: now,
             identity: None,
+            retired: [None; RETIRED_MAX],
             heard_on: [None; PATHS_MAX],
             answered: None,
             rtt: None,
@@ -60,9 +67,16 @@ impl Peer {
         }
     }
 
-    /// A datagram arrived by `path`.
-    pub(super) fn note_datagram(&mut self, now: Instant, path: u8, header: &Header) -> Freshness {
-        let freshness = self.note_header(header);
+    /// A datagram arrived by `path`. `answers` is when the newest beacon of this life was sent that it
+    /// answers, if it answers any.
+    pub(super) fn note_datagram(
+        &mut self,
+        now: Instant,
+        path: u8,
+        header: &Header,
+        answers: Option<Instant>,
+    ) -> Freshness {
+        let freshness = self.note_header(header, answers);
         let of_this_life = self.identity.is_some_and(|known| {
             known.voter == header.voter && known.incarnation == header.incarnation
         });
@@ -72,7 +86,7 @@ impl Peer {
         freshness
     }
 
-    fn note_header(&mut self, header: &Header) -> Freshness {
+    fn note_header(&mut self, header: &Header, answers: Option<Instant>) -> Freshness {
         let same_life = self.identity.as_mut().filter(|known| {
             known.voter == header.voter
                 && known.incarnation == header.incarnation
@@ -90,6 +104,17 @@ impl Peer {
         if older_life {
             return Freshness::Old;
         }
+        // Somebody who recorded a store that was replaced could otherwise make this node forget what
+        // it heard of the one there is. An answer to a beacon newer than all that were answered is
+        // none of a recording: then it was the datagram that retired this voter which was one.
+        let of_the_past = self.retired.contains(&Some(header.voter))
+            && answers.is_none_or(|sent| self.answered.is_some_and(|newest| sent <= newest));
+        if of_the_past {
+            return Freshness::Old;
+        }
+        if let Some(known) = self.identity.filter(|known| known.voter != header.voter) {
+            self.retire(known.voter, header.voter);
+        }
         let first = self.identity.is_none();
         let mut window = SeqWindow::default();
         window.note(header.seq);
@@ -104,6 +129,18 @@ impl Peer {
         } else {
             Freshness::NewLife
         }
+    }
+
+    /// `next` took the place of `voter`.
+    fn retire(&mut self, voter: VoterId, next: VoterId) {
+        let mut retired = [None; RETIRED_MAX];
+        retired[0] = Some(voter);
+        let others = self.retired.iter().flatten();
+        let others = others.filter(|other| **other != voter && **other != next);
+        for (slot, other) in retired[1..].iter_mut().zip(others) {
+            *slot = Some(*other);
+        }
+        self.retired = retired;
     }
 
     /// It answered a beacon sent at `sent`.
@@ -213,35 +250,110 @@ mod tests {
     #[test]
     fn a_double_by_the_other_path_is_old_but_keeps_that_path_up() {
         let mut peer = Peer::new(at(0));
-        assert_eq!(peer.note_datagram(at(1), 0, &header(1, 5)), Freshness::New);
-        assert_eq!(peer.note_datagram(at(2), 1, &header(1, 5)), Freshness::Old);
+        assert_eq!(
+            peer.note_datagram(at(1), 0, &header(1, 5), None),
+            Freshness::New
+        );
+        assert_eq!(
+            peer.note_datagram(at(2), 1, &header(1, 5), None),
+            Freshness::Old
+        );
         assert_eq!(peer.paths_up(at(3), Duration::from_millis(100)), 0b11);
-        assert_eq!(peer.note_datagram(at(90), 1, &header(1, 4)), Freshness::New);
+        assert_eq!(
+            peer.note_datagram(at(90), 1, &header(1, 4), None),
+            Freshness::New
+        );
         assert_eq!(peer.paths_up(at(110), Duration::from_millis(100)), 0b10);
     }
 
     #[test]
     fn a_restart_begins_a_new_life_and_the_old_one_is_not_heard_again() {
         let mut peer = Peer::new(at(0));
-        assert_eq!(peer.note_datagram(at(1), 0, &header(1, 50)), Freshness::New);
         assert_eq!(
-            peer.note_datagram(at(2), 0, &header(2, 1)),
+            peer.note_datagram(at(1), 0, &header(1, 50), None),
+            Freshness::New
+        );
+        assert_eq!(
+            peer.note_datagram(at(2), 0, &header(2, 1), None),
             Freshness::NewLife
         );
-        assert_eq!(peer.note_datagram(at(3), 0, &header(1, 51)), Freshness::Old);
-        assert_eq!(peer.note_datagram(at(3), 0, &header(2, 2)), Freshness::New);
+        assert_eq!(
+            peer.note_datagram(at(3), 0, &header(1, 51), None),
+            Freshness::Old
+        );
+        assert_eq!(
+            peer.note_datagram(at(3), 0, &header(2, 2), None),
+            Freshness::New
+        );
     }
 
     #[test]
     fn a_replaced_store_is_another_voter_whatever_its_number() {
         let mut peer = Peer::new(at(0));
-        assert_eq!(peer.note_datagram(at(1), 0, &header(7, 50)), Freshness::New);
+        assert_eq!(
+            peer.note_datagram(at(1), 0, &header(7, 50), None),
+            Freshness::New
+        );
         let replaced = Header {
             voter: VoterId(0x99),
             ..header(1, 1)
         };
-        assert_eq!(peer.note_datagram(at(2), 0, &replaced), Freshness::NewLife);
+        assert_eq!(
+            peer.note_datagram(at(2), 0, &replaced, None),
+            Freshness::NewLife
+        );
         assert_eq!(peer.voter(), Some(VoterId(0x99)));
+    }
+
+    /// It was reinstalled, and is off: what was recorded of the store before makes nobody hear the
+    /// last words of the present one again.
+    #[test]
+    fn a_recording_of_a_replaced_store_makes_nothing_new() {
+        let mut peer = Peer::new(at(0));
+        let of = |voter, seq| Header {
+            voter: VoterId(voter),
+            ..header(9, seq)
+        };
+        for voter in 1..=4 {
+            let said = peer.note_datagram(at(1), 0, &of(voter, 1), None);
+            assert_ne!(said, Freshness::Old);
+        }
+        peer.note_answer(at(9), at(8));
+        for _ in 0..2 {
+            for voter in 1..=3 {
+                let again = peer.note_datagram(at(20), 0, &of(voter, 99), Some(at(8)));
+                assert_eq!(again, Freshness::Old);
+            }
+            let again = peer.note_datagram(at(20), 0, &of(4, 1), Some(at(8)));
+            assert_eq!(again, Freshness::Old);
+        }
+        assert_eq!(peer.voter(), Some(VoterId(4)));
+    }
+
+    /// A receiver that was restarted takes a recording for the next store: the living one is not
+    /// locked out by it, and the recording is of the past from then on.
+    #[test]
+    fn a_living_voter_that_a_recording_retired_comes_back_by_its_answer() {
+        let mut peer = Peer::new(at(0));
+        let living = |seq| header(9, seq);
+        let recorded = |seq| Header {
+            voter: VoterId(1),
+            ..header(9, seq)
+        };
+        peer.note_datagram(at(1), 0, &living(1), None);
+        peer.note_answer(at(9), at(8));
+        let first = peer.note_datagram(at(10), 0, &recorded(5), None);
+        assert_eq!(first, Freshness::NewLife);
+        let silent = peer.note_datagram(at(11), 0, &living(2), None);
+        assert_eq!(silent, Freshness::Old);
+        let answer = peer.note_datagram(at(12), 0, &living(3), Some(at(11)));
+        assert_eq!(answer, Freshness::NewLife);
+        let second = peer.note_datagram(at(13), 0, &recorded(6), None);
+        assert_eq!(second, Freshness::Old);
+        assert_eq!(
+            peer.note_datagram(at(14), 0, &living(4), None),
+            Freshness::New
+        );
     }
 
     #[test]
@@ -249,7 +361,7 @@ mod tests {
         let mut peer = Peer::new(at(0));
         let patience = Duration::from_millis(200);
         for seq in 0..10 {
-            peer.note_datagram(at(seq * 50), 0, &header(1, seq));
+            peer.note_datagram(at(seq * 50), 0, &header(1, seq), None);
         }
         assert!(peer.is_suspect(at(450), patience));
         peer.note_answer(at(451), at(440));

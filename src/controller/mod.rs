@@ -411,7 +411,15 @@ impl Controller {
         if !for_us {
             return;
         }
-        match self.peers[header.from.index()].note_datagram(self.now, path, &header) {
+        let answers = datagram.parts.iter().filter_map(|part| match part {
+            Part::BeaconAck {
+                sent, incarnation, ..
+            } => (*incarnation == self.me.incarnation && *sent <= self.now).then_some(*sent),
+            _ => None,
+        });
+        let answers = answers.max();
+        let peer = &mut self.peers[header.from.index()];
+        match peer.note_datagram(self.now, path, &header, answers) {
             Freshness::Old => return,
             Freshness::NewLife => {
                 for resource in self.resources.values_mut() {

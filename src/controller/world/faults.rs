@@ -13,7 +13,8 @@ impl World {
         assert!(self.nodes[index].controller.is_none());
         self.nodes[index].durable.clear();
         self.nodes[index].voter = VoterId(900 + index as u128);
-        self.nodes[index].incarnation = 0;
+        // A store begins at a number that no life had.
+        self.nodes[index].incarnation += 1_000;
     }
 
     pub(crate) fn break_store(&mut self, index: usize, broken: bool) {

@@ -135,13 +135,21 @@ pub struct StoreIdentity {
     pub fresh_voter: VoterId,
 }
 
+/// What the lives of a new store are counted on from. Votes and grants name the life they were given
+/// to and no store: what was recorded of the store before must name none of this one. 31 bits, so that
+/// as many starts are left.
+fn first_incarnation(fresh_voter: VoterId) -> u32 {
+    let [a, b, c, d, ..] = fresh_voter.0.to_le_bytes();
+    u32::from_le_bytes([a, b, c, d]) & (u32::MAX >> 1)
+}
+
 /// The bytes of a store that knows nothing yet.
 pub(super) fn fresh_bytes(identity: &StoreIdentity) -> Vec<u8> {
     let node = NodeRecord {
         cluster: identity.cluster.clone(),
         node: identity.node.clone(),
         voter: identity.fresh_voter,
-        incarnation: 0,
+        incarnation: first_incarnation(identity.fresh_voter),
         entries: 0,
     };
     let mut bytes = vec![0; ENTRY_LEN];

@@ -383,6 +383,28 @@ fn a_missing_store_is_made_and_the_next_start_is_another_life_of_the_same_voter(
     assert_eq!(second.records().count(), 1);
 }
 
+/// Votes and grants that were recorded before a store was replaced name a life of the old one.
+#[test]
+fn a_store_made_anew_repeats_no_life_of_the_one_before() {
+    let lives = |fresh_voter| {
+        let identity = StoreIdentity {
+            fresh_voter: VoterId(fresh_voter),
+            ..identity()
+        };
+        let dir = TestDir::new("store-lives");
+        [(); 3].map(|()| {
+            let store = VoterStore::open(&dir.0, &identity).unwrap();
+            store.node().incarnation
+        })
+    };
+    let (old, new) = (lives(0x1234_5678_9abc_def0_8899), lives(u128::MAX));
+    assert!(
+        new.iter().all(|life| !old.contains(life)),
+        "{old:?} {new:?}"
+    );
+    assert_eq!(new[2], new[0] + 2, "and none is the last");
+}
+
 #[test]
 fn a_state_directory_in_use_or_of_another_node_is_refused() {
     let dir = TestDir::new("store-refused");
