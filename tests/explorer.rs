@@ -14,6 +14,13 @@ fn the_tiny_scope_is_exhausted_and_clean() {
     assert!(report.states > 10_000, "the scope is not empty: {report:?}");
 }
 
+/// Also by force nobody serves beside one whose lease runs.
+#[test]
+fn a_tiny_scope_with_a_force_is_exhausted_and_clean() {
+    let report = run(Scope::of(Start::Both, [1, 1, 0, 0, 0, 0]).with_force());
+    assert!(report.exhausted && report.found.is_none(), "{report:#?}");
+}
+
 #[test]
 fn random_walks_beyond_the_exhausted_scope_are_clean() {
     let scope = Scope::of(Start::Both, [7, 3, 3, 2, 0, 1]);
@@ -35,6 +42,17 @@ fn a_rule_taken_away_is_noticed() {
         noticed += usize::from(report.found.is_some());
     }
     assert!(noticed >= 10, "only {noticed} are quick");
+}
+
+/// Two lineages may be served side by side for a while, but not where one was to be waited for.
+#[test]
+fn a_force_that_is_too_early_is_noticed() {
+    let (_, rules, scope) = mutants()
+        .into_iter()
+        .find(|(name, ..)| *name == "a force does not wait for the lease")
+        .expect("it is in the list");
+    let found = run_with(scope, rules, QUICK_STATES_MAX).found;
+    assert!(found.is_some());
 }
 
 #[test]

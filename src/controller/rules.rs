@@ -31,11 +31,13 @@ pub struct Rules {
     pub known_voters: bool,
     /// What is forced begins a lineage of its own.
     pub new_lineage: bool,
+    /// R5: not even by force before the peer's lease is certainly over.
+    pub force_waits: bool,
 }
 
 impl Rules {
     /// How many there are.
-    pub const COUNT: usize = 14;
+    pub const COUNT: usize = 15;
 
     /// All of them: the only value outside the explorer.
     pub const ALL: Self = Self {
@@ -53,5 +55,15 @@ impl Rules {
         drain: true,
         known_voters: true,
         new_lineage: true,
+        force_waits: true,
     };
+
+    /// Those that hold for a promotion by force.
+    #[must_use]
+    pub const fn of_force(self) -> Self {
+        Self {
+            grant_outlives_lease: self.grant_outlives_lease && self.force_waits,
+            ..self
+        }
+    }
 }

@@ -223,7 +223,11 @@ impl Machine {
     fn begin_drain(&mut self, next: &mut State, node: usize, view: &View, kind: Kind) {
         let seal = ViewNumber(view.number.0 - 1);
         let mut grant = self.grant(&next.nodes[node]);
-        if !grant.seal_if_over(NOW, seal, &self.rules) {
+        let rules = match kind {
+            Kind::Force => self.rules.of_force(),
+            _ => self.rules,
+        };
+        if !grant.seal_if_over(NOW, seal, &rules) {
             return;
         }
         let proposed = self.table.index(view);

@@ -268,5 +268,11 @@ pub fn mutants() -> Vec<(&'static str, Rules, Scope)> {
             solo,
             [1, 1, 0, 0, 0, 0],
         )),
+        forced(mutant(
+            "a force does not wait for the lease",
+            |rules| rules.force_waits = false,
+            both,
+            [1, 1, 0, 0, 0, 0],
+        )),
     ]
 }

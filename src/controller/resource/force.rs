@@ -99,6 +99,7 @@ impl Resource {
     pub(super) fn forced_situation(&self, cx: &Context<'_>) -> Situation<'_> {
         Situation {
             forced: true,
+            grant_counts: cx.me.rules.of_force().grant_outlives_lease,
             ..self.situation(cx, true)
         }
     }

@@ -286,6 +286,10 @@ impl Resource {
             Change::Force { .. } => self.seal_before(cx.me),
             _ => ViewNumber(view.number.0 - 1),
         };
+        let rules = match change {
+            Change::Force { .. } => cx.me.rules.of_force(),
+            _ => cx.me.rules,
+        };
         let handed_over = self.peer_left == Some(seal);
         let fenced = self.peer_fenced.is_some()
             && self.peer_fenced == self.record().newest().map(|view| view.number);
@@ -296,7 +300,7 @@ impl Resource {
         };
         if evidence != Evidence::Silence {
             self.grant.seal_handed_over(seal, &cx.me.rules);
-        } else if !self.grant.seal_if_over(cx.now, seal, &cx.me.rules) {
+        } else if !self.grant.seal_if_over(cx.now, seal, &rules) {
             self.attempt = None;
             return;
         }
