@@ -123,7 +123,7 @@ impl Node {
         for (node, room) in [(self.name(), &here), (peer, &there)] {
             if room.disk_bytes < wanted {
                 let device = (room.disk.as_str(), room.disk_bytes);
-                return Err(no_room(stays(name, now), node, device, wanted));
+                return Err(no_room(stays(name, now), node, device, wanted, false));
             }
         }
         let here = self.room_here(resource, Some(wanted))?;
@@ -132,7 +132,7 @@ impl Node {
             let needed = room.meta_needed_bytes.unwrap_or(u64::MAX);
             if room.meta_bytes < needed {
                 let device = (room.meta.as_str(), room.meta_bytes);
-                return Err(no_room(stays(name, now), node, device, needed));
+                return Err(no_room(stays(name, now), node, device, needed, true));
             }
         }
         Ok(Some(wanted))
@@ -204,8 +204,9 @@ impl Node {
             let blocks = BlockCount::whole_blocks_in(replicator::types::ByteLen(size));
             Layout::for_volume(blocks, room.al_slots).map_or(u64::MAX, |it| it.total().0)
         });
-        if let Some(needed) = needed.filter(|needed| room.meta.0 < *needed) {
-            room = self.measure(resource, Some(needed).filter(|needed| *needed < u64::MAX))?;
+        // Long enough is not enough: a sparse file has no space yet.
+        if let Some(needed) = needed.filter(|needed| *needed < u64::MAX) {
+            room = self.measure(resource, Some(needed))?;
         }
         let path = |path: &Path| path.display().to_string();
         let paths = resource.volumes.first().map(|it| it.replica(self.node));
@@ -348,7 +349,13 @@ fn stays(name: &str, now: u64) -> String {
 }
 
 /// A device of `node` (its path and length) is shorter than `needed`.
-fn no_room(what: String, node: &str, device: (&str, u64), needed: u64) -> ErrorReport {
+fn no_room(
+    what: String,
+    node: &str,
+    device: (&str, u64),
+    needed: u64,
+    is_meta: bool,
+) -> ErrorReport {
     let (path, len) = device;
     let why = format!(
         "{path} is {} on {node}, and {} are needed",
@@ -356,6 +363,15 @@ fn no_room(what: String, node: &str, device: (&str, u64), needed: u64) -> ErrorR
         size_text(needed)
     );
     let is_device = Path::new(path).starts_with("/dev") && !Path::new(path).starts_with("/dev/shm");
+    if is_meta && !is_device {
+        let needed = size_text(needed);
+        let why =
+            format!("{path} on {node} cannot have {needed}: its filesystem has no space for it");
+        let report = ErrorReport::new(ErrorId::NoRoom, what, why);
+        return report
+            .next(format!("make space on the filesystem of {path} on {node}"))
+            .next("then give the order again");
+    }
     let extend = match is_device {
         true => format!("on {node}: lvextend -L {needed}b {path}"),
         false => format!("on {node}: truncate -s {needed} {path}"),

@@ -62,9 +62,10 @@ impl Node {
         let goes_on = |it: &Snapshot| it.suspension.is_none();
         if self.engine(resource, goes_on) {
             self.check_serves(resource)?;
-            let message =
-                format!("writes to {name} were not suspended any more: nothing to resume");
-            return done(false, message);
+            let what = format!("writes to {name} were not suspended any more");
+            let why =
+                "nobody suspended them, or the role or the daemon ended it and guests wrote since";
+            return Err(ErrorReport::new(ErrorId::NotSuspended, what, why));
         }
         self.admin(resource, AdminRequest::ResumeIo);
         if self.wait_engine(resource, timeout.unwrap_or(ORDER_TIMEOUT), goes_on) {

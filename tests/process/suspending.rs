@@ -41,7 +41,7 @@ fn suspended_writes_wait_both_disks_are_equal_and_whoever_would_undo_it_is_refus
     assert_eq!(cluster.adm(A, &["status", "--check"]).code, Some(13));
     hold_for(Duration::from_millis(300), || {
         assert!(!waits.is_finished(), "it is suspended");
-        assert_eq!(reader.read(5 * MIB, 4096).unwrap(), vec![7; 4096]);
+        assert_eq!(reader.read(7 * MIB, 4096).unwrap(), vec![0; 4096]);
     });
     for order in [
         &["secondary", RES][..],
@@ -58,7 +58,7 @@ fn suspended_writes_wait_both_disks_are_equal_and_whoever_would_undo_it_is_refus
     assert_eq!(reader.read(5 * MIB, 4096).unwrap(), vec![9; 4096]);
     let status = cluster.status(A).unwrap();
     assert!(status["suspended"].is_null() && status["problem"].is_null());
-    let again = cluster.adm(A, &["resume-io", RES]);
-    assert_eq!(again.code, Some(0), "{again:?}");
-    assert!(again.stderr.contains("nothing to resume"), "{again:?}");
+    // A script that made snapshots meanwhile must see that they may differ.
+    let again = cluster.adm(A, &["resume-io", RES]).exits(4);
+    assert!(again.contains("E0453"), "{again}");
 }

@@ -212,6 +212,10 @@ catalogue! {
     NoDataHere = "E0425", exit::REFUSED, ["attach the replica that was in use: twinadm attach RES"];
     /// An order holds guests' writes.
     IoSuspended = "E0450", exit::REFUSED, ["twinadm resume-io RES, then try again"];
+    /// Writes went on before anybody resumed them.
+    NotSuspended = "E0453", exit::REFUSED, [
+        "discard snapshots taken since suspend-io: they may differ; then suspend again",
+    ];
     /// A volume never gets smaller.
     WouldShrink = "E0451", exit::REFUSED, [
         "make a new, smaller volume and copy what is wanted into it, from within the guest",

@@ -12,6 +12,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, fallocate};
 use nix::libc;
 use nix::sys::stat::fstat;
 use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
@@ -191,16 +192,49 @@ impl Disk {
         Ok(ByteLen(len))
     }
 
-    /// Makes a regular file at least so long; a device stays as it is.
+    /// Makes a regular file at least so long, with space for all of it: a write inside cannot meet a
+    /// full filesystem then. A device stays as it is, and so does the length of a file for which there
+    /// is no space.
     ///
     /// # Errors
     /// What the kernel says.
     pub fn lengthen(&self, len: ByteLen) -> Result<(), Errno> {
-        if self.kind == DiskKind::BlockDevice || self.measure()? >= len {
+        if self.kind == DiskKind::BlockDevice {
             return Ok(());
         }
-        let len = i64::try_from(len.0).map_err(|_| Errno::EFBIG)?;
-        ftruncate(&self.file, len)
+        let before = self.measure()?;
+        let new = i64::try_from(len.0).map_err(|_| Errno::EFBIG)?;
+        // Asked first: filesystems take all they have before they say that it was not enough.
+        if !self.has_space_for(len)? {
+            return Err(Errno::ENOSPC);
+        }
+        let reserved = fallocate(&self.file, FallocateFlags::FALLOC_FL_KEEP_SIZE, 0, new);
+        match reserved {
+            // It cannot say; whoever made the file so long answers for it.
+            Err(Errno::EOPNOTSUPP) if before >= len => return Ok(()),
+            Err(errno) => {
+                // Gives back what was found space for beyond its end.
+                if let Ok(old) = i64::try_from(before.0) {
+                    ftruncate(&self.file, old).ok();
+                }
+                return Err(errno);
+            }
+            Ok(()) => {}
+        }
+        match before < len {
+            true => ftruncate(&self.file, new),
+            false => Ok(()),
+        }
+    }
+
+    fn has_space_for(&self, len: ByteLen) -> Result<bool, Errno> {
+        /// What `st_blocks` counts.
+        const UNIT: u64 = 512;
+        let filesystem = fstatfs(&self.file)?;
+        let unit = u64::try_from(filesystem.block_size()).unwrap_or(0);
+        let free = filesystem.blocks_available().saturating_mul(unit);
+        let own = u64::try_from(fstat(&self.file)?.st_blocks).unwrap_or(0) * UNIT;
+        Ok(len.0.saturating_sub(own) <= free)
     }
 
     /// Whether it has no byte.
@@ -365,6 +399,23 @@ mod tests {
         assert_eq!(disk.measure(), Ok(ByteLen(16_384)));
         disk.lengthen(ByteLen(1 << 20)).unwrap();
         assert_eq!(disk.measure(), Ok(ByteLen(1 << 20)));
+    }
+
+    #[test]
+    fn a_lengthened_file_has_its_space_and_one_without_stays_as_it_is() {
+        let scratch = Scratch::on_disk();
+        // All of it a hole.
+        let path = scratch.file("a.img", 1 << 20);
+        let disk = Disk::open(&path).unwrap();
+        let space = || std::fs::metadata(&path).unwrap().blocks() * 512;
+        assert!(space() < 1 << 20);
+        disk.lengthen(ByteLen(1 << 20)).unwrap();
+        assert!(space() >= 1 << 20, "as long as before, and no hole");
+        disk.lengthen(ByteLen(2 << 20)).unwrap();
+        assert!(space() >= 2 << 20);
+        // No filesystem has that much: sparse it would fit.
+        disk.lengthen(ByteLen(8 << 40)).unwrap_err();
+        assert_eq!(disk.measure(), Ok(ByteLen(2 << 20)));
     }
 
     #[test]

@@ -181,13 +181,17 @@ impl Shard {
             return;
         };
         let (disk, meta) = (disk.disk(), meta.disk());
-        // A file that cannot be made longer is measured as it is: whoever asked sees that.
-        if let Some(Err(error)) = meta_len.map(|len| meta.lengthen(len)) {
+        // A file without space for it counts as too short, however long it calls itself: whoever asked
+        // sees that, and nothing is begun that would fail this replica.
+        let most = meta_len.and_then(|len| {
+            let error = meta.lengthen(len).err()?;
             tracing::warn!(%error, "making a metadata file longer");
-        }
+            Some(ByteLen(len.0.saturating_sub(BLOCK_LEN)))
+        });
         match (disk.measure(), meta.measure()) {
             (Ok(device), Ok(meta)) => {
                 let device = whole_blocks(device);
+                let meta = most.map_or(meta, |most| meta.min(most));
                 let request = AdminRequest::Measured { device, meta };
                 self.inputs.push_back((key, Input::Admin(request)));
                 resource.note_change();
