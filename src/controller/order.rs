@@ -236,7 +236,9 @@ impl Blocker {
                 "{peer} may still serve: its lease is certainly over in {:.1} s",
                 remaining.as_secs_f64()
             ),
-            Self::Undecided => "the voters have not decided".to_owned(),
+            Self::Undecided => {
+                "the voters have not decided: it may still happen when they are back".to_owned()
+            }
             Self::NotQuiet => "guests' writes are still being made durable".to_owned(),
             Self::StoreSlow => "the voter store has not written yet".to_owned(),
             Self::NobodyServes => format!("neither {node} nor {peer} is Primary now"),

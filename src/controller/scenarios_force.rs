@@ -135,6 +135,8 @@ fn what_needs_no_force_is_done_without() {
     world.order(8, B, Order::Force);
     let took = world.run_until(ms(2_000), |world| world.serves(B));
     assert!(took >= 290, "the grant counts: {took} ms");
+    world.run_until(ms(500), |world| world.orders.contains_key(&8));
+    assert!(world.orders[&8].is_ok(), "{:?}", world.orders[&8]);
     assert!(!world.view(B).forced && lineage(&world, B) == old);
     // A new resource is founded like by `primary`.
     let mut world = World::new(123, Timing::FAST, true);
@@ -313,6 +315,50 @@ fn of_two_nodes_forced_apart_one_goes_on_and_the_other_is_refused() {
         world.run_until(ms(5_000), |world| world.view(later).in_sync == InSync::BOTH);
         assert_eq!(era(world.view(A).number), era(a.number.max(b.number)));
     }
+}
+
+/// Story: a majority was there and is gone before it accepted. The order goes on without it, or says that
+/// it may still be carried out.
+#[test]
+fn a_majority_that_is_gone_half_way_is_not_waited_for() {
+    for (patient, seed) in [(true, 135), (false, 136)] {
+        let mut world = left_behind(seed);
+        let limit = if patient { ms(5_000) } else { ms(300) };
+        world.order_within(8, B, Order::Force, limit);
+        world.run_until(ms(1_000), |world| {
+            let sealed = |event: &ControllerEvent| matches!(event, ControllerEvent::Sealed { .. });
+            world
+                .events
+                .iter()
+                .any(|(node, event)| *node == B && sealed(event))
+        });
+        world.kill(T);
+        world.run(ms(400));
+        assert!(world.record(B).newest().unwrap().forced && !world.active(B));
+        if patient {
+            world.run_until(ms(3_000), |world| world.serves(B));
+            assert_eq!(world.view(B).voters.needed(), 1);
+        } else {
+            assert_eq!(blockers(&world, 8), [Blocker::Undecided]);
+        }
+    }
+}
+
+/// Story: the arbitrator that B meets answers, but its store takes nothing.
+#[test]
+fn a_node_that_decides_alone_gives_its_vote_to_nobody_who_cannot_vote() {
+    let mut world = World::pair(137);
+    world.kill(A);
+    world.kill(T);
+    world.run(ms(1_000));
+    world.order(8, B, Order::Force);
+    world.run_until(ms(3_000), |world| world.serves(B));
+    world.break_store(T, true);
+    world.restart(T);
+    world.run(ms(4_000));
+    assert_eq!(world.record(B).newest().unwrap().voters.needed(), 1);
+    world.break_store(T, false);
+    world.run_until(ms(5_000), |world| world.view(B).voters.needed() == 2);
 }
 
 /// Story: B sealed for a forced view and died before it decided. A and T return and know of none of it.

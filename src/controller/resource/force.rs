@@ -8,7 +8,7 @@
 //! Invariant: a forced view begins a lineage of its own, so that of two nodes that served apart neither
 //! is overwritten by meeting the other.
 
-use replicator::types::{Ballot, Instant, NodeId, View, ViewNumber, VoterSet};
+use replicator::types::{Ballot, DataGeneration, Instant, NodeId, View, ViewNumber, VoterSet};
 
 use super::super::input::Order;
 use super::super::output::{Blocker, StepDownReason};
@@ -89,9 +89,9 @@ impl Resource {
     /// node's voter has accepted and whose fate is open, is none.
     fn view_moved(&self) -> bool {
         let newest = self.newest_number();
-        let own = self.undecided.is_some_and(|undecided| {
-            undecided.view.number == newest && matches!(undecided.change, Change::Force { .. })
-        });
+        let own = self
+            .undecided
+            .is_some_and(|undecided| undecided.view.number == newest);
         self.order_about() != Some(newest) && !own
     }
 
@@ -121,6 +121,12 @@ impl Resource {
         })
     }
 
+    /// A promotion by force left here, and whether it will be decided is not known.
+    pub(super) fn force_is_at_large(&self) -> bool {
+        self.undecided
+            .is_some_and(|undecided| matches!(undecided.change, Change::Force { .. }))
+    }
+
     fn force_ordered_since(&self) -> Option<Instant> {
         self.order_since()
             .filter(|_| self.order_what() == Some(Order::Force))
@@ -135,7 +141,7 @@ impl Resource {
 
     /// Whether none of the other voters that the newest view counts was there for as long as an
     /// unplanned takeover would wait. One that is seen under another identity was replaced.
-    fn is_left_alone(&self, cx: &Context<'_>) -> bool {
+    pub(super) fn is_left_alone(&self, cx: &Context<'_>) -> bool {
         let (Some(since), Some(view)) = (self.force_ordered_since(), self.record().newest()) else {
             return false;
         };
@@ -184,6 +190,10 @@ impl Resource {
         };
         if !attempt.has_promise_of(cx.me.node) {
             return;
+        }
+        if newest.data_generation == self.generation {
+            // That of a majority's forced view, which was begun and whose voters are gone since.
+            self.generation = DataGeneration(cx.random.next_u128());
         }
         let change = Change::Force {
             about: newest.number,

@@ -317,6 +317,7 @@ impl Resource {
 
     fn give_order_up(&mut self, cx: &mut Context<'_>) {
         let mut blockers = match self.order_stage() {
+            Some(Stage::Promoting) if self.force_is_at_large() => Vec::new(),
             Some(Stage::Promoting) => self.order_blockers(cx),
             Some(Stage::Quiescing) => {
                 cx.engine(self.id, EngineCommand::Unquiesce);
@@ -334,7 +335,7 @@ impl Resource {
             Some(Stage::AwaitingQuorum | Stage::Leaving | Stage::Returning) | None => Vec::new(),
         };
         let seen = cx.voters_seen();
-        if blockers.is_empty() && seen < self.votes_needed() {
+        if blockers.is_empty() && seen < self.votes_needed() && !self.force_is_at_large() {
             blockers.push(Blocker::NoQuorum { seen });
         }
         if blockers.is_empty() {

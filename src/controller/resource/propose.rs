@@ -252,6 +252,13 @@ impl Resource {
         let Some(mut change) = self.desire(cx) else {
             return self.correct_own_vote(cx, current);
         };
+        if let Change::AddVoter { voter, .. } = change
+            && current.is_some_and(|view| view.voters.needed() == 1)
+            && !attempt.has_promise_of(voter)
+        {
+            // From then on nothing is decided without it: one that only answers beacons is no voter.
+            return;
+        }
         if let Change::Found { voters, .. } = &mut change {
             *voters = attempt.round.met();
         }
@@ -441,7 +448,9 @@ impl Resource {
         let Some(attempt) = self.attempt else { return };
         // Two refusals leave no majority; one may, but not for long.
         let refusals = attempt.refused_by.count_ones();
-        if refusals >= 2 || (refusals == 1 && cx.now >= attempt.again_at) {
+        // Those who were to accept it are gone, and by order nobody is waited for.
+        let in_vain = !attempt.alone && self.is_left_alone(cx);
+        if in_vain || refusals >= 2 || (refusals == 1 && cx.now >= attempt.again_at) {
             self.give_up_round(cx);
         }
     }
