@@ -60,10 +60,9 @@ fn a_replica_left_behind_serves_by_force_and_the_other_history_is_kept_until_giv
         ] {
             assert!(refused.stderr.contains(wanted), "{wanted}: {refused:?}");
         }
-        let words = refused.stderr.split_whitespace();
+        let mut words = refused.stderr.split_whitespace();
         told = words
-            .filter(|word| word.starts_with("--yes-lose=vm-web@"))
-            .next_back()
+            .rfind(|word| word.starts_with("--yes-lose=vm-web@"))
             .map(str::to_owned);
     }
     let told = told.expect("the word to say");
