@@ -11,6 +11,7 @@ use std::time::Duration;
 use replicator::types::{Instant, ReplicaId, ResourceId};
 
 use super::api::{AttachFailure, ResourceSnapshot, StoredMarks};
+use super::suspend_orders::Passage;
 use crate::controller;
 use crate::controller::{Automation, Done, NodeSnapshot, OrderId, OrderRefusal};
 use crate::guests::{Entry, Stop};
@@ -70,6 +71,8 @@ pub struct ResourceBoard {
     pub retried: bool,
     /// Somebody is bringing it up or down, attaching or detaching.
     pub claimed: bool,
+    /// Orders that end a suspension, and those that begin one, keep out of each other's way.
+    pub passage: Passage,
     /// The controller's view.
     pub controller: Option<controller::ResourceSnapshot>,
     /// The shard's.

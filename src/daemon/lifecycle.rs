@@ -241,7 +241,7 @@ impl Node {
     ) -> Outcome {
         let timeout = timeout.unwrap_or(DOWN_TIMEOUT);
         let _claim = Claim::take(self, resource, timeout)?;
-        self.check_not_suspended(resource, force)?;
+        let _passing = self.check_not_suspended(resource, force)?;
         let _stopped = self.stop_guest(resource, force)?;
         self.clients_leave(resource, Order::Down, force)?;
         let was_there = self.presence(resource) != Presence::Away;

@@ -157,7 +157,7 @@ impl Node {
             };
         }
         self.check_running(resource)?;
-        self.check_not_suspended(resource, false)?;
+        let _passing = self.check_not_suspended(resource, false)?;
         self.check_movable(resource)?;
         // Held to the end: an order that fails gives the guest back.
         let _stopped = self.stop_guest(resource, false)?;

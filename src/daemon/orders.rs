@@ -455,7 +455,7 @@ impl Node {
         asker: &dyn Answers,
     ) -> Outcome {
         self.check_running(resource)?;
-        self.check_not_suspended(resource, force)?;
+        let _passing = self.check_not_suspended(resource, force)?;
         // Held to the end: an order that fails gives the guest back.
         let _stopped = self.stop_guest(resource, force)?;
         self.clients_leave(resource, Order::Secondary, force)?;

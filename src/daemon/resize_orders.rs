@@ -99,6 +99,13 @@ impl Node {
         let here = self.room_here(resource, None)?;
         let there = self.room_there(resource, None, asker)?;
         let both = here.disk_bytes.min(there.disk_bytes);
+        let listed = resource.volumes.first().and_then(|it| it.size);
+        if let Some(listed) = listed.filter(|listed| size.is_none() && both > listed.0) {
+            let listed = size_text(listed.0);
+            let why = format!("size = \"{listed}\" in its file is less than both disks have");
+            let report = ErrorReport::new(ErrorId::BadRequest, stays(name, now), why);
+            return Err(report.next(format!("twinadm resize {name} --size {listed}, or larger")));
+        }
         let wanted = size.unwrap_or(both - both % BLOCK_LEN);
         if !wanted.is_multiple_of(BLOCK_LEN) {
             let why = format!("a size is a multiple of {BLOCK_LEN} bytes");

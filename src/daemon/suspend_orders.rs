@@ -4,11 +4,62 @@ use std::time::Duration;
 
 use replicator::admin::{ErrorId, ErrorReport};
 use replicator::engine::{AdminRequest, Snapshot, Suspension};
-use replicator::types::{DiskState, Role};
+use replicator::types::{DiskState, ResourceId, Role};
 
+use super::board::BoardState;
 use super::node::Node;
 use super::orders::{ORDER_TIMEOUT, Outcome, done};
 use crate::config::ResourceConfig;
+
+/// What is under way of two kinds of orders that would undo each other: one kind at a time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Passage {
+    suspending: u32,
+    leaving: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// Guests' writes are being suspended.
+    Suspending,
+    /// The role is being given up, the guest stopped for it.
+    Leaving,
+}
+
+impl Passage {
+    /// Whether it may go on; then [`Self::end`] is owed.
+    fn begin(&mut self, way: Way, force: bool) -> bool {
+        let (own, other) = self.sides(way);
+        let free = force || *other == 0;
+        *own += u32::from(free);
+        free
+    }
+
+    fn end(&mut self, way: Way) {
+        *self.sides(way).0 -= 1;
+    }
+
+    fn sides(&mut self, way: Way) -> (&mut u32, &mut u32) {
+        match way {
+            Way::Suspending => (&mut self.suspending, &mut self.leaving),
+            Way::Leaving => (&mut self.leaving, &mut self.suspending),
+        }
+    }
+}
+
+/// Held by an order to its end.
+pub(super) struct Passing<'a> {
+    node: &'a Node,
+    resource: ResourceId,
+    way: Way,
+}
+
+impl Drop for Passing<'_> {
+    fn drop(&mut self) {
+        let change = |board: &mut BoardState| board.resource(self.resource).passage.end(self.way);
+        self.node.board.update(change);
+    }
+}
 
 impl Node {
     /// Done once nothing is under way and everything is durable; else nothing is suspended.
@@ -20,6 +71,11 @@ impl Node {
         self.check_running(resource)?;
         self.check_serves(resource)?;
         let name = &resource.name;
+        let _passing = self.pass(resource, Way::Suspending, false).ok_or_else(|| {
+            let what = format!("writes to {name} are not suspended");
+            let why = "an order that ends its role is under way";
+            ErrorReport::new(ErrorId::OrderUnderWay, what, why)
+        })?;
         let is_settled = |it: &Snapshot| it.suspension == Some(Suspension::Settled);
         if self.engine(resource, is_settled) {
             return done(false, format!("writes to {name} are suspended already"));
@@ -97,18 +153,56 @@ impl Node {
         ErrorReport::new(ErrorId::NoPrimary, what, why)
     }
 
-    /// Whoever suspended the writes counts on them to be held.
+    fn pass(&self, resource: &ResourceConfig, way: Way, force: bool) -> Option<Passing<'_>> {
+        let id = resource.id();
+        let change = |board: &mut BoardState| board.resource(id).passage.begin(way, force);
+        self.board.update(change).then_some(Passing {
+            node: self,
+            resource: id,
+            way,
+        })
+    }
+
+    /// Whoever suspended the writes counts on them to be held. Nobody suspends them while the answer
+    /// is kept: until the role is gone a guest may take its time.
     pub(super) fn check_not_suspended(
         &self,
         resource: &ResourceConfig,
         force: bool,
-    ) -> Result<(), ErrorReport> {
-        if force || self.engine(resource, |it| it.suspension.is_none()) {
-            return Ok(());
+    ) -> Result<Passing<'_>, ErrorReport> {
+        let passing = self.pass(resource, Way::Leaving, force);
+        if let Some(passing) = passing
+            && (force || self.engine(resource, |it| it.suspension.is_none()))
+        {
+            return Ok(passing);
         }
         let what = format!("{} stays Primary on {}", resource.name, self.name());
         let why = "writes are suspended (suspend-io), and whoever serves next would let them go on";
         let next = format!("twinadm resume-io {}, then try again", resource.name);
         Err(ErrorReport::new(ErrorId::IoSuspended, what, why).next(next))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_suspends_and_who_gives_the_role_up_keep_out_of_each_others_way() {
+        for (one, other) in [
+            (Way::Suspending, Way::Leaving),
+            (Way::Leaving, Way::Suspending),
+        ] {
+            let mut passage = Passage::default();
+            assert!(passage.begin(one, false) && passage.begin(one, false));
+            assert!(!passage.begin(other, false));
+            passage.end(one);
+            assert!(!passage.begin(other, false), "one of them is still at it");
+            assert!(passage.begin(other, true), "by force");
+            passage.end(other);
+            passage.end(one);
+            assert_eq!(passage, Passage::default());
+            assert!(passage.begin(other, false));
+        }
     }
 }

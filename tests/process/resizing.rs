@@ -82,7 +82,10 @@ fn a_volume_grows_while_it_is_used_and_survives_a_failover() {
     );
 
     // The Secondary passes it on, and without a size the smaller disk counts.
-    let told = cluster.adm(B, &["resize", RES]);
+    // Its files say 64MiB: how much of the disks it is to have must be said.
+    let unsaid = cluster.adm(A, &["resize", RES]).exits(1);
+    assert!(unsaid.contains("--size"), "{unsaid}");
+    let told = cluster.adm(B, &["resize", RES, "--size", "160MiB"]);
     assert_eq!(told.code, Some(0), "{told:?}");
     assert!(told.stderr.contains("160MiB now"), "{told:?}");
     for node in [A, B] {

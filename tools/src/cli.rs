@@ -454,7 +454,12 @@ pub struct Primary {
     #[arg(long)]
     pub force: bool,
     /// The resource and the view as told: what --force gives up may be lost
-    #[arg(long, value_name = "RES@VIEW", require_equals = true, requires = "force")]
+    #[arg(
+        long,
+        value_name = "RES@VIEW",
+        require_equals = true,
+        requires = "force"
+    )]
     pub yes_lose: Option<String>,
 }
 
