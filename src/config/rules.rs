@@ -169,6 +169,12 @@ fn check_tls(net: &NetConfig, span: Option<Span>, nodes: &[NodeConfig], found: &
                 "insecure = true allows it",
             );
         }
+        (Tls::ControlOnly, Some(address), Some(span)) if !net.insecure => {
+            let message =
+                format!("tls = \"control-only\", and {address} is not a loopback address");
+            let label = "add insecure = true if the data links' network is the cluster's alone";
+            found.at(ErrorId::TlsOffNotAllowed, span, message, label);
+        }
         (Tls::ControlOnly, Some(_), Some(span)) => {
             let message = "the guests' data travel in clear text between the nodes";
             let label = "\"required\" is for networks that others use too";

@@ -90,8 +90,15 @@ impl Issuer {
     ) -> JoinAnswer {
         // The token first: who has none learns nothing of the configuration.
         let now = clock::unix_millis() / 1000;
-        match redeem(&self.state_dir, request.token, &request.secret, now) {
+        let JoinRequest {
+            token,
+            secret,
+            node,
+            ..
+        } = request;
+        match redeem(&self.state_dir, *token, secret, node, now) {
             Ok(Redeemed::Yes) => {}
+            Ok(Redeemed::ForAnother) => return Err(JoinRefusal::Node),
             Ok(Redeemed::No) => return Err(JoinRefusal::Token),
             Err(error) => {
                 tracing::error!("a token cannot be used up: {error}");

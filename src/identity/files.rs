@@ -14,7 +14,9 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::{Flock, FlockArg, OFlag, openat, renameat};
+use nix::sys::stat::Mode;
+use nix::unistd::{UnlinkatFlags, unlinkat};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use thiserror::Error;
 
@@ -29,6 +31,10 @@ const AUTHORITY: &str = "ca-cert.der";
 const AUTHORITY_KEY: &str = "ca-key.der";
 const CERTIFICATE: &str = "node-cert.der";
 const KEY: &str = "node-key.der";
+/// What keys are called while they are removed.
+const KEYS_LEFT: &str = "keys.left";
+/// What a daemon holds locked in its state directory while it runs.
+pub const DAEMONS_LOCK: &str = "lock";
 const FORMAT: &str = "twinblk keys 1";
 
 /// Longest file of ours.
@@ -141,6 +147,7 @@ impl NodeKeys {
         if exists(&dir)? {
             return Err(KeysError::Exist(dir));
         }
+        remove_left(state_dir)?;
         // What an attempt left behind that was killed.
         let new = state_dir.join("keys.new");
         if exists(&new)? {
@@ -148,6 +155,8 @@ impl NodeKeys {
         }
         let made = DirBuilder::new().mode(0o700).create(&new);
         made.map_err(system(&new))?;
+        let made = open_dir(&new)?;
+        let owner = owner_of(state_dir)?;
         let cluster = format!(
             "{FORMAT}\n{:032x}\n{}\n{}\n{}\n",
             self.cluster_id,
@@ -165,10 +174,10 @@ impl NodeKeys {
             files.push((AUTHORITY_KEY, authority.key()));
         }
         for (name, bytes) in files {
-            write_file(&new.join(name), bytes)?;
+            write_file(&made, &new, name, bytes, owner)?;
         }
-        give_to_owner(state_dir, &new)?;
-        sync_dir(&new)?;
+        give_to_owner(&made, owner).map_err(system(&new))?;
+        made.sync_all().map_err(system(&new))?;
         // Fails where somebody else made it meanwhile: a directory that is not empty stays.
         fs::rename(&new, &dir).map_err(system(&dir))?;
         sync_dir(state_dir)
@@ -210,18 +219,46 @@ pub fn has_authority(state_dir: &Path) -> bool {
 pub fn remove(state_dir: &Path) -> Result<(), KeysError> {
     let dir = state_dir.join(KEYS_DIR);
     if !exists(&dir)? {
+        // One that was killed may have left some behind.
+        if exists(state_dir)? {
+            remove_left(state_dir)?;
+        }
         return Err(KeysError::Missing(dir));
     }
     let _lock = lock(state_dir)?;
     // By rename first: half of the files are never taken for all of them.
-    let old = state_dir.join("keys.left");
-    if exists(&old)? {
-        fs::remove_dir_all(&old).map_err(system(&old))?;
-    }
+    remove_left(state_dir)?;
+    let old = state_dir.join(KEYS_LEFT);
     fs::rename(&dir, &old).map_err(system(&dir))?;
     sync_dir(state_dir)?;
     fs::remove_dir_all(&old).map_err(system(&old))?;
     sync_dir(state_dir)
+}
+
+/// Whether a daemon runs on this state directory.
+///
+/// # Errors
+/// If that cannot be seen.
+pub fn is_in_use(state_dir: &Path) -> Result<bool, KeysError> {
+    let path = state_dir.join(DAEMONS_LOCK);
+    if !exists(&path)? {
+        return Ok(false);
+    }
+    let file = File::open(&path).map_err(system(&path))?;
+    match Flock::lock(file, FlockArg::LockSharedNonblock) {
+        Ok(_) => Ok(false),
+        Err((_, nix::errno::Errno::EWOULDBLOCK)) => Ok(true),
+        Err((_, errno)) => Err(system(&path)(errno.into())),
+    }
+}
+
+/// Keys that were being removed.
+fn remove_left(state_dir: &Path) -> Result<(), KeysError> {
+    let old = state_dir.join(KEYS_LEFT);
+    match exists(&old)? {
+        true => fs::remove_dir_all(&old).map_err(system(&old)),
+        false => Ok(()),
+    }
 }
 
 /// Held by whoever changes something in the directory, until it is dropped.
@@ -232,16 +269,19 @@ pub(super) fn lock(dir: &Path) -> Result<Flock<File>, KeysError> {
 }
 
 /// Replaces a file; durable when it returns.
-pub(super) fn replace_file(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), KeysError> {
-    let (path, new) = (dir.join(name), dir.join(format!("{name}.new")));
-    match fs::remove_file(&new) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(system(&new)(error)),
-        _ => {}
+pub(super) fn replace_file(path: &Path, name: &str, bytes: &[u8]) -> Result<(), KeysError> {
+    let dir = open_dir(path)?;
+    let new = format!("{name}.new");
+    match unlinkat(&dir, new.as_str(), UnlinkatFlags::NoRemoveDir) {
+        Ok(()) | Err(nix::errno::Errno::ENOENT) => {}
+        Err(errno) => return Err(system(&path.join(&new))(errno.into())),
     }
-    write_file(&new, bytes)?;
-    give_to_owner(dir, &new)?;
-    fs::rename(&new, &path).map_err(system(&path))?;
-    sync_dir(dir)
+    let metadata = dir.metadata().map_err(system(path))?;
+    let owner = (metadata.uid(), metadata.gid());
+    write_file(&dir, path, &new, bytes, owner)?;
+    let renamed = renameat(&dir, new.as_str(), &dir, name);
+    renamed.map_err(|errno| system(&path.join(name))(errno.into()))?;
+    dir.sync_all().map_err(system(path))
 }
 
 /// The whole of a file of ours. What others can read is refused: it is nobody's secret any more.
@@ -266,36 +306,45 @@ pub(super) fn exists(path: &Path) -> Result<bool, KeysError> {
     path.try_exists().map_err(system(path))
 }
 
-fn write_file(path: &Path, bytes: &[u8]) -> Result<(), KeysError> {
-    let file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path);
-    let written = file.and_then(|mut file| {
+/// A directory of ours, and no link to another: its owner may be less than who works here, root.
+fn open_dir(path: &Path) -> Result<File, KeysError> {
+    let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW;
+    let mut options = OpenOptions::new();
+    let opened = options.read(true).custom_flags(flags.bits()).open(path);
+    opened.map_err(system(path))
+}
+
+/// Makes `name` in `dir`, which is called `path`; and gives it to `owner`, by its descriptor: whatever
+/// the name leads to by then, only what was made here is given away.
+fn write_file(
+    dir: &File,
+    path: &Path,
+    name: &str,
+    bytes: &[u8],
+    owner: (u32, u32),
+) -> Result<(), KeysError> {
+    let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
+    let made = openat(dir, name, flags, Mode::from_bits_truncate(0o600));
+    let written = made.map_err(io::Error::from).and_then(|made| {
+        let mut file = File::from(made);
         file.write_all(bytes)?;
+        give_to_owner(&file, owner)?;
         file.sync_all()
     });
-    written.map_err(system(path))
+    written.map_err(system(&path.join(name)))
 }
 
 /// What root makes here has to be readable for the daemon's user, who owns the state directory.
-fn give_to_owner(state_dir: &Path, made: &Path) -> Result<(), KeysError> {
-    if !nix::unistd::Uid::effective().is_root() {
-        return Ok(());
+fn give_to_owner(made: &File, (user, group): (u32, u32)) -> io::Result<()> {
+    match nix::unistd::Uid::effective().is_root() {
+        true => fchown(made, Some(user), Some(group)),
+        false => Ok(()),
     }
-    let owner = fs::metadata(state_dir).map_err(system(state_dir))?;
-    let give = |path: &Path| {
-        let file = File::open(path)?;
-        fchown(&file, Some(owner.uid()), Some(owner.gid()))
-    };
-    if made.is_dir() {
-        for entry in fs::read_dir(made).map_err(system(made))? {
-            let path = entry.map_err(system(made))?.path();
-            give(&path).map_err(system(&path))?;
-        }
-    }
-    give(made).map_err(system(made))
+}
+
+fn owner_of(state_dir: &Path) -> Result<(u32, u32), KeysError> {
+    let metadata = fs::metadata(state_dir).map_err(system(state_dir))?;
+    Ok((metadata.uid(), metadata.gid()))
 }
 
 fn sync_dir(dir: &Path) -> Result<(), KeysError> {

@@ -49,8 +49,10 @@ pub enum JoinRefusal {
     /// Unknown, used, run out, or not with this secret: which of them is nobody's business.
     #[error("the token is used, has run out, or is not of this node")]
     Token,
-    /// No such node, or the issuer's own name.
-    #[error("the issuer's configuration has no other node of that name")]
+    /// Another node than the token was made for, or none that can join.
+    #[error(
+        "the token is for another node, or the issuer's configuration has no node of that name"
+    )]
     Node,
     /// The issuer could not record it.
     #[error("the issuer cannot write to its state directory")]

@@ -1,15 +1,16 @@
 //! Keys, seals and certificates together.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use nix::fcntl::{Flock, FlockArg};
 use replicator::types::NodeId;
 use rustls::Connection;
 
 use super::authority::{Authority, NodeKey, fingerprint};
-use super::files::{KeysError, NodeKeys, has_authority, remove};
+use super::files::{DAEMONS_LOCK, KeysError, NodeKeys, has_authority, is_in_use, remove};
 use super::peers::{PeerTls, check_admission, join_client, join_server};
 use super::sealing::{DatagramKeys, TAG_LEN};
 use super::token::Token;
@@ -108,6 +109,58 @@ fn what_an_interrupted_attempt_left_is_no_keys_and_in_nobodys_way() {
     assert_eq!(NodeKeys::open(&dir.0).unwrap().key, whole.key);
 }
 
+/// The daemon's user owns the state directory, and root works in it: whatever names lead to by then, only
+/// what was made is given away or written to.
+#[test]
+fn links_in_the_state_directory_are_not_followed() {
+    let (dir, elsewhere, authority) = (Dir::new(), Dir::new(), authority(5));
+    let keys = keys(&authority, 5, "kvm-a");
+    keys.write(&dir.0, Some(&authority)).unwrap();
+    let add = || add(&dir.0, &keys, "kvm-b", &[], NOW);
+    add().unwrap();
+    // A name in the way is replaced and not written through.
+    fs::create_dir_all(&elsewhere.0).unwrap();
+    let victim = elsewhere.0.join("shadow");
+    fs::write(&victim, "root").unwrap();
+    symlink(&victim, dir.0.join("keys/tokens.new")).unwrap();
+    add().unwrap();
+    assert_eq!(fs::read_to_string(&victim).unwrap(), "root");
+    // Nor is anything put where the directory is said to be.
+    fs::rename(dir.0.join("keys"), elsewhere.0.join("theirs")).unwrap();
+    symlink(elsewhere.0.join("theirs"), dir.0.join("keys")).unwrap();
+    let before = fs::read(elsewhere.0.join("theirs/tokens")).unwrap();
+    add().unwrap_err();
+    let after = fs::read(elsewhere.0.join("theirs/tokens")).unwrap();
+    assert_eq!(before, after);
+}
+
+/// `leave` was killed between the rename and the removal.
+#[test]
+fn keys_that_were_being_removed_do_not_stay() {
+    let (dir, authority) = (Dir::new(), authority(5));
+    let left = dir.0.join("keys.left");
+    for _ in 0..2 {
+        fs::create_dir_all(&left).unwrap();
+        fs::write(left.join("node-key.der"), b"secret").unwrap();
+        assert!(matches!(remove(&dir.0), Err(KeysError::Missing(_))));
+        assert!(!left.exists());
+    }
+    fs::create_dir_all(&left).unwrap();
+    keys(&authority, 5, "kvm-a").write(&dir.0, None).unwrap();
+    assert!(!left.exists());
+}
+
+#[test]
+fn a_daemon_on_the_state_directory_is_seen() {
+    let dir = Dir::new();
+    fs::create_dir_all(&dir.0).unwrap();
+    assert!(!is_in_use(&dir.0).unwrap());
+    let lock = fs::File::create(dir.0.join(DAEMONS_LOCK)).unwrap();
+    assert!(!is_in_use(&dir.0).unwrap());
+    let _held = Flock::lock(lock, FlockArg::LockExclusiveNonblock).unwrap();
+    assert!(is_in_use(&dir.0).unwrap());
+}
+
 fn token_of(keys: &NodeKeys) -> Token {
     Token {
         cluster: keys.cluster_id,
@@ -125,13 +178,18 @@ fn a_token_buys_once_in_its_time_and_not_after_three_wrong_secrets() {
     let keys = keys(&authority, 5, "kvm-a");
     keys.write(&dir.0, Some(&authority)).unwrap();
     let addresses = ["127.0.0.1:7790".parse().unwrap()];
-    let make = |now| add(&dir.0, &keys, &addresses, now).unwrap();
-    let redeem = |token: &Token, now| redeem(&dir.0, token.id, &token.secret, now).unwrap();
+    let make = |now| add(&dir.0, &keys, "kvm-b", &addresses, now).unwrap();
+    let redeem_as =
+        |token: &Token, node, now| redeem(&dir.0, token.id, &token.secret, node, now).unwrap();
+    let redeem = |token: &Token, now| redeem_as(token, "kvm-b", now);
 
     let token = make(NOW);
     let stored = fs::read_to_string(dir.0.join("keys/tokens")).unwrap();
     let secret: String = token.secret.iter().map(|it| format!("{it:02x}")).collect();
     assert!(!stored.contains(&secret), "only its hash is kept");
+    for _ in 0..4 {
+        assert_eq!(redeem_as(&token, "arb", NOW), Redeemed::ForAnother);
+    }
     assert_eq!(redeem(&token, NOW + 1), Redeemed::Yes);
     assert_eq!(redeem(&token, NOW + 1), Redeemed::No, "once");
 

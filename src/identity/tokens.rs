@@ -1,7 +1,7 @@
 //! The tokens an issuer has given out: a file beside its keys, one line each.
 //!
-//! `ID HASH EXPIRES WRONG`: the id and the SHA-256 of the secret in hexadecimal, seconds since 1970,
-//! and how often it was tried with another secret. The secret itself is nowhere but in the token.
+//! `ID HASH EXPIRES WRONG NODE`: the id and the SHA-256 of the secret in hexadecimal, seconds since 1970,
+//! how often it was tried with another secret, and who may use it. The secret itself is nowhere but in the token.
 //!
 //! Invariant: a token is gone from the disk before what it buys is given away.
 
@@ -30,6 +30,7 @@ struct Entry {
     hash: [u8; 32],
     expires: u64,
     wrong: u32,
+    node: String,
 }
 
 /// What came of a token.
@@ -39,15 +40,18 @@ pub enum Redeemed {
     Yes,
     /// It is not, was used, or has run out.
     No,
+    /// It is good, but for another node; and stays so.
+    ForAnother,
 }
 
-/// Makes a token of the authority in this state directory, and remembers it.
+/// Makes a token of the authority in this state directory for `node`, and remembers it.
 ///
 /// # Errors
 /// If it cannot be recorded.
 pub fn add(
     state_dir: &Path,
     keys: &NodeKeys,
+    node: &str,
     addresses: &[SocketAddr],
     now_unix: u64,
 ) -> Result<Token, KeysError> {
@@ -78,12 +82,13 @@ pub fn add(
         hash: hash_of(&secret),
         expires: now_unix.saturating_add(TOKEN_LIFE.as_secs()),
         wrong: 0,
+        node: node.to_owned(),
     });
     save(&dir, &entries)?;
     Ok(token)
 }
 
-/// Uses a token up, durably.
+/// Uses a token of `node`'s up, durably.
 ///
 /// # Errors
 /// If that cannot be recorded: then it must buy nothing.
@@ -91,6 +96,7 @@ pub fn redeem(
     state_dir: &Path,
     id: u64,
     secret: &[u8; TOKEN_SECRET_LEN],
+    node: &str,
     now_unix: u64,
 ) -> Result<Redeemed, KeysError> {
     let dir = state_dir.join(KEYS_DIR);
@@ -101,6 +107,9 @@ pub fn redeem(
     };
     // Of hashes: how long it takes to compare them tells nothing of the secret.
     let good = entries[at].hash == hash_of(secret);
+    if good && entries[at].node != node {
+        return Ok(Redeemed::ForAnother);
+    }
     entries[at].wrong += u32::from(!good);
     if good || entries[at].wrong >= WRONG_MAX {
         entries.remove(at);
@@ -140,11 +149,12 @@ fn save(dir: &Path, entries: &[Entry]) -> Result<(), KeysError> {
         .iter()
         .map(|it| {
             format!(
-                "{:016x} {} {} {}\n",
+                "{:016x} {} {} {} {}\n",
                 it.id,
                 hex(&it.hash),
                 it.expires,
-                it.wrong
+                it.wrong,
+                it.node
             )
         })
         .collect();
@@ -153,7 +163,7 @@ fn save(dir: &Path, entries: &[Entry]) -> Result<(), KeysError> {
 
 fn parse(line: &str) -> Option<Entry> {
     let words: Vec<_> = line.split(' ').collect();
-    let [id, hash, expires, wrong] = words[..] else {
+    let [id, hash, expires, wrong, node] = words[..] else {
         return None;
     };
     Some(Entry {
@@ -161,5 +171,6 @@ fn parse(line: &str) -> Option<Entry> {
         hash: unhex(hash)?,
         expires: expires.parse().ok()?,
         wrong: wrong.parse().ok()?,
+        node: node.to_owned(),
     })
 }

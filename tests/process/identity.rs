@@ -85,6 +85,8 @@ fn a_cluster_gets_its_keys_by_tokens_and_fails_over_within_tls() {
         .with_state(B, &["join", &tokens[0], "--timeout", "0"])
         .exits(6);
     cluster.start(A);
+    let another = cluster.with_state(B, &["join", &tokens[1]]).exits(4);
+    assert!(another.contains("for another node"), "{another}");
     cluster.with_state(B, &["join", &tokens[0]]).ok();
     cluster.with_state(B, &["join", &tokens[1]]).exits(4);
     let used = cluster
@@ -94,7 +96,9 @@ fn a_cluster_gets_its_keys_by_tokens_and_fails_over_within_tls() {
     cluster
         .with_state(ARBITRATOR, &["join", "tbj1.AAAA"])
         .exits(2);
-    cluster.with_state(B, &["init", "--token"]).exits(4);
+    cluster
+        .with_state(B, &["init", "--token", "kvm-a"])
+        .exits(4);
     let joined = join_by_stdin(&cluster, ARBITRATOR, &format!("{}\n", tokens[1]));
     assert_eq!(joined.code, Some(0), "{joined:?}");
     for node in [A, B, ARBITRATOR] {

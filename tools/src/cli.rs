@@ -112,7 +112,7 @@ pub enum Verb {
     /// node
     ///
     /// Once, on one node. The authority's key stays in `keys` of the state directory, mode 0600. Each
-    /// token, one a line on stdout, lets one node join within 15 minutes, while the daemon here runs.
+    /// token, one a line on stdout, lets the node it is for join within 15 minutes, while the daemon here runs.
     Init(Init),
     /// Join the cluster by a token of `init`: make this node's key and have it certified
     ///
@@ -287,9 +287,9 @@ pub struct Init {
         conflicts_with = "token"
     )]
     pub cluster: Option<String>,
-    /// Only print one more token, where `init` was run
-    #[arg(long)]
-    pub token: bool,
+    /// Only print one more token, for this node, where `init` was run
+    #[arg(long, value_name = "NODE")]
+    pub token: Option<String>,
     #[command(flatten)]
     #[allow(missing_docs, reason = "clap would take the text for the verb's")]
     pub state_dir: StateDir,

@@ -4,6 +4,7 @@
 //! the token. Nothing secret is told but the tokens, on stdout.
 
 use std::io::{self, Read};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
@@ -60,6 +61,12 @@ impl Place {
         Ok(Self { config, node, name })
     }
 
+    /// The nodes that can join by tokens of this one.
+    fn others(&self) -> Vec<&str> {
+        let names = self.config.nodes.iter().map(|node| node.name.as_str());
+        names.filter(|name| *name != self.name).collect()
+    }
+
     fn addresses(&self) -> &[std::net::SocketAddr] {
         self.config
             .node(self.node)
@@ -74,8 +81,12 @@ impl Place {
 pub(crate) fn init(context: &Context, arguments: &cli::Init) -> Result<u8, Failure> {
     let place = Place::find(context, "init")?;
     let state_dir = &arguments.state_dir.state_dir;
+    if let Some(node) = &arguments.token {
+        return one_token(context, &place, state_dir, node);
+    }
     let Some(cluster) = &arguments.cluster else {
-        return one_token(context, &place, state_dir);
+        let what = "which cluster begins here?";
+        return Err(ErrorReport::new(ErrorId::BadValue, what, "no name is given").into());
     };
     if *cluster != place.config.cluster {
         let what = format!("the configuration is not that of {cluster}");
@@ -91,19 +102,21 @@ pub(crate) fn init(context: &Context, arguments: &cli::Init) -> Result<u8, Failu
     }
     refuse_existing(state_dir)?;
     let keys_dir = state_dir.join(KEYS_DIR);
-    let others = place.config.nodes.len().saturating_sub(1);
+    let others = place.others();
     if context.dry_run {
         let step = format!(
-            "make the authority of {cluster} and the keys of {} in {}, and {others} tokens",
+            "make the authority of {cluster} and the keys of {} in {}, and {} tokens",
             place.name,
-            keys_dir.display()
+            keys_dir.display(),
+            others.len()
         );
         return put_plan(context, &[step]);
     }
     let keys = new_keys(&place, state_dir)?;
-    let tokens = (0..others)
-        .map(|_| make_token(&place, state_dir, &keys))
-        .collect::<Result<Vec<_>, _>>()?;
+    let tokens = others
+        .into_iter()
+        .map(|other| Ok((other, make_token(&place, state_dir, &keys, other)?)))
+        .collect::<Result<Vec<_>, ErrorReport>>()?;
     context.tell(&format!(
         "{cluster}: its authority and the keys of {} are in {}",
         place.name,
@@ -141,7 +154,18 @@ fn new_keys(place: &Place, state_dir: &Path) -> Result<NodeKeys, ErrorReport> {
     Ok(keys)
 }
 
-fn one_token(context: &Context, place: &Place, state_dir: &Path) -> Result<u8, Failure> {
+fn one_token(
+    context: &Context,
+    place: &Place,
+    state_dir: &Path,
+    node: &str,
+) -> Result<u8, Failure> {
+    let others = place.others();
+    if !others.contains(&node) {
+        let what = format!("{node} can join by no token of {}", place.name);
+        let why = format!("the other nodes are {}", others.join(", "));
+        return Err(ErrorReport::new(ErrorId::NoSuchNode, what, why).into());
+    }
     let keys = NodeKeys::open(state_dir).map_err(|error| keys_report(&error))?;
     if !files::has_authority(state_dir) {
         let what = format!("{} cannot make tokens", place.name);
@@ -152,36 +176,44 @@ fn one_token(context: &Context, place: &Place, state_dir: &Path) -> Result<u8, F
         return Err(ErrorReport::new(ErrorId::NotTheAuthority, what, why).into());
     }
     if context.dry_run {
-        return put_plan(context, &["make a token".to_owned()]);
+        return put_plan(context, &[format!("make a token for {node}")]);
     }
-    let token = make_token(place, state_dir, &keys)?;
-    put_tokens(context, place, &[token])
+    let token = make_token(place, state_dir, &keys, node)?;
+    put_tokens(context, place, &[(node, token)])
 }
 
-fn make_token(place: &Place, state_dir: &Path, keys: &NodeKeys) -> Result<Token, ErrorReport> {
-    tokens::add(state_dir, keys, place.addresses(), unix_millis() / 1000)
-        .map_err(|error| keys_report(&error))
+fn make_token(
+    place: &Place,
+    state_dir: &Path,
+    keys: &NodeKeys,
+    node: &str,
+) -> Result<Token, ErrorReport> {
+    let now = unix_millis() / 1000;
+    tokens::add(state_dir, keys, node, place.addresses(), now).map_err(|error| keys_report(&error))
 }
 
-fn put_tokens(context: &Context, place: &Place, tokens: &[Token]) -> Result<u8, Failure> {
-    let texts: Vec<_> = tokens.iter().map(Token::encode).collect();
+fn put_tokens(context: &Context, place: &Place, tokens: &[(&str, Token)]) -> Result<u8, Failure> {
     let minutes = TOKEN_LIFE.as_secs() / 60;
     match context.output {
         Output::Plain => {
             context.tell(&format!(
-                "each token lets one node join within {minutes} minutes, while the daemon of {} \
-                 runs; on that node: twinadm join TOKEN",
+                "each token lets the node it is for join within {minutes} minutes, while the daemon \
+                 of {} runs; on that node: twinadm join TOKEN",
                 place.name
             ));
-            for text in &texts {
-                context.put(&format!("{text}\n"))?;
+            for (node, token) in tokens {
+                context.tell(&format!("for {node}:"));
+                context.put(&format!("{}\n", token.encode()))?;
             }
         }
         Output::Json => context.put_json(
             &json!({
                 "cluster": place.config.cluster,
                 "node": place.name,
-                "tokens": texts,
+                "tokens": tokens
+                    .iter()
+                    .map(|(node, token)| json!({ "node": node, "token": token.encode() }))
+                    .collect::<Vec<_>>(),
                 "valid_seconds": TOKEN_LIFE.as_secs(),
             }),
             true,
@@ -256,11 +288,17 @@ pub(crate) fn leave(context: &Context, arguments: &cli::Leave) -> Result<u8, Fai
     let keys_dir = state_dir.join(KEYS_DIR);
     let what = format!("the keys in {} stay", keys_dir.display());
     if !files_exist(&keys_dir)? {
+        // What one that was killed left behind goes, if anything.
+        if !context.dry_run {
+            match files::remove(state_dir) {
+                Ok(()) | Err(KeysError::Missing(_)) => {}
+                Err(error) => return Err(keys_report(&error).into()),
+            }
+        }
         context.tell(&format!("there are no keys in {}", keys_dir.display()));
         return Ok(exit::OK);
     }
-    if let Some(up) = something_up(context) {
-        let why = format!("{up} is up on this node, and its peer would know this node no more");
+    if let Some(why) = in_use(context, state_dir)? {
         return Err(ErrorReport::new(ErrorId::KeysInUse, what, why).into());
     }
     let has_authority = files::has_authority(state_dir);
@@ -283,20 +321,45 @@ pub(crate) fn leave(context: &Context, arguments: &cli::Leave) -> Result<u8, Fai
     Ok(exit::OK)
 }
 
-/// A resource that is up here, if a daemon says so.
-fn something_up(context: &Context) -> Option<String> {
+/// Why the keys may be needed. Only where no daemon can be is there none.
+fn in_use(context: &Context, state_dir: &Path) -> Result<Option<String>, ErrorReport> {
     let anyone = Context {
         node: None,
         ..context.clone()
     };
+    let socket = context.run_dir.join("control.sock");
+    let absent = match UnixStream::connect(socket) {
+        Ok(_) => false,
+        Err(error) => matches!(
+            error.kind(),
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+        ),
+    };
+    if absent {
+        let held = files::is_in_use(state_dir).map_err(|error| keys_report(&error))?;
+        return Ok(held.then(|| {
+            format!(
+                "a daemon runs on {} and does not answer in {}: see --run-dir",
+                state_dir.display(),
+                context.run_dir.display()
+            )
+        }));
+    }
     let verb = Verb::Status { resource: None };
-    match ask_within(&anyone, Duration::ZERO, verb) {
+    Ok(match ask_within(&anyone, Duration::ZERO, verb) {
         Ok(Response::Status(status)) => {
             let up = status.resources.into_iter().find(|resource| resource.up);
-            up.map(|resource| resource.name)
+            up.map(|up| {
+                let name = up.name;
+                format!("{name} is up on this node, and its peer would know this node no more")
+            })
         }
-        _ => None,
-    }
+        Ok(_) => Some("the daemon does not say what is up".to_owned()),
+        Err(report) => Some(format!(
+            "the daemon does not say what is up: {}",
+            report.why
+        )),
+    })
 }
 
 fn read_token(argument: &str) -> Result<Token, ErrorReport> {

@@ -72,7 +72,7 @@ catalogue! {
     AddressTwice = "E0112", exit::CONFIG, ["give each node its own IP:port"];
     /// Clear text beyond loopback was not asked for twice.
     TlsOffNotAllowed = "E0113", exit::CONFIG, [
-        "use loopback addresses only, or write insecure = true beside tls = \"off\" on a dedicated network",
+        "use loopback addresses only, or write insecure = true on a dedicated network",
     ];
     /// TLS is required, and this node has no keys.
     TlsKeysMissing = "E0114", exit::CONFIG, [
@@ -97,7 +97,7 @@ catalogue! {
     ProtocolALossy = "E0121", exit::CONFIG, ["protocol = \"C\""];
     /// The keys of this node are damaged, or those of another node, cluster or time.
     KeysUnusable = "E0123", exit::CONFIG, [
-        "twinadm leave here, then twinadm join with a new token (twinadm init --token on the first node)",
+        "twinadm leave here, then twinadm join with a new token (twinadm init --token NODE on the first node)",
     ];
     /// The nodes of a cluster do not make one.
     ClusterShape = "E0122", exit::CONFIG, ["configure two data nodes and at most one arbitrator"];
@@ -229,17 +229,17 @@ catalogue! {
     /// This node has keys already.
     KeysExist = "E0440", exit::REFUSED, ["keep them; to give this node others: twinadm leave, then twinadm join TOKEN"];
     /// The issuer does not take the token, or not the node.
-    JoinRefused = "E0441", exit::REFUSED, ["make another on the node where the cluster was begun: twinadm init --token"];
+    JoinRefused = "E0441", exit::REFUSED, ["make another on the node where the cluster was begun: twinadm init --token NODE"];
     /// The text is no token.
     TokenUnreadable = "E0442", exit::USAGE, ["copy all of it, from tbj1. to its end, or pass it on: twinadm join - < FILE"];
     /// The cluster's authority is not on this node.
     NotTheAuthority = "E0443", exit::REFUSED, ["run it on the node where twinadm init was run"];
     /// What answers is not the issuer the token names.
     IssuerNotTrusted = "E0444", exit::REFUSED, [
-        "see who has that address now; then make another token: twinadm init --token",
+        "see who has that address now; then make another token: twinadm init --token NODE",
     ];
     /// Resources are up that need the keys.
-    KeysInUse = "E0445", exit::REFUSED, ["twinadm down all, then try again"];
+    KeysInUse = "E0445", exit::REFUSED, ["twinadm down all, or stop the daemon, then try again"];
 
     /// Too few voters answer.
     NoQuorum = "E0501", exit::QUORUM, ["bring back the arbitrator or the peer, or the link to them"];

@@ -13,13 +13,14 @@ use thiserror::Error;
 use super::layout::{self, ENTRY_LEN, SECTOR_LEN};
 use super::record::NodeRecord;
 use crate::controller::VoterRecord;
+use crate::identity::files::DAEMONS_LOCK;
 
 /// Resources one voter can know, dead ones included. 16 KiB each: 64 MiB of root disk.
 pub const RESOURCES_MAX: usize = 4096;
 
 const STORE_FILE: &str = "voter-store";
 const STORE_FILE_NEW: &str = "voter-store.new";
-const LOCK_FILE: &str = "lock";
+const LOCK_FILE: &str = DAEMONS_LOCK;
 
 /// Why a state directory cannot be used.
 #[derive(Debug, Error)]

@@ -197,7 +197,8 @@ fn verbs_and_flags_that_are_not_built_are_unknown() {
         "twinadm resize r --size much",
         "twinadm primary r --yes-lose=r",
         "twinadm init",
-        "twinadm init lab --token",
+        "twinadm init lab --token b",
+        "twinadm init --token",
         "twinadm join",
         "twinadm top",
     ] {

@@ -73,14 +73,35 @@ fn keys_are_made_once_and_tokens_where_they_were_made() {
         "json",
         "init",
         "--token",
+        "kvm-b",
         "--state-dir",
         &a,
     ]);
     assert!(
-        token.code == 0 && token.out.contains("\"tokens\":[\"tbj1."),
+        token.code == 0 && token.out.contains("\"node\":\"kvm-b\",\"token\":\"tbj1."),
         "{token:?}"
     );
-    let nowhere = ran(&["--node", "kvm-b", "init", "--token", "--state-dir", &b]);
+    let own = [
+        "--node",
+        "kvm-a",
+        "init",
+        "--token",
+        "kvm-a",
+        "--state-dir",
+        &a,
+    ];
+    let own = ran(&own);
+    assert!(own.code != 0 && own.err.contains("kvm-b, arb"), "{own:?}");
+    let nowhere = [
+        "--node",
+        "kvm-b",
+        "init",
+        "--token",
+        "arb",
+        "--state-dir",
+        &b,
+    ];
+    let nowhere = ran(&nowhere);
     assert!(
         nowhere.code == 3 && nowhere.err.contains("E0114"),
         "{nowhere:?}"
