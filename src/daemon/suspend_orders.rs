@@ -172,7 +172,8 @@ impl Node {
     ) -> Result<Passing<'_>, ErrorReport> {
         let passing = self.pass(resource, Way::Leaving, force);
         if let Some(passing) = passing
-            && (force || self.engine(resource, |it| it.suspension.is_none()))
+            // No engine, no suspension: it may be half way up or down.
+            && (force || !self.engine(resource, |it| it.suspension.is_some()))
         {
             return Ok(passing);
         }
