@@ -110,6 +110,16 @@ impl Engine {
         self.suspend.held.len()
     }
 
+    /// Bytes of guests' payloads that wait for the end of a suspension.
+    #[must_use]
+    pub fn suspended_bytes(&self) -> usize {
+        let len = |guest: &GuestRequest| match &guest.kind {
+            GuestKind::Write { payload, .. } => payload.len(),
+            _ => 0,
+        };
+        self.suspend.held.iter().map(len).sum()
+    }
+
     pub(super) fn is_suspended(&self) -> bool {
         self.suspend.stage.is_some()
     }

@@ -22,6 +22,10 @@ pub(super) const GUEST_BYTES_MAX: usize = 256 << 20;
 /// Of these, what long receive buffers may leave taken: connections that only idle must not keep
 /// the others from their payloads. Beyond it a client keeps the short one of its handshake.
 const RECEIVE_BYTES_MAX: usize = GUEST_BYTES_MAX / 2;
+/// Of these, what writes held by `suspend-io` may take, of all resources together: it may last, and
+/// must not keep other resources' guests from theirs. Beyond it the writes of resources that hold
+/// some stay in their sockets, and what comes behind them.
+pub(super) const SUSPENDED_BYTES_MAX: usize = GUEST_BYTES_MAX / 4;
 /// Up to this length a client with nothing else in flight gets its buffer all the same, so that
 /// clients which never read their answers cannot starve the others.
 const LONE_REQUEST_LEN_MAX: usize = 1 << 20;
@@ -212,12 +216,19 @@ pub(super) struct GuestBuffers {
     /// The longest request that the client served now gets room for in any case: it has nothing
     /// under way.
     lone_len_max: usize,
+    /// The client served now is of a suspended resource, and these hold as much as they may.
+    suspended_full: bool,
 }
 
 impl GuestBuffers {
     /// Bytes in use.
     pub(super) fn taken(&self) -> usize {
         self.pool.out_bytes() + self.read_room
+    }
+
+    /// What held writes take, if the client served next has a part in it.
+    pub(super) fn note_suspended(&mut self, bytes: usize) {
+        self.suspended_full = bytes >= SUSPENDED_BYTES_MAX;
     }
 
     /// Whatever is taken next is for one client of so many.
@@ -249,8 +260,8 @@ impl nbd_frontend::BufferPool for GuestBuffers {
     type Buffer = AlignedBuf;
 
     fn take(&mut self, len: usize) -> Option<AlignedBuf> {
-        self.has_room_for(len, BufferPool::footprint(len))
-            .then(|| self.pool.take(len))
+        let fits = !self.suspended_full && self.has_room_for(len, BufferPool::footprint(len));
+        fits.then(|| self.pool.take(len))
     }
 
     fn reserve_read(&mut self, len: usize) -> bool {
@@ -261,5 +272,24 @@ impl nbd_frontend::BufferPool for GuestBuffers {
             self.granted += room;
         }
         fits
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nbd_frontend::BufferPool as _;
+
+    use super::*;
+
+    #[test]
+    fn writes_that_are_held_do_not_take_all_the_memory_of_guests() {
+        let mut buffers = GuestBuffers::default();
+        buffers.note_suspended(SUSPENDED_BYTES_MAX - 1);
+        assert!(buffers.take(4096).is_some());
+        buffers.note_suspended(SUSPENDED_BYTES_MAX);
+        assert!(buffers.take(4096).is_none());
+        assert!(buffers.reserve_read(4096), "a read takes none of it");
+        buffers.note_suspended(0);
+        assert!(buffers.take(4096).is_some());
     }
 }

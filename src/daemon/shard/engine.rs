@@ -21,6 +21,10 @@ pub trait ReplicationEngine {
     fn reads_are_local(&self) -> bool {
         false
     }
+    /// See [`Engine::suspended_bytes`].
+    fn suspended_bytes(&self) -> usize {
+        0
+    }
     /// See [`Engine::marks`].
     fn marks(&self, range: BlockRange, count_max: usize) -> Option<Vec<MarkRun>> {
         let _ = (range, count_max);
@@ -51,6 +55,10 @@ impl ReplicationEngine for Engine {
 
     fn reads_are_local(&self) -> bool {
         Engine::reads_are_local(self)
+    }
+
+    fn suspended_bytes(&self) -> usize {
+        Engine::suspended_bytes(self)
     }
 
     fn marks(&self, range: BlockRange, count_max: usize) -> Option<Vec<MarkRun>> {

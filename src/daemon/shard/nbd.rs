@@ -232,6 +232,7 @@ impl Shard {
 
     /// Gives the session what was received, and receives more as long as it takes more.
     pub(super) fn pump_client(&mut self, key: Key) {
+        self.note_suspended(key);
         let clients = self.clients.len();
         let Some(client) = self.clients.get_mut(key) else {
             return;
@@ -250,6 +251,21 @@ impl Shard {
         client.reads.room += pool.end_serving();
         let all_taken = start == end;
         self.end_pump(key, before, all_taken);
+    }
+
+    /// Before a client is served: what held writes take, if its resource holds some.
+    pub(super) fn note_suspended(&mut self, client: Key) {
+        let resource = self.clients.get(client).and_then(|it| it.resource);
+        let own = resource.and_then(|key| self.resources.get(key));
+        let all = match own.map_or(0, Resource::suspended_bytes) {
+            0 => 0,
+            _ => self
+                .resources
+                .iter()
+                .map(|(_, it)| it.suspended_bytes())
+                .sum(),
+        };
+        self.guest_buffers.note_suspended(all);
     }
 
     /// What follows when the session has taken what it takes now.

@@ -211,6 +211,11 @@ impl Resource {
         self.engine.role()
     }
 
+    /// Payloads that wait for the end of a suspension.
+    pub(super) fn suspended_bytes(&self) -> usize {
+        self.engine.suspended_bytes()
+    }
+
     /// The newest view the engine knew when it was last looked at: what its frames are labelled with.
     pub(super) fn view(&self) -> ViewNumber {
         self.state.view

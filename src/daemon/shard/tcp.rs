@@ -277,6 +277,7 @@ impl Shard {
     /// Gives the session what it did not take before and what was opened now; whether it took all
     /// and there is more to open.
     fn give_inside(&mut self, key: Key, inside: &[u8]) -> bool {
+        self.note_suspended(key);
         let clients = self.clients.len();
         let Some(client) = self.clients.get_mut(key) else {
             return false;

@@ -48,6 +48,7 @@ fn writes_wait_and_reads_and_flushes_go_on_until_it_is_resumed() {
     pair.flushed(A);
     assert_settled(&pair);
     assert_eq!(pair.snapshot(A).inflight, 3);
+    assert_eq!(pair.state(A).engine.suspended_bytes(), 2 * 4096);
     resume(&mut pair);
     for waits in [first, second, third] {
         assert_eq!(pair.answer(waits), Some(Ok(GuestReply::Done)));
