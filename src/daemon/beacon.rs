@@ -19,7 +19,7 @@ use replicator::types::{Instant, NodeId, ResourceId, StoreError, ViewCause};
 use super::api::ShardCommand;
 use super::beacon_io::{Carrier, DATAGRAM_LEN_MAX};
 use super::node::{Answer, ControllerRequest, Node, NodeSink, Question};
-use super::security::Mismatch;
+use super::security::{Mismatch, Mismatches};
 use super::store_thread::StoreRequest;
 use super::watchdog::{HUNG_LOOKS, LOOK_EVERY, Verdict, Watchdog};
 use crate::controller::{Action, Controller, Datagram, EngineCommand, Input};
@@ -32,8 +32,7 @@ const STACK_LEN: usize = 256 * 1024;
 /// Snapshots for `status` are renewed at least this often while anything is asked of the thread.
 const PUBLISH_INTERVAL: Duration = Duration::from_millis(250);
 
-/// What is no datagram of this cluster's is told of at most so often, and shown for so long.
-const MISMATCH_TOLD_EVERY: Duration = Duration::from_secs(60);
+/// What is no datagram of this cluster's is shown for so long.
 const MISMATCH_SHOWN: Duration = Duration::from_secs(5);
 
 /// Starts the thread; it ends with [`ControllerRequest::Stop`].
@@ -56,7 +55,7 @@ pub(super) fn start(
         let mut beacon = Beacon {
             keys: node.security.as_ref().map(|security| security.datagrams()),
             mismatch: None,
-            told: None,
+            mismatches: Mismatches::default(),
             node,
             controller,
             carrier,
@@ -83,8 +82,8 @@ struct Beacon {
     keys: Option<Arc<DatagramKeys>>,
     /// The newest datagram that looks like another node's and has no effect, and when it came.
     mismatch: Option<(Instant, NodeId, Mismatch)>,
-    /// The newest that was told of, and when.
-    told: Option<(Instant, NodeId, Mismatch)>,
+    /// And when such were told of.
+    mismatches: Mismatches,
 }
 
 impl Beacon {
@@ -206,6 +205,7 @@ impl Beacon {
         let mut strange = None;
         let keys = self.keys.as_deref();
         let (cluster, node) = (self.node.cluster(), self.node.node);
+        let mismatches = &self.mismatches;
         let more = self.carrier.receive(buffer, |path, bytes| {
             // Nothing is read of what no node of the cluster has sealed.
             let datagram = match keys {
@@ -214,9 +214,10 @@ impl Beacon {
             };
             match datagram.map(Datagram::decode) {
                 Some(Ok(datagram)) => arrived.push((path, datagram)),
-                Some(Err(_)) | None => {
+                Some(Err(_)) | None if mismatches.may_look(clock::now()) => {
                     strange = Mismatch::of(bytes, keys, cluster, node).or(strange);
                 }
+                Some(Err(_)) | None => {}
             }
         });
         if let Some((from, what)) = strange {
@@ -229,15 +230,15 @@ impl Beacon {
         more
     }
 
-    /// For people: nothing is decided by it.
+    /// For people: nothing is decided by it. A node that is heard has the keys of this one, whatever
+    /// somebody sends in its name.
     fn note_mismatch(&mut self, from: NodeId, what: Mismatch) {
         let now = clock::now();
+        if self.controller.node_snapshot(now).voters[from.index()].seen {
+            return;
+        }
         self.mismatch = Some((now, from, what));
-        let told_lately = self.told.is_some_and(|(then, other, before)| {
-            (other, before) == (from, what) && now.since(then) < MISMATCH_TOLD_EVERY
-        });
-        if !told_lately {
-            self.told = self.mismatch;
+        if self.mismatches.may_tell(now, from, what) {
             let other = self.node.config.node_name(from);
             tracing::warn!("{}", what.words(other));
         }
@@ -389,7 +390,9 @@ impl Beacon {
             .collect();
         let mismatch = self
             .mismatch
-            .filter(|(then, ..)| now.since(*then) < MISMATCH_SHOWN)
+            .filter(|(then, from, _)| {
+                now.since(*then) < MISMATCH_SHOWN && !node.voters[from.index()].seen
+            })
             .map(|(_, from, what)| what.words(self.node.config.node_name(from)));
         self.node.board.update(|board| {
             board.node = Some(node);

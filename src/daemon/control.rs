@@ -351,9 +351,11 @@ fn read_line(stream: &mut dyn ClientStream) -> io::Result<Vec<u8>> {
             return Err(io::ErrorKind::TimedOut.into());
         }
         stream.limit_read(left)?;
-        match stream.read(&mut piece)? {
-            0 => break,
-            len => line.extend_from_slice(&piece[..len]),
+        match stream.read(&mut piece) {
+            Ok(0) => break,
+            Ok(len) => line.extend_from_slice(&piece[..len]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
         }
     }
     // One request per connection: what follows it is not read.

@@ -17,6 +17,7 @@ use rustls::Connection;
 
 use super::control::Place;
 use super::relay_door::Doorkeeper;
+use super::security::Seldom;
 use crate::identity::authority::Authority;
 use crate::identity::files::{self, NodeKeys};
 use crate::identity::message::{Admission, JoinAnswer, JoinRefusal, JoinRequest, encode_answer};
@@ -29,6 +30,9 @@ const JOINS_MAX: usize = 4;
 
 /// Time for all of it, from the first byte of TLS on.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// That somebody may not join is told at most so often.
+const TELL_INTERVAL: Duration = Duration::from_secs(10);
 
 /// What is behind the door.
 #[derive(Clone, Debug, Default)]
@@ -73,7 +77,16 @@ impl Issuer {
         let answer = self.decide(&request, &keys, &authority, keeper);
         match &answer {
             Ok(_) => tracing::info!("{} has joined and has a certificate now", request.node),
-            Err(why) => tracing::warn!("{} may not join: {why}", request.node),
+            Err(why) => {
+                // Anybody can bring this about, and say any name.
+                static TOLD: Seldom = Seldom::new();
+                if TOLD.is_due(clock::now(), TELL_INTERVAL) {
+                    let names = &keeper.names;
+                    let known = names.iter().find(|name| **name == request.node);
+                    let who = known.map_or("somebody", |name| name);
+                    tracing::warn!("{who} may not join: {why}");
+                }
+            }
         }
         stream.write_message(&encode_answer(&answer))?;
         stream.flush()?;

@@ -213,7 +213,7 @@ impl Visitor {
             Call::Secure(opening) => {
                 let mut status = self.keeper.judge(&call, address, None);
                 let joins = opening.purpose == Purpose::Join;
-                let join_place = self.keeper.issuer.place().filter(|_| joins);
+                let join_place = joins.then(|| self.keeper.issuer.place()).flatten();
                 if joins && join_place.is_none() && status == PreambleStatus::Accepted {
                     status = PreambleStatus::Busy;
                 }

@@ -6,10 +6,12 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use replicator::admin::{ErrorId, ErrorReport};
-use replicator::types::NodeId;
+use replicator::types::{Instant, NodeId};
 
 use crate::config::{Config, Tls};
 use crate::controller::Datagram;
@@ -148,6 +150,56 @@ fn refusal(cluster: &str, error: &KeysError) -> ErrorReport {
     }
 }
 
+/// Tells of something that strangers can bring about, at most so often.
+#[derive(Debug, Default)]
+pub(super) struct Seldom(AtomicU64);
+
+impl Seldom {
+    /// One that has told of nothing.
+    pub(super) const fn new() -> Self {
+        Self(AtomicU64::new(0))
+    }
+
+    /// Whether it is time to tell again.
+    pub(super) fn is_due(&self, now: Instant, every: Duration) -> bool {
+        let next = self.0.load(Ordering::Relaxed);
+        let due = now.0 >= next;
+        if due {
+            self.0.store(now.plus(every).0, Ordering::Relaxed);
+        }
+        due
+    }
+}
+
+/// What is no datagram of this cluster's is told of at most so often for each node and kind.
+const MISMATCH_TOLD_EVERY: Duration = Duration::from_secs(60);
+/// And looked at at most so often.
+const MISMATCH_LOOKED_EVERY: Duration = Duration::from_millis(100);
+
+/// When what was told of.
+#[derive(Debug, Default)]
+pub(super) struct Mismatches {
+    looked: Seldom,
+    told: [[Seldom; 3]; 3],
+}
+
+impl Mismatches {
+    /// Whether what is not taken may be looked at.
+    pub(super) fn may_look(&self, now: Instant) -> bool {
+        self.looked.is_due(now, MISMATCH_LOOKED_EVERY)
+    }
+
+    /// Whether this is to be told of.
+    pub(super) fn may_tell(&self, now: Instant, from: NodeId, what: Mismatch) -> bool {
+        let kind = match what {
+            Mismatch::Sealed => 0,
+            Mismatch::Bare => 1,
+            Mismatch::Foreign => 2,
+        };
+        self.told[from.index()][kind].is_due(now, MISMATCH_TOLD_EVERY)
+    }
+}
+
 /// Why a datagram that could be another node's has no effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mismatch {
@@ -234,6 +286,23 @@ pub(super) mod tests {
             datagrams: Arc::new(DatagramKeys::new(&keys.secret, cluster_id, node)),
             peers: Mutex::new(Arc::new(PeerTls::new(&keys, names).unwrap())),
         })
+    }
+
+    /// Somebody sends what looks like each other node's in turn, as fast as it goes.
+    #[test]
+    fn what_anybody_can_send_is_told_of_once_a_minute_for_each_node_and_kind() {
+        let seen = Mismatches::default();
+        let (mut looks, mut lines) = (0, 0);
+        for millis in 0..120_000 {
+            let now = Instant::ZERO.plus(Duration::from_millis(millis));
+            looks += usize::from(seen.may_look(now));
+            for from in [NodeId::B, NodeId::ARBITRATOR] {
+                for what in [Mismatch::Bare, Mismatch::Foreign] {
+                    lines += usize::from(seen.may_tell(now, from, what));
+                }
+            }
+        }
+        assert_eq!((looks, lines), (1_200, 8));
     }
 
     #[test]

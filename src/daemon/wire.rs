@@ -52,9 +52,11 @@ impl Wire {
                 return Err(io::ErrorKind::TimedOut.into());
             }
             self.socket().set_read_timeout(Some(left))?;
-            match self.read(&mut bytes[filled..])? {
-                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-                count => filled += count,
+            match self.read(&mut bytes[filled..]) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(count) => filled += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
             }
         }
         Ok(())

@@ -42,6 +42,9 @@ pub enum JoinError {
     /// No address of the issuer answers.
     #[error("{0}")]
     Unreachable(String),
+    /// It was told the token, and its answer did not come.
+    #[error("it did not answer the token, which may be used up: {0}")]
+    Lost(String),
     /// Somebody answers, and does not let in.
     #[error("{0}")]
     TurnedAway(&'static str),
@@ -69,7 +72,7 @@ impl From<PeerTlsError> for JoinError {
 pub fn join(token: &Token, joiner: Joiner<'_>) -> Result<NodeKeys, JoinError> {
     let socket = connect(&token.addresses)?;
     let key = NodeKey::new()?;
-    let lost = |error: io::Error| JoinError::Unreachable(error.to_string());
+    let lost = |error: io::Error| JoinError::Lost(error.to_string());
     knock(&socket, joiner)?;
     let connection = Connection::Client(join_client(token)?);
     let mut stream = SecureStream::new(connection, socket, || ANSWER_TIMEOUT)

@@ -115,9 +115,11 @@ impl SecureStream {
                 return Err(io::ErrorKind::TimedOut.into());
             }
             self.socket.set_read_timeout(Some(left))?;
-            match self.read(&mut bytes[filled..])? {
-                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-                count => filled += count,
+            match self.read(&mut bytes[filled..]) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(count) => filled += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
             }
         }
         Ok(())
@@ -146,17 +148,21 @@ impl SecureStream {
     }
 }
 
+/// One that is `Interrupted` received something, and nothing of it can be read yet: whoever has a
+/// deadline looks at it then, as a record of TLS may come byte by byte for ever.
 impl Read for SecureStream {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        loop {
-            match self.connection.reader().read(buffer) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                result => return result,
+        match self.connection.reader().read(buffer) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            result => return result,
+        }
+        let ended = self.receive()?;
+        self.send()?;
+        match self.connection.reader().read(buffer) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && !ended => {
+                Err(io::ErrorKind::Interrupted.into())
             }
-            if self.receive()? {
-                return self.connection.reader().read(buffer);
-            }
-            self.send()?;
+            result => result,
         }
     }
 }

@@ -1,9 +1,12 @@
 //! Keys, seals and certificates together.
 
 use std::fs;
+use std::io::{self, Write};
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
 use replicator::types::NodeId;
@@ -13,6 +16,7 @@ use super::authority::{Authority, NodeKey, fingerprint};
 use super::files::{DAEMONS_LOCK, KeysError, NodeKeys, has_authority, is_in_use, remove};
 use super::peers::{PeerTls, check_admission, join_client, join_server};
 use super::sealing::{DatagramKeys, TAG_LEN};
+use super::stream::SecureStream;
 use super::token::Token;
 use super::tokens::{Redeemed, TOKEN_LIFE, TOKENS_MAX, add, redeem};
 
@@ -324,4 +328,35 @@ fn who_joins_trusts_only_the_issuer_its_token_names() {
         ..token
     };
     assert!(meet(&elsewhere, &issuer).is_err());
+}
+
+/// A record of TLS may be 16 KiB and come byte by byte: nothing of it can be read, and its sender gets no
+/// more time for it.
+#[test]
+fn a_record_that_trickles_in_has_the_deadline_of_its_message() {
+    let authority = authority(5);
+    let tls = |node| PeerTls::new(&keys(&authority, 5, node), NODES).unwrap();
+    let (a, b) = (tls("kvm-a"), tls("kvm-b"));
+    let mut client = Connection::Client(b.call(0).unwrap());
+    let mut server = Connection::Server(a.accept().unwrap());
+    shake_hands(&mut client, &mut server).unwrap();
+    client.writer().write_all(&[7; 1000]).unwrap();
+    let mut record = Vec::new();
+    client.write_tls(&mut record).unwrap();
+
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut sender = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (socket, _) = listener.accept().unwrap();
+    let mut stream = SecureStream::new(server, socket, || Duration::ZERO).unwrap();
+    let mut looks = 0;
+    let ended = stream.read_message(|| {
+        sender.write_all(&record[looks..=looks]).unwrap();
+        looks += 1;
+        match looks {
+            10 => Duration::ZERO,
+            _ => Duration::from_secs(2),
+        }
+    });
+    assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::TimedOut);
+    assert_eq!(looks, 10);
 }

@@ -29,6 +29,8 @@ pub(super) struct Link {
     pub(super) dirty: bool,
     /// Grows from one connection to the next.
     pub(super) born: u64,
+    /// It comes from an address of the peer's: a flood from elsewhere does not drive it out.
+    pub(super) of_peer: bool,
     /// Frame that is being received.
     partial: Option<Partial>,
 }
@@ -112,6 +114,7 @@ impl Link {
             closing: false,
             dirty: false,
             born,
+            of_peer: false,
             partial: None,
         }
     }

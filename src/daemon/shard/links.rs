@@ -20,6 +20,7 @@ use super::client::GUEST_BYTES_MAX;
 use super::link::{Arrived, Link, LinkPhase, Receive};
 use super::secure_link::Opened;
 use super::slots::Key;
+use super::tcp::peer_address;
 use super::token::Owner;
 use super::{Shard, Timer};
 use crate::daemon::api::ShardEvent;
@@ -78,21 +79,28 @@ impl Shard {
         let strangers = self
             .links
             .keys_where(|link| link.phase == LinkPhase::AwaitPreamble);
-        let born = |key: &Key| self.links.get(*key).map(|link| link.born);
+        // Those of the peer's addresses last, then the oldest.
+        let rank = |key: &Key| self.links.get(*key).map(|link| (link.of_peer, link.born));
         if strangers.len() >= STRANGERS_MAX
-            && let Some(oldest) = strangers.into_iter().min_by_key(born)
+            && let Some(oldest) = strangers.into_iter().min_by_key(rank)
         {
             self.drop_link(oldest);
         }
         send_at_once(&socket);
+        let from = peer_address(&socket).map(|it| it.ip());
+        let of_peer = from.is_some_and(|ip| {
+            let mut all = self.setup.peer_addresses.iter();
+            all.any(|address| address.ip().to_canonical() == ip)
+        });
         let born = self.next_born();
-        let link = Link::new(
+        let mut link = Link::new(
             socket,
             None,
             LinkPhase::AwaitPreamble,
             born,
             &self.link_pool,
         );
+        link.of_peer = of_peer;
         let key = self.links.insert(link);
         self.timers
             .insert((self.now.plus(SET_UP_TIMEOUT), Timer::Link(key)));

@@ -161,8 +161,8 @@ enum Timer {
     Client(Key),
     /// A link's set-up or farewell takes too long.
     Link(Key),
-    /// A link's TLS handshake goes on.
-    LinkHandshake(Key),
+    /// A link's TLS handshake goes on; the oldest link first.
+    LinkHandshake { born: u64, link: Key },
     /// A look for holes takes too long.
     Look(Key),
     /// A client's TLS handshake goes on; the oldest client first.
@@ -209,6 +209,8 @@ struct Shard {
     timers: BTreeSet<(Instant, Timer)>,
     link_listeners: Vec<links::Listener>,
     link_ration: tcp::Ration,
+    /// The same for those from an address of the peer's.
+    peer_ration: tcp::Ration,
     tcp: Option<tcp::Door>,
     /// Sessions dialled so far; part of the next one's id.
     sessions_dialled: u32,
@@ -271,6 +273,7 @@ impl Shard {
             timers: BTreeSet::new(),
             link_listeners: Vec::new(),
             link_ration: tcp::Ration::new(clock::now()),
+            peer_ration: tcp::Ration::new(clock::now()),
             tcp: None,
             sessions_dialled: 0,
             connections: 0,
@@ -443,7 +446,7 @@ impl Shard {
                 Timer::Link(key) => self.on_link_timer(key),
                 Timer::Look(key) => self.end_look(key, Vec::new()),
                 Timer::Handshake { client, .. } => self.pump_client(client),
-                Timer::LinkHandshake(link) => self.pump_link(link),
+                Timer::LinkHandshake { link, .. } => self.pump_link(link),
                 Timer::Accept => self.arm_tcp_accept(),
             }
         }

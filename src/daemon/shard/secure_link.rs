@@ -6,6 +6,8 @@
 //! Invariant: a link that is within TLS never sends or takes a byte outside of it again, and without
 //! TLS there is nothing of this but one look at an `Option`.
 
+use std::time::Duration;
+
 use replicator::io::clock;
 use replicator::protocol::preamble::{PreambleReply, PreambleStatus, VersionRange};
 use replicator::protocol::{PREAMBLE_LEN, Preamble, Purpose, SecurePreamble};
@@ -18,6 +20,10 @@ use super::link::{Incoming, LinkPhase};
 use super::slots::Key;
 use super::tls::Tls;
 use super::{Shard, Timer};
+use crate::daemon::security::Seldom;
+
+/// What anybody can bring about is told at most so often for each cause.
+const TELL_INTERVAL: Duration = Duration::from_secs(10);
 
 /// TLS of one link.
 pub(super) struct LinkTls {
@@ -73,6 +79,10 @@ impl Shard {
 
     /// The peer asks for TLS before its preamble.
     pub(super) fn on_secure_opening(&mut self, key: Key, opening: &SecurePreamble) {
+        // Within TLS it has no business: the answer would go out in clear.
+        if self.links.get(key).is_some_and(|it| it.tls.is_some()) {
+            return self.drop_link(key);
+        }
         let status = self.judge_secure(opening);
         let reply = PreambleReply {
             status,
@@ -84,11 +94,13 @@ impl Shard {
         link.queue.push(&reply.encode());
         self.note_dirty_link(key);
         if status != PreambleStatus::Accepted {
-            if status == PreambleStatus::Tls {
+            static TOLD: Seldom = Seldom::new();
+            let due = TOLD.is_due(self.now, TELL_INTERVAL);
+            if due && status == PreambleStatus::Tls {
                 tracing::warn!(
                     "a connection of the peer wants TLS, and [net] tls is not \"required\" here"
                 );
-            } else {
+            } else if due {
                 tracing::info!(?status, "the peer's connection is refused");
             }
             return self.close_link(key);
@@ -184,8 +196,15 @@ impl Shard {
         // Strangers' arithmetic is rationed; whom this side dials it has chosen itself.
         let rationed = handshaking && secure.listens;
         let begun = clock::now();
-        if rationed && let Some(wait_until) = self.link_ration.wait_until(begun) {
-            self.timers.insert((wait_until, Timer::LinkHandshake(key)));
+        // The peer's own address has a ration that nobody else takes from.
+        let ration = match link.of_peer {
+            true => &mut self.peer_ration,
+            false => &mut self.link_ration,
+        };
+        if rationed && let Some(wait_until) = ration.wait_until(begun) {
+            let born = link.born;
+            self.timers
+                .insert((wait_until, Timer::LinkHandshake { born, link: key }));
             return Opened::Wait;
         }
         secure.begin_round();
@@ -193,12 +212,15 @@ impl Shard {
             .tls
             .open(&buffer.as_ref()[*start..*end], &mut secure.plain);
         if rationed {
-            self.link_ration.note_step(begun, clock::now());
+            ration.note_step(begun, clock::now());
         }
         match opened {
             Ok(taken) => *start += taken,
             Err(error) => {
-                tracing::warn!(%error, "no TLS with the peer");
+                static TOLD: Seldom = Seldom::new();
+                if TOLD.is_due(self.now, TELL_INTERVAL) {
+                    tracing::warn!(%error, "no TLS with the peer");
+                }
                 // What the other end is owed is an alert.
                 *start = *end;
                 let link_queue = &mut link.queue;
@@ -218,7 +240,12 @@ impl Shard {
             let security = self.setup.security.as_ref();
             let shown = secure.tls.peer_certificate();
             if !security.is_some_and(|it| it.peers().is_of(shown, peer)) {
-                tracing::warn!("who connects has the certificate of another node than the peer");
+                static TOLD: Seldom = Seldom::new();
+                if TOLD.is_due(self.now, TELL_INTERVAL) {
+                    tracing::warn!(
+                        "who connects has the certificate of another node than the peer"
+                    );
+                }
                 self.drop_link(key);
                 return Opened::Wait;
             }

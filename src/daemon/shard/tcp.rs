@@ -406,7 +406,7 @@ fn keep_alive(socket: &Socket) -> Result<(), Errno> {
     setsockopt(socket, sockopt::TcpUserTimeout, &UNANSWERED_MS)
 }
 
-fn peer_address(socket: &Socket) -> Option<SocketAddr> {
+pub(super) fn peer_address(socket: &Socket) -> Option<SocketAddr> {
     let peer: SockaddrStorage = getpeername(socket.as_fd().as_raw_fd()).ok()?;
     let v4 = peer.as_sockaddr_in().map(|it| SocketAddr::V4((*it).into()));
     let v6 = || {

@@ -118,6 +118,12 @@ fn keys_are_made_once_and_tokens_where_they_were_made() {
     let own = ran(&["--node", "kvm-a", "join", token, "--state-dir", &b]);
     assert!(own.code == 4 && own.err.contains("E0441"), "{own:?}");
 
+    // The daemon of this directory is not the one that would answer here.
+    let lock = std::fs::File::create(std::path::Path::new(&a).join("lock")).unwrap();
+    let held = nix::fcntl::Flock::lock(lock, nix::fcntl::FlockArg::LockExclusive).unwrap();
+    let stays = ran(&["--node", "kvm-a", "leave", "--yes", "--state-dir", &a]);
+    assert!(stays.code == 4 && stays.err.contains("E0445"), "{stays:?}");
+    drop(held);
     let stays = ran(&["--node", "kvm-a", "leave", "--state-dir", &a]);
     assert!(stays.code == 4 && stays.err.contains("E0422"), "{stays:?}");
     assert_eq!(
