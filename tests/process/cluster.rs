@@ -137,12 +137,19 @@ impl Cluster {
         for node in [A, B] {
             self.adm(node, &["create-md", RES]).ok();
         }
-        for node in [A, B, ARBITRATOR] {
+        // First, since one that is not there yet is asked again only after a second.
+        for node in [ARBITRATOR, A, B] {
             self.start(node);
         }
         for node in [A, B] {
             self.adm(node, &["up", RES]).ok();
         }
+        // View 1 records the voters it met: a test may take one of them away at once.
+        crate::tools::wait_for("all voters are met", PATIENCE, || {
+            let shown = self.adm(A, &["status", "--json"]);
+            let status: Value = serde_json::from_str(&shown.stdout).ok()?;
+            (status["cluster"]["voters_seen"] == 3).then_some(())
+        });
         self.adm(A, &["primary", RES]).ok();
         self.wait_both_up_to_date(A);
     }

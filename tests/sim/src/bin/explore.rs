@@ -9,6 +9,7 @@
 //! The last line is the verdict; exit 1 if a promise was broken or a mutant was not noticed.
 
 use std::process::ExitCode;
+use std::sync::Mutex;
 use std::time::Instant;
 
 use twinblk::explorer::{Report, Rules, Scope, Start, mutants, run_with, walk};
@@ -16,6 +17,8 @@ use twinblk::explorer::{Report, Rules, Scope, Start, mutants, run_with, walk};
 /// Enough for every mutant; a mutant that needs more is not noticed.
 const MUTANT_STATES_MAX: usize = 20_000_000;
 const WALK_LEN: usize = 120;
+/// Searches at once: CI has two cores, and each search uses one.
+const WORKERS: usize = 2;
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -60,7 +63,7 @@ fn ask(arguments: &[String]) -> Result<bool, String> {
             })
         }
         (Some(scope), None) => exhausted(scope),
-        (None, None) => Scope::CI.into_iter().all(exhausted) & all_mutants_noticed(),
+        (None, None) => everything(),
     })
 }
 
@@ -103,35 +106,79 @@ fn exhausted(scope: Scope) -> bool {
 }
 
 fn clean(what: &str, search: impl FnOnce() -> Report) -> bool {
-    let report = timed(what, search);
+    let (report, text) = timed(what, search);
+    print!("{text}");
+    is_clean(&report)
+}
+
+fn is_clean(report: &Report) -> bool {
     let clean = report.found.is_none();
     let verdict = if clean { "no violation" } else { "VIOLATION" };
     println!("explore: {verdict}");
     clean
 }
 
-fn timed(what: &str, search: impl FnOnce() -> Report) -> Report {
+/// The report, and what people read of it.
+fn timed(what: &str, search: impl FnOnce() -> Report) -> (Report, String) {
     let began = now();
     let report = search();
     let seconds = began.elapsed().as_secs_f64();
     let end = if report.exhausted { ", exhausted" } else { "" };
-    println!(
-        "{what}: {} states, {} steps, depth {}{end}, {seconds:.1} s",
+    let mut text = format!(
+        "{what}: {} states, {} steps, depth {}{end}, {seconds:.1} s\n",
         report.states, report.steps, report.depth
     );
     if let Some(found) = &report.found {
-        println!("  {}:", found.violation);
+        text.push_str(&format!("  {}:\n", found.violation));
         for (index, step) in found.trace.iter().enumerate() {
-            println!("  {:3} {step}", index + 1);
+            text.push_str(&format!("  {:3} {step}\n", index + 1));
         }
     }
-    report
+    (report, text)
+}
+
+/// One search, by its name.
+type Search = (String, Box<dyn FnOnce() -> Report + Send>);
+
+fn scopes() -> Vec<Search> {
+    let search = |scope: Scope| -> Search {
+        let run = move || run_with(scope, Rules::ALL, usize::MAX);
+        (format!("{scope:?}"), Box::new(run))
+    };
+    Scope::CI.into_iter().map(search).collect()
+}
+
+fn planted() -> Vec<Search> {
+    let search = |(name, rules, scope): (&str, Rules, Scope)| -> Search {
+        let run = move || run_with(scope, rules, MUTANT_STATES_MAX);
+        (name.to_owned(), Box::new(run))
+    };
+    mutants().into_iter().map(search).collect()
+}
+
+fn everything() -> bool {
+    let scopes = scopes();
+    let count = scopes.len();
+    let mut searches = scopes;
+    searches.extend(planted());
+    let mut reports = run_all(searches);
+    let of_mutants = reports.split_off(count);
+    let mut clean = true;
+    for (_, report, text) in reports {
+        print!("{text}");
+        clean &= is_clean(&report);
+    }
+    clean & noticed(of_mutants)
 }
 
 fn all_mutants_noticed() -> bool {
+    noticed(run_all(planted()))
+}
+
+fn noticed(reports: Vec<(String, Report, String)>) -> bool {
     let mut missed = Vec::new();
-    for (name, rules, scope) in mutants() {
-        let report = timed(name, || run_with(scope, rules, MUTANT_STATES_MAX));
+    for (name, report, text) in reports {
+        print!("{text}");
         if report.found.is_none() {
             missed.push(name);
         }
@@ -142,6 +189,28 @@ fn all_mutants_noticed() -> bool {
         println!("explore: NOT NOTICED: {}", missed.join(", "));
     }
     missed.is_empty()
+}
+
+/// Runs searches beside each other; their reports come in the order of the searches.
+fn run_all(searches: Vec<Search>) -> Vec<(String, Report, String)> {
+    let waiting = Mutex::new(searches.into_iter().enumerate());
+    let done = Mutex::new(Vec::new());
+    let next = || waiting.lock().expect("nobody panicked").next();
+    let work = || {
+        while let Some((nr, (name, search))) = next() {
+            let (report, text) = timed(&name, search);
+            let mut done = done.lock().expect("nobody panicked");
+            done.push((nr, (name, report, text)));
+        }
+    };
+    std::thread::scope(|threads| {
+        for _ in 0..WORKERS {
+            threads.spawn(work);
+        }
+    });
+    let mut done = done.into_inner().expect("nobody panicked");
+    done.sort_by_key(|(nr, _)| *nr);
+    done.into_iter().map(|(_, one)| one).collect()
 }
 
 #[allow(clippy::disallowed_methods, reason = "only says how long it took")]
