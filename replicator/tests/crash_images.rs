@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use replicator::meta::{
-    Acquire, Begin, BitmapPageNr, Features, Loader, MetaPage, OpenError, Recovered, ReplicaState,
+    Acquire, Begin, BitmapPageNr, Loader, MetaPage, NewReplica, OpenError, Recovered, ReplicaState,
     Superblock, format,
 };
 use replicator::types::{
@@ -142,29 +142,15 @@ struct Life {
 }
 
 fn blank() -> Superblock {
-    Superblock {
-        sequence: 1,
+    Superblock::blank(NewReplica {
         resource: ResourceId(11),
         volume: VolumeId(0),
         node: NodeId::A,
         replica: ReplicaId(12),
-        data_generation: None,
         size: BlockCount(SIZE),
         al_slots: 8,
-        state: ReplicaState::Blank,
         zero_proven: true,
-        bitmap_base: None,
-        last_view: ViewNumber::NONE,
-        in_sync_from: None,
-        open: false,
-        boot_id: 0,
-        full_sync_needed: false,
-        bits_coarse: false,
-        unwritten_bits_set: false,
-        may_be_ahead: false,
-        may_be_behind: false,
-        features: Features::default(),
-    }
+    })
 }
 
 fn extent(nr: u32) -> BlockRange {

@@ -19,7 +19,7 @@ pub use inspect::{Inspection, Inspector};
 pub use layout::Layout;
 pub use page::{MetaPage, PAGE_LEN};
 pub use recovery::{FormatPlan, Loader, OpenError, Recovered, format, probe};
-pub use superblock::{Features, ReplicaState, Superblock, SuperblockWriter};
+pub use superblock::{Features, NewReplica, ReplicaState, Superblock, SuperblockWriter};
 
 use crate::types::fixed::FieldLayout;
 

@@ -9,8 +9,8 @@
 use std::collections::BTreeMap;
 
 use replicator::meta::{
-    ActivityLog, Begin, Bitmap, BitmapPageNr, Features, Loader, MetaPage, PAGE_LEN, Recovered,
-    ReplicaState, Superblock, format,
+    ActivityLog, Begin, Bitmap, BitmapPageNr, Loader, MetaPage, NewReplica, PAGE_LEN, Recovered,
+    Superblock, format,
 };
 use replicator::types::{
     BlockCount, BlockIndex, BlockRange, ByteLen, EXTENT_BLOCKS, NodeId, ReplicaId, ResourceId,
@@ -118,27 +118,19 @@ fn apply(area: &mut BTreeMap<u64, Page>, patch: &[u8]) {
 /// An open replica with three transactions and a written bitmap page.
 fn base() -> BTreeMap<u64, Page> {
     let superblock = Superblock {
-        sequence: 1,
-        resource: ResourceId(1),
-        volume: VolumeId(0),
-        node: NodeId::A,
-        replica: REPLICA,
-        data_generation: None,
-        size: SIZE,
-        al_slots: 67,
-        state: ReplicaState::Blank,
-        zero_proven: false,
-        bitmap_base: None,
         last_view: ViewNumber(1),
-        in_sync_from: None,
         open: true,
         boot_id: 1,
-        full_sync_needed: false,
-        bits_coarse: false,
         unwritten_bits_set: false,
-        may_be_ahead: false,
-        may_be_behind: false,
-        features: Features::default(),
+        ..Superblock::blank(NewReplica {
+            resource: ResourceId(1),
+            volume: VolumeId(0),
+            node: NodeId::A,
+            replica: REPLICA,
+            size: SIZE,
+            al_slots: 67,
+            zero_proven: false,
+        })
     };
     let layout = superblock.layout().expect("a valid size");
     let mut area = BTreeMap::new();

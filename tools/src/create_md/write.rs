@@ -8,8 +8,8 @@ use std::path::Path;
 
 use replicator::admin::{ErrorId, ErrorReport};
 use replicator::meta::layout::SUPERBLOCK_OFFSETS;
-use replicator::meta::{Features, FormatPlan, PAGE_LEN, ReplicaState, Superblock, format};
-use replicator::types::{ReplicaId, ViewNumber};
+use replicator::meta::{FormatPlan, NewReplica, PAGE_LEN, Superblock, format};
+use replicator::types::ReplicaId;
 
 use super::decide::{Recipe, Wanted};
 use super::probe::{Meta, failed, lock};
@@ -47,30 +47,15 @@ pub(super) fn write(
 }
 
 fn superblock(wanted: &Wanted, recipe: &Recipe, replica: ReplicaId) -> Superblock {
-    Superblock {
-        sequence: 1,
+    Superblock::blank(NewReplica {
         resource: wanted.resource,
         volume: wanted.volume,
         node: wanted.node,
         replica,
-        data_generation: None,
         size: recipe.size,
         al_slots: wanted.al_slots,
-        state: ReplicaState::Blank,
         zero_proven: recipe.zero_proven,
-        bitmap_base: None,
-        last_view: ViewNumber::NONE,
-        in_sync_from: None,
-        open: false,
-        boot_id: 0,
-        full_sync_needed: false,
-        bits_coarse: false,
-        // Not known to be zero: every block counts as different until it was copied once.
-        unwritten_bits_set: !recipe.zero_proven,
-        may_be_ahead: false,
-        may_be_behind: false,
-        features: Features::default(),
-    }
+    })
 }
 
 fn write_new(path: &Path, recipe: &Recipe, plan: &FormatPlan) -> Result<(), ErrorReport> {

@@ -319,7 +319,7 @@ fn view_words(wanted: &Wanted, superblock: &Superblock, view: Option<&View>) -> 
 #[cfg(test)]
 mod tests {
     use replicator::meta::inspect::{BitmapContent, Choice};
-    use replicator::meta::{Features, Layout};
+    use replicator::meta::{Layout, NewReplica};
     use replicator::types::{
         BlockCount, DataGeneration, ExtentNr, NodeId, ReplicaId, ResourceId, ViewNumber, VolumeId,
     };
@@ -342,28 +342,23 @@ mod tests {
         let size = BlockCount(1024);
         let superblock = Superblock {
             sequence: 9,
-            resource: ResourceId::of_name("vm-web"),
-            volume: VolumeId(0),
-            node: NodeId::A,
-            replica: ReplicaId(1),
             data_generation: Some(DataGeneration(3)),
-            size,
-            al_slots: 64,
             state: ReplicaState::InSync {
                 since: ViewNumber(3),
             },
-            zero_proven: false,
             bitmap_base: Some(ReplicaId(2)),
             last_view: ViewNumber(7),
-            in_sync_from: None,
-            open: false,
             boot_id: 5,
-            full_sync_needed: false,
-            bits_coarse: false,
             unwritten_bits_set: false,
-            may_be_ahead: false,
-            may_be_behind: false,
-            features: Features::default(),
+            ..Superblock::blank(NewReplica {
+                resource: ResourceId::of_name("vm-web"),
+                volume: VolumeId(0),
+                node: NodeId::A,
+                replica: ReplicaId(1),
+                size,
+                al_slots: 64,
+                zero_proven: false,
+            })
         };
         let mut contents = Contents {
             superblock,

@@ -1,9 +1,9 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::meta::superblock::{Features, ReplicaState};
+use crate::meta::superblock::NewReplica;
 use crate::meta::{Begin, Loader, MetaPage, Recovered, SuperblockWriter, format};
-use crate::types::{NodeId, ReplicaId, ResourceId, ViewNumber, VolumeId};
+use crate::types::{NodeId, ReplicaId, ResourceId, VolumeId};
 
 /// Two bitmap pages and a bit: extents straddle the pages' edges, the last word is not full.
 const SIZE: u64 = 2 * BITS_PER_PAGE + 203;
@@ -57,29 +57,15 @@ impl Area {
 }
 
 fn superblock(al_slots: u16) -> Superblock {
-    Superblock {
-        sequence: 1,
+    Superblock::blank(NewReplica {
         resource: ResourceId(5),
         volume: VolumeId(0),
         node: NodeId::A,
         replica: ReplicaId(77),
-        data_generation: None,
         size: BlockCount(SIZE),
         al_slots,
-        state: ReplicaState::Blank,
         zero_proven: true,
-        bitmap_base: None,
-        last_view: ViewNumber::NONE,
-        in_sync_from: None,
-        open: false,
-        boot_id: 0,
-        full_sync_needed: false,
-        bits_coarse: false,
-        unwritten_bits_set: false,
-        may_be_ahead: false,
-        may_be_behind: false,
-        features: Features::default(),
-    }
+    })
 }
 
 fn blocks(start: u64, count: u64) -> BlockRange {

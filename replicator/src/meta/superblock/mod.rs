@@ -109,6 +109,56 @@ pub struct Superblock {
     pub features: Features,
 }
 
+/// What `create-md` decides of a replica; the rest of a new superblock follows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NewReplica {
+    /// The resource.
+    pub resource: ResourceId,
+    /// The volume.
+    pub volume: VolumeId,
+    /// The node it is made for.
+    pub node: NodeId,
+    /// Identity of its data, drawn for it.
+    pub replica: ReplicaId,
+    /// Size of the volume.
+    pub size: BlockCount,
+    /// Slots of the activity log; 0 = none.
+    pub al_slots: u16,
+    /// Every block of its device reads as zero.
+    pub zero_proven: bool,
+}
+
+impl Superblock {
+    /// The superblock of a replica that was never in a view.
+    #[must_use]
+    pub fn blank(new: NewReplica) -> Self {
+        Self {
+            sequence: 1,
+            resource: new.resource,
+            volume: new.volume,
+            node: new.node,
+            replica: new.replica,
+            data_generation: None,
+            size: new.size,
+            al_slots: new.al_slots,
+            state: ReplicaState::Blank,
+            zero_proven: new.zero_proven,
+            bitmap_base: None,
+            last_view: ViewNumber::NONE,
+            in_sync_from: None,
+            open: false,
+            boot_id: 0,
+            full_sync_needed: false,
+            bits_coarse: false,
+            // Not known to be zero: every block counts as different until it was copied once.
+            unwritten_bits_set: !new.zero_proven,
+            may_be_ahead: false,
+            may_be_behind: false,
+            features: Features::default(),
+        }
+    }
+}
+
 /// Why a page is no superblock of ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Error)]
 #[non_exhaustive]

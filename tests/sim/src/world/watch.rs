@@ -1,7 +1,7 @@
 //! Where the checkers are called, and what they are shown.
 
 use replicator::engine::{AttachError, GuestReply, Suspension};
-use replicator::meta::{Layout, Loader, Recovered, ReplicaState, Superblock, format};
+use replicator::meta::{Layout, Loader, NewReplica, Recovered, ReplicaState, Superblock, format};
 use replicator::types::{
     BLOCK_LEN, BlockIndex, InSync, NodeId, ReplicationProtocol, Role, View, ViewCause, ViewNumber,
     VolumeId,
@@ -436,29 +436,15 @@ impl World {
     /// `create-md` on both data nodes.
     pub(super) fn create_metadata(&mut self) {
         for node in DATA_NODES {
-            let superblock = Superblock {
-                sequence: 1,
+            let superblock = Superblock::blank(NewReplica {
                 resource: self.resource,
                 volume: VolumeId(0),
                 node,
                 replica: self.node(node).replica,
-                data_generation: None,
                 size: self.volume_blocks(),
                 al_slots: self.plan.options.al_slots,
-                state: ReplicaState::Blank,
                 zero_proven: self.plan.options.zero_proven,
-                bitmap_base: None,
-                last_view: ViewNumber::NONE,
-                in_sync_from: None,
-                open: false,
-                boot_id: 0,
-                full_sync_needed: false,
-                bits_coarse: false,
-                unwritten_bits_set: !self.plan.options.zero_proven,
-                may_be_ahead: false,
-                may_be_behind: false,
-                features: replicator::meta::Features::default(),
-            };
+            });
             let plan = format(&superblock).expect("plans have volumes of sane size");
             for page in self.volume_blocks().0..self.device_blocks().0 {
                 // Whatever is there before the volume grows is none of it.
