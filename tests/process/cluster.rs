@@ -6,7 +6,6 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
@@ -15,6 +14,7 @@ use replicator::meta::{PAGE_LEN, Superblock, layout::SUPERBLOCK_OFFSETS};
 use serde_json::Value;
 
 use crate::tools::{Ran, program, run, twinadm, wait_for};
+use crate::turn::Turn;
 
 /// The data nodes, then the arbitrator.
 pub(crate) const A: usize = 0;
@@ -26,8 +26,6 @@ pub(crate) const RES: &str = "vm-web";
 /// How long a healthy pair may take for anything.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(15);
 
-/// One test at a time: they measure time, and two cores are few.
-static TURN: Mutex<()> = Mutex::new(());
 static COUNTER: AtomicU32 = AtomicU32::new(0);
 
 /// What a cluster is made with.
@@ -83,18 +81,13 @@ pub(crate) struct Cluster {
     /// Nodes that need keys get them before the first of them starts.
     pub(crate) has_keys: bool,
     namespace: Option<String>,
-    _turn: MutexGuard<'static, ()>,
+    _turn: Turn,
 }
 
 impl Cluster {
-    /// The right to measure time: nobody else has it until it is dropped.
-    pub(crate) fn turn() -> MutexGuard<'static, ()> {
-        TURN.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Directory, disks and configuration; nothing runs yet.
     pub(crate) fn new(setup: &Setup) -> Self {
-        let turn = Self::turn();
+        let turn = Turn::take();
         let number = COUNTER.fetch_add(1, Ordering::Relaxed);
         let name = format!("twinblk-test-{}-{number}", std::process::id());
         // Direct I/O is what is tested: /var/tmp is a disk where /tmp may be memory.

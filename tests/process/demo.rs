@@ -4,14 +4,14 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::cluster::Cluster;
 use crate::tools::{Ran, run, twinadm};
+use crate::turn::Turn;
 
 /// Longest run, in seconds: what the demo promises a newcomer.
 const WALL_MAX: f64 = 20.0;
 
 fn demo(arguments: &[&str]) -> (Ran, Value) {
-    let _turn = Cluster::turn();
+    let _turn = Turn::take();
     let ran = run(Command::new(twinadm())
         .args(["demo", "--json"])
         .args(arguments));

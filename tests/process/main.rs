@@ -1,5 +1,5 @@
 //! The real programs, three processes on this machine, driven as a user drives them: `twinadm`,
-//! signals, NBD clients. One test at a time, since each measures time.
+//! signals, NBD clients. Two clusters at a time, and one where time is measured (`turn.rs`).
 
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
@@ -43,4 +43,5 @@ mod resizing;
 mod resync_orders;
 mod suspending;
 mod tools;
+mod turn;
 mod verifying;
