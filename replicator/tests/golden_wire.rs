@@ -6,6 +6,7 @@
 mod hex;
 
 use core::num::NonZeroU64;
+use core::time::Duration;
 
 use replicator::protocol::{
     DataKind, Decoded, DiskErrorCode, Frame, HEADER_LEN, Hello, Message, Opening, Preamble,
@@ -221,6 +222,17 @@ fn messages() -> Vec<(&'static str, Message)> {
                 id: write,
                 range,
                 result: Err(DiskErrorCode(2)),
+            },
+        ),
+        (
+            "ResyncControl, auto",
+            control(false, ordered_rate(8, ResyncRate::Auto)),
+        ),
+        (
+            "ResyncAdvice",
+            Message::ResyncAdvice {
+                pace: NonZeroU64::new(250 << 20),
+                latency: Duration::from_micros(14_250),
             },
         ),
     ]

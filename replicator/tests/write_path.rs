@@ -16,7 +16,7 @@ use replicator::engine::{
     Action, AdminRequest, AttachRequest, DiskReply, Engine, EngineConfig, GuestKind, GuestRequest,
     Input, MetaRequest, Outbox,
 };
-use replicator::meta::{Features, ReplicaState, Superblock, format};
+use replicator::meta::{NewReplica, Superblock, format};
 use replicator::protocol::Message;
 use replicator::types::{
     Activation, BLOCK_LEN, Ballot, BlockCount, ByteLen, ByteOffset, CommittedView, DataGeneration,
@@ -83,29 +83,15 @@ struct Pair {
 }
 
 fn superblock(node: NodeId) -> Superblock {
-    Superblock {
-        sequence: 1,
+    Superblock::blank(NewReplica {
         resource: ResourceId(1),
         volume: VolumeId(0),
         node,
         replica: ReplicaId(100 + u128::from(node.raw())),
-        data_generation: None,
         size: BLOCKS,
         al_slots: 64,
-        state: ReplicaState::Blank,
         zero_proven: true,
-        bitmap_base: None,
-        last_view: ViewNumber::NONE,
-        in_sync_from: None,
-        open: false,
-        boot_id: 0,
-        full_sync_needed: false,
-        bits_coarse: false,
-        unwritten_bits_set: false,
-        may_be_ahead: false,
-        may_be_behind: false,
-        features: Features::default(),
-    }
+    })
 }
 
 fn area(node: NodeId) -> Vec<u8> {
@@ -127,7 +113,8 @@ fn config(node: NodeId, protocol: ReplicationProtocol) -> EngineConfig {
         disk_timeout: None,
         protocol,
         checksum_first: false,
-        resync_rate: replicator::types::ResyncRate::Unlimited,
+        resync_rate: replicator::types::ResyncRate::Auto,
+        guest_latency_target: Duration::from_millis(10),
         boot_id: 1,
         incarnation: 1,
     }

@@ -5,7 +5,7 @@ pub(super) const QUORUM: &[&str] = &["on-no-quorum", "watchdog"];
 /// `[net]`
 pub(super) const NET: &[&str] = &[];
 /// `[resync]`
-pub(super) const RESYNC: &[&str] = &["guest-latency-target", "parallel", "checksum-first"];
+pub(super) const RESYNC: &[&str] = &["parallel"];
 /// `[verify]`
 pub(super) const VERIFY: &[&str] = &["schedule", "repair"];
 /// `[nbd]`

@@ -283,13 +283,8 @@ impl<'a> Section<'a> {
     /// A rate.
     pub(super) fn rate(&mut self, key: &'static str, found: &mut Findings) -> Option<Rate> {
         let wanted = "a rate such as \"250MiB/s\"";
-        let rate = self.parsed(key, wanted, parse_rate, found)?;
-        if rate.value == Rate::Auto {
-            let message = format!("`{key}` = \"auto\" in {} is no limit yet", self.what);
-            let label = "nothing is measured by this version: the same as \"unlimited\"";
-            found.at(ErrorId::NoEffectYet, rate.span, message, label);
-        }
-        Some(rate.value)
+        self.parsed(key, wanted, parse_rate, found)
+            .map(|located| located.value)
     }
 
     /// An address to listen on; `None` inside means the empty string.

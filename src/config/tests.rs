@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
 
-use replicator::types::{Failover, NodeId, ReplicationProtocol};
+use replicator::types::{Failover, NodeId, ReplicationProtocol, ResyncRate};
 
 use std::time::Duration;
 
@@ -72,7 +72,7 @@ fn each_key_of_the_example_without_effect_is_warned_of() {
         .filter(|warning| warning.id == ErrorId::NoEffectYet)
         .map(|warning| warning.message)
         .collect();
-    for key in ["watchdog", "max-rate", "schedule", "failback"] {
+    for key in ["watchdog", "parallel", "schedule", "failback"] {
         assert!(
             warned.iter().any(|message| message.contains(key)),
             "{key}: {warned:#?}"
@@ -85,19 +85,19 @@ fn each_key_of_the_example_without_effect_is_warned_of() {
 }
 
 #[test]
-fn a_rate_that_is_a_limit_has_an_effect_and_auto_is_warned_of() {
-    let warned = |rate: &str| {
+fn every_rate_has_an_effect() {
+    let read = |rate: &str| {
         let text = CLUSTER.replace("max-rate = \"auto\"", &format!("max-rate = \"{rate}\""));
         let files = [file(FileKind::Cluster, "twinblk.toml", &text)];
         let parsed = parse(&files).unwrap();
         let about_it = |warning: &Diagnostic| warning.message.contains("max-rate");
-        let warned = parsed.warnings.iter().any(about_it);
-        (parsed.config.resync.max_rate.limit().limit(), warned)
+        assert!(!parsed.warnings.iter().any(about_it), "{rate}");
+        parsed.config.resync.max_rate.resync_rate()
     };
-    assert_eq!(warned("auto"), (None, true));
-    assert_eq!(warned("unlimited"), (None, false));
-    let limit = std::num::NonZeroU64::new(250 << 20);
-    assert_eq!(warned("250MiB/s"), (limit, false));
+    assert_eq!(read("auto"), ResyncRate::Auto);
+    assert_eq!(read("unlimited"), ResyncRate::Unlimited);
+    let limit = std::num::NonZeroU64::new(250 << 20).unwrap();
+    assert_eq!(read("250MiB/s"), ResyncRate::BytesPerSecond(limit));
 }
 
 #[test]

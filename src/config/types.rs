@@ -152,13 +152,14 @@ pub enum Rate {
 }
 
 impl Rate {
-    /// What a resync keeps to. Nothing is measured yet: `auto` is no limit.
+    /// What a resync keeps to.
     #[must_use]
-    pub fn limit(self) -> ResyncRate {
+    pub fn resync_rate(self) -> ResyncRate {
         match self {
-            Self::Auto | Self::Unlimited => ResyncRate::Unlimited,
+            Self::Auto => ResyncRate::Auto,
+            Self::Unlimited => ResyncRate::Unlimited,
             Self::BytesPerSecond(rate) => {
-                NonZeroU64::new(rate).map_or(ResyncRate::Unlimited, ResyncRate::BytesPerSecond)
+                NonZeroU64::new(rate).map_or(ResyncRate::Auto, ResyncRate::BytesPerSecond)
             }
         }
     }

@@ -96,6 +96,10 @@ pub struct ResourceSetup {
     pub protocol: ReplicationProtocol,
     /// How fast resyncs may go.
     pub resync_rate: ResyncRate,
+    /// The 99th percentile of guests' writes that a resync is to leave them.
+    pub guest_latency_target: core::time::Duration,
+    /// Resyncs compare digests before they copy.
+    pub checksum_first: bool,
     /// A Secondary passes NBD clients on to the Primary.
     pub forward: bool,
 }

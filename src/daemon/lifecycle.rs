@@ -282,7 +282,9 @@ impl Node {
                 .first()
                 .and_then(|volume| volume.disk_timeout),
             protocol: self.config.protocol_of(resource),
-            resync_rate: self.config.resync.max_rate.limit(),
+            resync_rate: self.config.resync.max_rate.resync_rate(),
+            guest_latency_target: self.config.resync.guest_latency_target,
+            checksum_first: self.config.resync.checksum_first,
             forward: resource.forward,
         })));
         let added = self.board.wait(DOWN_TIMEOUT, |board| {

@@ -49,20 +49,22 @@ impl Node {
     ) -> Outcome {
         self.check_running(resource)?;
         let name = &resource.name;
-        let rate = match max_rate.limit().map(NonZeroU64::new) {
-            None => ResyncRate::Unlimited,
-            Some(Some(rate)) => ResyncRate::BytesPerSecond(rate),
-            Some(None) => {
-                let what = format!("resyncs of {name} go on as before");
-                let why = "a rate of 0 would never end: pause-sync holds a resync";
-                return Err(ErrorReport::new(ErrorId::BadRequest, what, why)
-                    .next(format!("twinadm pause-sync {name}")));
-            }
+        let rate = match max_rate {
+            MaxRate::Auto => Some(ResyncRate::Auto),
+            MaxRate::Unlimited => Some(ResyncRate::Unlimited),
+            MaxRate::BytesPerSecond(rate) => NonZeroU64::new(rate).map(ResyncRate::BytesPerSecond),
         };
-        let speed = rate.limit().map_or_else(
-            || "as fast as disks and link allow".to_owned(),
-            |rate| format!("at {}/s at most", size_text(rate.get())),
-        );
+        let rate = rate.ok_or_else(|| {
+            let what = format!("resyncs of {name} go on as before");
+            let why = "a rate of 0 would never end: pause-sync holds a resync";
+            ErrorReport::new(ErrorId::BadRequest, what, why)
+                .next(format!("twinadm pause-sync {name}"))
+        })?;
+        let speed = match rate {
+            ResyncRate::Unlimited => "as fast as disks and link allow".to_owned(),
+            ResyncRate::Auto => "as fast as guests do not feel it".to_owned(),
+            ResyncRate::BytesPerSecond(rate) => format!("at {}/s at most", size_text(rate.get())),
+        };
         if self.engine(resource, |it| it.resync_rate == rate) {
             return done(false, format!("resyncs of {name} go {speed} already"));
         }

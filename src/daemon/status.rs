@@ -13,8 +13,8 @@ use replicator::engine::handshake::Rule;
 use replicator::engine::{Counters, HeldReason, Progress, Snapshot, VerifyEnd, VerifyReport};
 use replicator::protocol::Refusal;
 use replicator::types::{
-    BLOCK_LEN, BlockRange, ConnectionState, DiskState, Instant, NodeId, ReplicationState, Role,
-    View,
+    BLOCK_LEN, BlockRange, ConnectionState, DiskState, Instant, NodeId, ReplicationState,
+    ResyncRate, Role, View,
 };
 
 use super::api::ResourceSnapshot;
@@ -155,6 +155,7 @@ fn resource_status(
         resync_limit_bytes_per_second: engine
             .and_then(|it| it.resync_rate.limit())
             .map(NonZeroU64::get),
+        resync_unlimited: engine.is_some_and(|it| it.resync_rate == ResyncRate::Unlimited),
         lossy: view.is_some_and(|view| view.lossy),
         forced: view.is_some_and(|view| view.forced),
         prefer: resource
@@ -380,7 +381,17 @@ fn held_words(engine: &Snapshot) -> Option<String> {
         engine.replication,
         ReplicationState::PausedSyncS | ReplicationState::PausedSyncT
     );
-    paused.then(|| PAUSED_BY_USER.to_owned())
+    if paused {
+        return Some(PAUSED_BY_USER.to_owned());
+    }
+    throttled_words(engine)
+}
+
+/// Guests come first.
+fn throttled_words(engine: &Snapshot) -> Option<String> {
+    let latency = engine.throttled?.as_secs_f64() * 1000.0;
+    let digits = usize::from(latency < 10.0);
+    Some(format!("throttled:guest-latency {latency:.digits$}ms"))
 }
 
 fn last_resync(progress: &Progress, moment: Moment) -> LastResync {
@@ -403,7 +414,8 @@ fn verify_status(
     let (done, total) = (bytes(report.checked_blocks), bytes(report.total_blocks));
     let limit = engine.and_then(|it| it.resync_rate.limit());
     VerifyStatus {
-        progress: ResyncStatus::new(done, total, rate, None).limited(limit.map(NonZeroU64::get)),
+        progress: ResyncStatus::new(done, total, rate, engine.and_then(throttled_words))
+            .limited(limit.map(NonZeroU64::get)),
         repair: report.repair,
         differing_bytes: bytes(report.differing_blocks),
     }

@@ -328,7 +328,8 @@ pub struct Resync {
     /// A resource, or `all`
     #[arg(required = true, value_name = "RES", value_parser = whole_resource)]
     pub resources: Vec<Selector>,
-    /// A rate such as 250MiB/s, `unlimited`, or `auto` (without limit in this version)
+    /// A rate such as 250MiB/s or `auto`, both less while guests feel it; or `unlimited`, whatever
+    /// they feel
     #[arg(long, required = true, value_name = "RATE", value_parser = max_rate)]
     pub max_rate: MaxRate,
 }

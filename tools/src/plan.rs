@@ -1,7 +1,7 @@
 //! `--dry-run`: what an order would change, from the status alone. Pure. The daemon's refusals are
 //! not foreseen: a plan says what would be tried.
 
-use replicator::admin::{ResourceStatus, Verb};
+use replicator::admin::{MaxRate, ResourceStatus, Verb};
 use replicator::types::{ConnectionState, DiskState, ReplicationState, Role};
 
 use crate::show::size::size;
@@ -76,10 +76,14 @@ pub fn plan(verb: &Verb, resource: &ResourceStatus) -> Vec<String> {
             step(held, format!("{name}: let writes go on"));
         }
         Verb::Resync { max_rate, .. } => {
-            let differs = resource.resync_limit_bytes_per_second != max_rate.limit();
-            let speed = max_rate.limit().map_or("without limit".to_owned(), |rate| {
-                format!("at {}/s at most", size(rate))
-            });
+            let unlimited = *max_rate == MaxRate::Unlimited;
+            let differs = resource.resync_limit_bytes_per_second != max_rate.limit()
+                || resource.resync_unlimited != unlimited;
+            let speed = match max_rate {
+                MaxRate::Auto => "as fast as guests do not feel it".to_owned(),
+                MaxRate::Unlimited => "as fast as disks and link allow".to_owned(),
+                MaxRate::BytesPerSecond(rate) => format!("at {}/s at most", size(*rate)),
+            };
             step(differs, format!("{name}: resync {speed}"));
         }
         Verb::Verify { repair, stop, .. } => {
@@ -146,7 +150,6 @@ fn is_alone(connection: ConnectionState) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use replicator::admin::MaxRate;
 
     use super::*;
     use crate::show::samples::{down, healthy};
@@ -223,6 +226,26 @@ mod tests {
         assert_eq!(plan(&resume, &free), none);
         assert_eq!(plan(&limit, &held), none);
         assert_eq!(plan(&limit, &free), ["vm-web: resync at 1.0 MiB/s at most"]);
+        let unlimited = Verb::Resync {
+            resource: resource(),
+            max_rate: MaxRate::Unlimited,
+        };
+        let auto = Verb::Resync {
+            resource: resource(),
+            max_rate: MaxRate::Auto,
+        };
+        assert_eq!(plan(&auto, &free), none);
+        assert_eq!(
+            plan(&unlimited, &free),
+            ["vm-web: resync as fast as disks and link allow"]
+        );
+        let mut free = free;
+        free.resync_unlimited = true;
+        assert_eq!(plan(&unlimited, &free), none);
+        assert_eq!(
+            plan(&auto, &free),
+            ["vm-web: resync as fast as guests do not feel it"]
+        );
     }
 
     #[test]

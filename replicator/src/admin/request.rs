@@ -169,11 +169,11 @@ pub enum Verb {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum MaxRate {
-    /// As the program finds right; without limit so far.
+    /// As fast as guests do not feel it.
     Auto,
-    /// As fast as the disks and the link allow.
+    /// As fast as the disks and the link allow, whatever guests feel.
     Unlimited,
-    /// So many; not 0.
+    /// So many at most; not 0.
     BytesPerSecond(u64),
 }
 

@@ -44,6 +44,7 @@ pub(super) fn healthy() -> Status {
             held: false,
             sync_paused: false,
             resync_limit_bytes_per_second: None,
+            resync_unlimited: false,
             lossy: false,
             forced: false,
             prefer: Some("kvm-a".to_owned()),

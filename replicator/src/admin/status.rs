@@ -110,6 +110,9 @@ pub struct ResourceStatus {
     /// How fast resyncs may go, as configured or ordered; `None`: no limit, or not up.
     #[serde(default)]
     pub resync_limit_bytes_per_second: Option<u64>,
+    /// They do not slow down for guests, as configured or ordered.
+    #[serde(default)]
+    pub resync_unlimited: bool,
     /// The view was activated over data that may lack acknowledged writes.
     #[serde(default)]
     pub lossy: bool,

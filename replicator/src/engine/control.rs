@@ -1,11 +1,12 @@
 //! What operators want of a resync: that it is held, or at most so fast.
 //!
 //! Either side may hold it; it goes on when neither does. An order about its speed counts on both
-//! sides. Neither concerns a resync that guests wait for (both replicas are in `in_sync` and are
+//! sides. Unless it says "unlimited", guests come first (`throttle.rs`). Neither concerns a resync that guests wait for (both replicas are in `in_sync` and are
 //! made equal): that one runs on, at full speed. The target asks for what it lacks, so it is the
 //! target that stops asking or asks at a pace; what was asked for before is still answered, and
 //! marks stay until their blocks are copied, so that a held resync makes nobody equal (promise 4).
 
+use core::num::NonZeroU64;
 use core::time::Duration;
 
 use super::Engine;
@@ -103,10 +104,7 @@ impl Engine {
 
     fn is_newer(&self, theirs: RateOrder) -> bool {
         self.control.rate.is_none_or(|own| {
-            let slower = match (theirs.rate.limit(), own.rate.limit()) {
-                (Some(theirs), Some(own)) => theirs < own,
-                (theirs, own) => theirs.is_some() && own.is_none(),
-            };
+            let slower = theirs.rate < own.rate;
             theirs.number > own.number || (theirs.number == own.number && slower)
         })
     }
@@ -142,11 +140,17 @@ impl Engine {
             .map_or(self.config.resync_rate, |order| order.rate)
     }
 
+    /// What orders and guests leave for resyncs and verifies, in bytes a second.
+    pub(super) fn limit(&self) -> Option<u64> {
+        let (ordered, left) = (self.resync_rate().limit(), self.advice().pace);
+        let limits = [ordered, left].into_iter().flatten();
+        limits.map(NonZeroU64::get).min()
+    }
+
     /// The pace of the running resync, in bytes a second.
     pub(super) fn pace(&self) -> Option<u64> {
         let runs = self.sync_of().is_some_and(|sync| !sync.equalise);
-        let limit = self.resync_rate().limit()?.get();
-        runs.then_some(limit)
+        self.limit().filter(|_| runs)
     }
 
     /// When the pace allows the next request, if that is not now.

@@ -6,12 +6,14 @@ use super::gate::Closed;
 use super::input::{GuestKind, GuestRequest};
 use super::output::{Action, GuestError, GuestReply, Outbox};
 use super::slab::Key;
-use crate::types::{ByteLen, ByteOffset, ByteRange, DiskError, Payload, RequestId};
+use crate::types::{ByteLen, ByteOffset, ByteRange, DiskError, Instant, Payload, RequestId};
 
 /// A request that was admitted and not answered yet.
 #[derive(Clone, Debug)]
 pub(super) struct Request {
     id: RequestId,
+    /// When it was admitted, if it writes.
+    write_began: Option<Instant>,
     /// Parts still going on.
     parts: usize,
     failed: Option<DiskError>,
@@ -90,6 +92,10 @@ impl Engine {
         out: &mut Outbox,
     ) {
         let request = self.begin_request(id, 0);
+        let now = self.now;
+        if let Some(request) = self.requests.get_mut(request) {
+            request.write_began = Some(now);
+        }
         let before = self.waiting_parts.len();
         self.waiting_parts
             .extend(parts.map(|part| (request, part, fua)));
@@ -115,6 +121,7 @@ impl Engine {
     pub(super) fn begin_request(&mut self, id: RequestId, parts: usize) -> Key {
         self.requests.insert(Request {
             id,
+            write_began: None,
             parts,
             failed: None,
             data: None,
@@ -145,6 +152,9 @@ impl Engine {
         let Some(request) = self.requests.remove(key) else {
             return;
         };
+        if let Some(began) = request.write_began {
+            self.note_write_latency(began);
+        }
         let result = match (request.failed, request.data) {
             (Some(error), _) => Err(GuestError::Io(error)),
             (None, Some(data)) => Ok(GuestReply::Data(data)),
@@ -154,6 +164,12 @@ impl Engine {
             request: request.id,
             result,
         });
+    }
+
+    /// When the oldest write under way was admitted.
+    pub(super) fn oldest_write(&self) -> Option<Instant> {
+        let began = self.requests.iter().filter_map(|(_, it)| it.write_began);
+        began.min()
     }
 
     /// Forgets every request for ever (R9). What they wrote is remembered elsewhere, as marks.

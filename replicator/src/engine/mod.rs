@@ -45,6 +45,7 @@ mod snapshot;
 mod stall;
 mod suspend;
 mod target;
+mod throttle;
 mod tracking;
 mod verify;
 mod write;
@@ -101,6 +102,8 @@ pub struct EngineConfig {
     pub checksum_first: bool,
     /// How fast resyncs may go, unless an operator orders otherwise.
     pub resync_rate: ResyncRate,
+    /// The 99th percentile of guests' writes that a resync is to leave them.
+    pub guest_latency_target: Duration,
     /// Random id of this boot.
     pub boot_id: u128,
     /// Random id of this process.
@@ -226,6 +229,7 @@ pub struct Engine {
     target_writes: Slab<target::TargetWrite>,
     progress: Option<Progress>,
     control: control::Control,
+    throttle: throttle::Throttle,
     invalidate: invalidate::Invalidate,
     grow: grow::Grow,
     verify: verify::Verify,
@@ -348,6 +352,7 @@ impl Engine {
             target_writes: Slab::default(),
             progress: None,
             control: control::Control::default(),
+            throttle: throttle::Throttle::new(),
             invalidate: invalidate::Invalidate::default(),
             grow: grow::Grow::default(),
             verify: verify::Verify::default(),
@@ -397,7 +402,7 @@ impl Engine {
             .then(|| self.last_write.plus(Self::IDLE_ROUND_AFTER));
         let session = earliest(self.session_deadline(), self.target_deadline());
         let verify = earliest(self.verify_deadline(), self.comparing_deadline());
-        let session = earliest(session, verify);
+        let session = earliest(earliest(session, verify), self.throttle_deadline());
         earliest(earliest(session, idle), self.stall_deadline())
     }
 
@@ -497,6 +502,7 @@ impl Engine {
             self.pump_round(out);
         }
         self.tick_comparing(out);
+        self.pump_throttle(out);
         self.pump_verify(out);
         self.tick_session(out);
         self.tick_target(out);

@@ -402,6 +402,8 @@ pub struct Snapshot {
     pub resync_rate: ResyncRate,
     /// What that means for the running one: bytes a second. Guests' waiting lifts it.
     pub resync_pace: Option<u64>,
+    /// Guests hold resyncs and verifies back: the 99th percentile of their writes.
+    pub throttled: Option<core::time::Duration>,
     /// An order to throw the data away waits for a view without this replica, or is being recorded
     /// and cannot be taken back.
     pub invalidate_pending: bool,

@@ -9,6 +9,7 @@ use super::handshake::{self, Rule, Sync, Verdict};
 use super::input::LinkDownReason;
 use super::output::{Action, CloseReason, Event, Outbox};
 use super::resync::{SourceSync, TargetSync};
+use super::throttle::Advice;
 use crate::protocol::{Hello, Message, Refusal};
 use crate::types::{Instant, ReplicaId, ReplicationProtocol, SessionId, View, ViewNumber};
 
@@ -35,6 +36,8 @@ pub(super) struct Session {
     pub(super) prepared: Option<ViewNumber>,
     /// The peer holds resyncs by an operator's order.
     pub(super) peer_paused: bool,
+    /// What the peer's guests leave for this side's resync.
+    pub(super) advice: Advice,
     /// The peer, Primary, compares the replicas.
     pub(super) peer_verifies: bool,
     /// Messages that came while this side's record of the session was being made durable.
@@ -79,6 +82,7 @@ impl Session {
             rtt: None,
             prepared: None,
             peer_paused: false,
+            advice: Advice::NONE,
             peer_verifies: false,
             deferred: std::collections::VecDeque::new(),
         }
@@ -444,6 +448,9 @@ impl Engine {
                 self.on_resync_data(id, range, reply, last, out);
             }
             Message::ResyncControl { paused, rate } => self.on_resync_control(paused, rate, out),
+            Message::ResyncAdvice { pace, latency } if target => {
+                self.on_resync_advice(pace, latency, out);
+            }
             Message::VerifyState { running } if target => self.on_verify_state(running, out),
             Message::VerifyRequest { id, range, in_turn } if target => {
                 self.on_verify_request(id, range, in_turn, out);

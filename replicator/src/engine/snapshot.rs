@@ -51,6 +51,7 @@ impl Engine {
             peer_sync_paused: self.sync_is_paused_there(),
             resync_rate: self.resync_rate(),
             resync_pace: self.pace(),
+            throttled: self.advice().pace.map(|_| self.advice().latency),
             invalidate_pending: self.invalidate_is_pending(),
             invalidations: self.invalidations(),
             verify: self.verify_report().cloned(),

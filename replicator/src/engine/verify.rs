@@ -152,6 +152,10 @@ impl Engine {
         self.verify.report.as_ref()
     }
 
+    pub(super) fn verify_runs(&self) -> bool {
+        self.verify.run.is_some()
+    }
+
     pub(super) fn verifies_begun(&self) -> u64 {
         self.verify.begun
     }
@@ -227,13 +231,13 @@ impl Engine {
 
     /// A verify keeps to the limit that resyncs have.
     fn note_verify_pace(&mut self, blocks: BlockCount) {
-        let Some(rate) = self.resync_rate().limit() else {
+        let Some(rate) = self.limit() else {
             return;
         };
         let age = self.now.since(Instant::ZERO.plus(Self::VERIFY_BURST));
         if let Some(run) = &mut self.verify.run {
             let from = run.due.max(Instant::ZERO.plus(age));
-            run.due = from.plus(super::control::time_of(blocks, rate.get()));
+            run.due = from.plus(super::control::time_of(blocks, rate));
         }
     }
 

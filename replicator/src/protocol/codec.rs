@@ -2,6 +2,7 @@
 //! shell decides where they land ([`Header::payload_len`]) and hands them over.
 
 use core::num::NonZeroU64;
+use core::time::Duration;
 
 use super::control;
 use super::frame::{DIGEST_LEN, Fields, FrameError, HEADER_LEN, Header, flag};
@@ -140,6 +141,11 @@ fn parts_of(message: &Message) -> (Fields, Option<Payload>) {
             };
             let flags = if *paused { flag::PAUSED } else { 0 };
             (with_flags(fields, flags), None)
+        }
+        Message::ResyncAdvice { pace, latency } => {
+            let micros = u32::try_from(latency.as_micros()).unwrap_or(u32::MAX);
+            let pace = pace.map_or(0, NonZeroU64::get);
+            (with_detail(id(pace), micros), None)
         }
         Message::NegAck { write, error } => (with_detail(id(write.0), error.0.into()), None),
         Message::Barrier { epoch } | Message::BarrierAck { epoch } => (id(epoch.0), None),
@@ -341,6 +347,10 @@ impl Message {
                 },
             },
             MessageKind::ReceiveAck => Self::ReceiveAck { write: id },
+            MessageKind::ResyncAdvice => Self::ResyncAdvice {
+                pace: NonZeroU64::new(fields.id),
+                latency: Duration::from_micros(fields.detail.into()),
+            },
             MessageKind::ResyncControl => Self::ResyncControl {
                 paused: fields.has(flag::PAUSED),
                 rate: rate_of(fields.id).map(|rate| RateOrder {
@@ -352,14 +362,22 @@ impl Message {
     }
 }
 
+/// As fast as guests do not feel it.
+const RATE_AUTO: NonZeroU64 = NonZeroU64::new(u64::MAX - 1).expect("not 0");
+
 /// No rate is 0, and no limit the greatest number.
 fn rate_number(rate: ResyncRate) -> u64 {
-    rate.limit().map_or(u64::MAX, NonZeroU64::get)
+    match rate {
+        ResyncRate::Unlimited => u64::MAX,
+        ResyncRate::Auto => RATE_AUTO.get(),
+        ResyncRate::BytesPerSecond(rate) => rate.get(),
+    }
 }
 
 fn rate_of(number: u64) -> Option<ResyncRate> {
     NonZeroU64::new(number).map(|number| match number {
         NonZeroU64::MAX => ResyncRate::Unlimited,
+        RATE_AUTO => ResyncRate::Auto,
         rate => ResyncRate::BytesPerSecond(rate),
     })
 }

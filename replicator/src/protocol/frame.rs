@@ -391,6 +391,7 @@ impl Rules {
             | MessageKind::Pong
             | MessageKind::Goodbye
             | MessageKind::ReceiveAck
+            | MessageKind::ResyncAdvice
             | MessageKind::Invalidate => plain(P::None),
         };
         Self {
@@ -402,7 +403,7 @@ impl Rules {
 }
 
 /// All kinds; a kind's number is its place here plus one. New ones go to the end.
-const KINDS: [MessageKind; 30] = [
+const KINDS: [MessageKind; 31] = [
     MessageKind::Hello,
     MessageKind::Refused,
     MessageKind::BitmapChunk,
@@ -433,6 +434,7 @@ const KINDS: [MessageKind; 30] = [
     MessageKind::VerifyDigests,
     MessageKind::Grow,
     MessageKind::Grown,
+    MessageKind::ResyncAdvice,
 ];
 
 /// All kinds of message with their numbers on the wire, for the format document.
@@ -461,6 +463,6 @@ mod tests {
             assert_eq!(kind_of(number), Some(kind));
         }
         assert_eq!(kind_of(0), None);
-        assert_eq!(kind_of(31), None);
+        assert_eq!(kind_of(32), None);
     }
 }

@@ -5,6 +5,9 @@
 //! Names follow DRBD's packets (drbd_protocol.h) where there is one: Data, WriteAck, NegAck,
 //! Barrier, BarrierAck.
 
+use core::num::NonZeroU64;
+use core::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use crate::types::{
@@ -281,6 +284,15 @@ pub enum Message {
         /// Why not.
         result: Result<(), DiskErrorCode>,
     },
+    /// Primary → the target of a resync: how much guests leave for it. Of this session only, and
+    /// advice: nothing depends on it.
+    ResyncAdvice {
+        /// Bytes a second; `None`: guests hold nothing back.
+        pace: Option<NonZeroU64>,
+        /// The 99th percentile of guests' write latencies that led to it, in microseconds on the
+        /// wire.
+        latency: Duration,
+    },
 }
 
 /// An operator's order about the speed of resyncs. It counts on both nodes.
@@ -403,6 +415,7 @@ pub enum MessageKind {
     VerifyDigests,
     Grow,
     Grown,
+    ResyncAdvice,
 }
 
 impl Message {
@@ -440,6 +453,7 @@ impl Message {
             Self::VerifyDigests { .. } => MessageKind::VerifyDigests,
             Self::Grow { .. } => MessageKind::Grow,
             Self::Grown { .. } => MessageKind::Grown,
+            Self::ResyncAdvice { .. } => MessageKind::ResyncAdvice,
         }
     }
 }

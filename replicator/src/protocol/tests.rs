@@ -1,4 +1,5 @@
 use core::num::NonZeroU64;
+use core::time::Duration;
 
 use proptest::prelude::*;
 
@@ -108,9 +109,10 @@ fn terms() -> impl Strategy<Value = WriteTerms> {
 }
 
 fn rates() -> impl Strategy<Value = Option<RateOrder>> {
-    let limit = (1..u64::MAX).prop_map(|rate| NonZeroU64::new(rate).expect("not 0"));
+    let limit = (1..u64::MAX - 1).prop_map(|rate| NonZeroU64::new(rate).expect("not 0"));
     let rate = prop_oneof![
         Just(ResyncRate::Unlimited),
+        Just(ResyncRate::Auto),
         limit.prop_map(ResyncRate::BytesPerSecond)
     ];
     proptest::option::of((any::<u32>(), rate))
@@ -136,6 +138,10 @@ fn replicated() -> impl Strategy<Value = Message> {
         ids().prop_map(|write| Message::WriteAck { write }),
         ids().prop_map(|write| Message::ReceiveAck { write }),
         (any::<bool>(), rates()).prop_map(|(paused, rate)| Message::ResyncControl { paused, rate }),
+        (any::<u64>(), any::<u32>()).prop_map(|(pace, micros)| Message::ResyncAdvice {
+            pace: NonZeroU64::new(pace),
+            latency: Duration::from_micros(micros.into()),
+        }),
         Just(Message::Invalidate),
         any::<bool>().prop_map(|running| Message::VerifyState { running }),
         (ids(), ranges(), any::<bool>()).prop_map(|(id, range, in_turn)| Message::VerifyRequest {

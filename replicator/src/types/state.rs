@@ -129,14 +129,16 @@ state!(
     }
 );
 
-/// How fast a resync may go.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// How fast a resync may go; ordered from slow to fast.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ResyncRate {
-    /// As fast as the disks and the link allow.
-    #[default]
-    Unlimited,
-    /// At most so many bytes a second.
+    /// At most so many bytes a second, and less while guests feel it.
     BytesPerSecond(NonZeroU64),
+    /// As fast as guests do not feel it.
+    #[default]
+    Auto,
+    /// As fast as the disks and the link allow, whatever guests feel.
+    Unlimited,
 }
 
 impl ResyncRate {
@@ -144,7 +146,7 @@ impl ResyncRate {
     #[must_use]
     pub fn limit(self) -> Option<NonZeroU64> {
         match self {
-            Self::Unlimited => None,
+            Self::Auto | Self::Unlimited => None,
             Self::BytesPerSecond(rate) => Some(rate),
         }
     }

@@ -80,8 +80,9 @@ pub(super) fn config(shard: &ShardSetup, resource: &ResourceSetup) -> EngineConf
         timeout: resource.peer_timeout,
         disk_timeout: resource.disk_timeout,
         protocol: resource.protocol,
-        checksum_first: false,
+        checksum_first: resource.checksum_first,
         resync_rate: resource.resync_rate,
+        guest_latency_target: resource.guest_latency_target,
         boot_id: shard.boot_id,
         incarnation: shard.incarnation,
     }

@@ -115,7 +115,8 @@ fn serving() -> ResourceSnapshot {
             }),
             sync_paused: false,
             peer_sync_paused: false,
-            resync_rate: ResyncRate::Unlimited,
+            resync_rate: ResyncRate::Auto,
+            throttled: None,
             resync_pace: None,
             invalidate_pending: false,
             invalidations: 0,
@@ -288,6 +289,25 @@ fn a_held_and_limited_resync_says_both() {
     assert_eq!(vm.resync_limit_bytes_per_second, Some(rate.get()));
     assert!(vm.sync_paused && !vm.peers[0].sync_paused);
     assert_eq!(vm.problem.as_deref(), Some("W0139"));
+}
+
+#[test]
+fn a_resync_that_makes_room_for_guests_says_what_they_feel_and_when_it_ends() {
+    for (felt, words) in [
+        (14_400, "throttled:guest-latency 14ms"),
+        (1_250, "throttled:guest-latency 1.2ms"),
+    ] {
+        let mut snapshot = serving();
+        snapshot.engine.throttled = Some(Duration::from_micros(felt));
+        let mut board = BoardState::default();
+        let known = board.resource(vm());
+        known.presence = Presence::Running;
+        known.note_shard(Some(snapshot));
+        let vm = &status_of(NodeId::A, &board).resources[0];
+        let resync = vm.peers[0].volumes[0].resync.as_ref().expect("it runs");
+        assert_eq!(resync.held.as_deref(), Some(words));
+        assert_eq!(vm.problem.as_deref(), Some("W0107"), "not held");
+    }
 }
 
 #[test]

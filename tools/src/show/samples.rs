@@ -98,6 +98,7 @@ fn resource(name: &str, role: Role, prefer: &str) -> ResourceStatus {
         held: false,
         sync_paused: false,
         resync_limit_bytes_per_second: None,
+        resync_unlimited: false,
         lossy: false,
         forced: false,
         prefer: Some(prefer.to_owned()),

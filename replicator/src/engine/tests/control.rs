@@ -297,6 +297,45 @@ fn the_newer_order_about_speed_counts_when_they_meet() {
     }
 }
 
+/// Guests of the Primary wait while B catches up: B is told to go slower, says so, and goes on.
+#[test]
+fn a_resync_makes_room_for_guests_on_both_sides() {
+    for (rate, makes_room) in [
+        (ResyncRate::Auto, true),
+        (ResyncRate::BytesPerSecond(NonZeroU64::MAX), true),
+        (ResyncRate::Unlimited, false),
+    ] {
+        let mut shape = Shape::SMALL;
+        shape.resync_rate = rate;
+        let mut pair = behind_by(shape, 4000);
+        pair.start_link();
+        while pair.snapshot(A).replication != ReplicationState::SyncSource || copied(&pair) == 0 {
+            pair.step(1);
+        }
+        pair.hold_disk(A, true);
+        let write = pair.write(A, 4090, 7);
+        pair.pass(Engine::THROTTLE_WINDOW * 2);
+        pair.run();
+        assert!(copied(&pair) < 4000);
+        let (a, b) = (pair.snapshot(A), pair.snapshot(B));
+        assert_eq!(a.throttled.is_some(), makes_room, "{rate:?}");
+        assert_eq!(a.throttled.map(as_sent), b.throttled, "{rate:?}");
+        assert_eq!(a.resync_pace, b.resync_pace);
+        assert!(!makes_room || a.resync_pace.is_some_and(|pace| pace < 1 << 40));
+        pair.hold_disk(A, false);
+        run_until_equal(&mut pair);
+        pair.add_peer(A);
+        assert_eq!(pair.answer(write), Some(Ok(GuestReply::Done)));
+        assert_eq!(pair.snapshot(A).throttled, None);
+        assert_eq!(pair.snapshot(B).throttled, None, "of that session only");
+        pair.assert_replicas_equal();
+    }
+}
+
+fn as_sent(latency: Duration) -> Duration {
+    Duration::from_micros(u64::try_from(latency.as_micros()).unwrap())
+}
+
 #[test]
 fn a_paced_target_wants_to_be_woken_once_and_not_at_once() {
     let mut pair = behind_by(Shape::SMALL, 4000);

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::engine::*;
-use crate::meta::{Features, ReplicaState, Superblock, format};
+use crate::meta::{NewReplica, Superblock, format};
 use crate::protocol::Message;
 use crate::types::{
     Activation, Ballot, BlockCount, ByteLen, ByteOffset, CommittedView, DataGeneration, InSync,
@@ -180,35 +180,22 @@ pub(super) fn config(node: NodeId, boot_id: u128, shape: &Shape) -> EngineConfig
         protocol: shape.protocol,
         checksum_first: false,
         resync_rate: shape.resync_rate,
+        guest_latency_target: Duration::from_millis(10),
         boot_id,
         incarnation: u128::from(node.raw()) + 1,
     }
 }
 
 pub(super) fn formatted(node: NodeId, replica: u128, shape: &Shape) -> Vec<u8> {
-    let superblock = Superblock {
-        sequence: 1,
+    let superblock = Superblock::blank(NewReplica {
         resource: ResourceId(1),
         volume: VolumeId(0),
         node,
         replica: ReplicaId(replica),
-        data_generation: None,
         size: BlockCount(shape.blocks[node.index()]),
         al_slots: shape.al_slots,
-        state: ReplicaState::Blank,
         zero_proven: shape.zero_proven,
-        bitmap_base: None,
-        last_view: ViewNumber::NONE,
-        in_sync_from: None,
-        open: false,
-        boot_id: 0,
-        full_sync_needed: false,
-        bits_coarse: false,
-        unwritten_bits_set: !shape.zero_proven,
-        may_be_ahead: false,
-        may_be_behind: false,
-        features: Features::default(),
-    };
+    });
     let plan = format(&superblock).unwrap();
     let mut area = vec![0; usize::try_from(plan.zero.len().0).unwrap()];
     for page in plan.pages {

@@ -252,6 +252,7 @@ fn a_node_that_is_not_primary_answers_nobody() {
         protocol: crate::types::ReplicationProtocol::C,
         checksum_first: false,
         resync_rate: ResyncRate::Unlimited,
+        guest_latency_target: Duration::from_millis(10),
         boot_id: 1,
         incarnation: 1,
     });

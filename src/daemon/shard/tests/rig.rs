@@ -16,7 +16,7 @@ use nbd_frontend::proto::reply::ReplyStyle;
 use nbd_frontend::{Client, ClientCommand, ClientError, ClientReply};
 use replicator::engine::{AdminRequest, Event, Input, Snapshot};
 use replicator::io::{Backend, clock};
-use replicator::meta::{Features, ReplicaState, Superblock, format};
+use replicator::meta::{NewReplica, Superblock, format};
 use replicator::types::{
     Activation, Ballot, BlockCount, CommittedView, DataGeneration, InSync, Instant, NodeId,
     QuorumEvidence, ReplicaId, ReplicationProtocol, ResourceId, ResyncRate, View, ViewCause,
@@ -199,29 +199,15 @@ impl Node {
             .unwrap()
             .set_len(SIZE)
             .unwrap();
-        let superblock = Superblock {
-            sequence: 1,
+        let superblock = Superblock::blank(NewReplica {
             resource: RESOURCE,
             volume: VolumeId(0),
             node: self.id,
             replica: ReplicaId(100 + u128::from(self.id.raw())),
-            data_generation: None,
             size: BlockCount(SIZE / 4096),
             al_slots: 67,
-            state: ReplicaState::Blank,
             zero_proven: true,
-            bitmap_base: None,
-            last_view: ViewNumber::NONE,
-            in_sync_from: None,
-            open: false,
-            boot_id: 0,
-            full_sync_needed: false,
-            bits_coarse: false,
-            unwritten_bits_set: false,
-            may_be_ahead: false,
-            may_be_behind: false,
-            features: Features::default(),
-        };
+        });
         let plan = format(&superblock).unwrap();
         let file = File::create(self.file("md")).unwrap();
         file.set_len(plan.zero.len().0).unwrap();
@@ -250,7 +236,9 @@ impl Node {
             peer_timeout: Duration::from_secs(3),
             disk_timeout: Some(Duration::from_secs(5)),
             protocol: ReplicationProtocol::C,
-            resync_rate: ResyncRate::Unlimited,
+            resync_rate: ResyncRate::Auto,
+            guest_latency_target: Duration::from_millis(10),
+            checksum_first: false,
         };
         self.send(ShardCommand::Add(Box::new(setup)));
     }

@@ -38,7 +38,11 @@ impl World {
             disk_timeout: Some(self.disk_timeout()),
             protocol: self.plan.options.protocol,
             checksum_first: self.plan.seed.is_multiple_of(4),
-            resync_rate: ResyncRate::Unlimited,
+            resync_rate: match self.plan.seed % 3 {
+                0 => ResyncRate::Unlimited,
+                _ => ResyncRate::Auto,
+            },
+            guest_latency_target: Duration::from_millis(10),
         })
     }
 
