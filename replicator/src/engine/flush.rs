@@ -269,7 +269,7 @@ impl Engine {
     /// Keeps memory and the activity log from filling while nobody flushes.
     pub(super) fn round_when_due(&mut self, out: &mut Outbox) {
         let idle = self.now >= self.last_write.plus(Self::IDLE_ROUND_AFTER);
-        let due = self.unretired_len() >= Self::UNRETIRED_MAX
+        let due = self.unretired_is_long()
             || (self.unretired_len() > 0 && idle)
             || self.activity_log_is_short();
         if due && self.round.is_none() && self.active.is_some() {

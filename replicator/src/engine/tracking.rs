@@ -28,7 +28,27 @@ pub(super) struct Replica {
 
 /// Writes whose durability on both replicas is not known yet, in order of submission.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Unretired(VecDeque<(WriteEpoch, BlockRange)>);
+pub(super) struct Unretired {
+    writes: VecDeque<(WriteEpoch, BlockRange)>,
+    /// Blocks of all of them; one that is written twice counts twice.
+    blocks: u64,
+}
+
+impl Unretired {
+    fn push(&mut self, epoch: WriteEpoch, range: BlockRange) {
+        self.blocks += range.count().0;
+        self.writes.push_back((epoch, range));
+    }
+
+    /// The first, if it is not newer than `epoch`.
+    fn pop_up_to(&mut self, epoch: WriteEpoch) -> Option<BlockRange> {
+        let first = self.writes.front().filter(|(theirs, _)| *theirs <= epoch);
+        let (_, range) = *first?;
+        self.writes.pop_front();
+        self.blocks -= range.count().0;
+        Some(range)
+    }
+}
 
 impl Engine {
     // --- Marks -----------------------------------------------------------------------------
@@ -148,24 +168,23 @@ impl Engine {
     // --- Writes not retired yet ------------------------------------------------------------
 
     pub(super) fn note_unretired(&mut self, epoch: WriteEpoch, range: BlockRange) {
-        self.unretired.0.push_back((epoch, range));
+        self.unretired.push(epoch, range);
     }
 
     pub(super) fn unretired_len(&self) -> usize {
-        self.unretired.0.len()
+        self.unretired.writes.len()
+    }
+
+    /// As many as a lost session may leave to be made equal while guests wait.
+    pub(super) fn unretired_is_long(&self) -> bool {
+        self.unretired_len() >= Self::UNRETIRED_MAX
+            || self.unretired.blocks >= Self::UNRETIRED_BLOCKS_MAX
     }
 
     /// A round ended: everything up to `epoch` is durable here and, `with_peer`, there.
     pub(super) fn retire(&mut self, epoch: WriteEpoch, with_peer: bool, out: &mut Outbox) {
-        while self
-            .unretired
-            .0
-            .front()
-            .is_some_and(|(theirs, _)| *theirs <= epoch)
-        {
-            if let Some((_, range)) = self.unretired.0.pop_front()
-                && !with_peer
-            {
+        while let Some(range) = self.unretired.pop_up_to(epoch) {
+            if !with_peer {
                 self.mark_dirty(range);
             }
         }
@@ -181,7 +200,7 @@ impl Engine {
     /// The session is over: what the peer has not made durable is marked, before anything is
     /// acknowledged without it (R21).
     pub(super) fn mark_unretired(&mut self) {
-        while let Some((_, range)) = self.unretired.0.pop_front() {
+        while let Some(range) = self.unretired.pop_up_to(WriteEpoch(u64::MAX)) {
             self.mark_dirty(range);
         }
     }

@@ -29,6 +29,32 @@ fn a_peer_that_never_acknowledges_a_barrier_fills_no_memory() {
     assert!(pair.nodes[0].unanswered.is_empty());
 }
 
+/// A disk is written from end to end, nobody flushes, and the link is cut for a moment.
+#[test]
+fn a_short_cut_after_large_writes_costs_a_bounded_resync() {
+    let mut shape = Shape::SMALL;
+    shape.blocks = [4 * Engine::UNRETIRED_BLOCKS_MAX; 2];
+    let mut pair = Pair::in_sync_shaped(shape);
+    let part = 1 << 10;
+    for nr in 0..shape.blocks[0] / part {
+        pair.guest(
+            A,
+            GuestKind::Zeroes {
+                offset: ByteOffset(nr * part * BLOCK),
+                len: ByteLen(part * BLOCK),
+                may_unmap: true,
+                fua: false,
+            },
+        );
+        pair.run();
+    }
+    pair.disconnect();
+    let marked = pair.snapshot(A).out_of_sync_blocks;
+    assert!(marked <= Engine::UNRETIRED_BLOCKS_MAX, "{marked}");
+    pair.connect();
+    assert_eq!(pair.snapshot(A).replication, ReplicationState::Established);
+}
+
 #[test]
 fn a_request_for_a_whole_volume_of_zeroes_goes_in_windows() {
     // 4,000 parts: the peer's window is not overrun, the request is answered once.
