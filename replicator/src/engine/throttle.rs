@@ -127,6 +127,10 @@ impl Throttle {
     const IN_VAIN_MAX: u32 = 12;
     /// More windows than these without a write: nobody is there to feel anything.
     const QUIET: u32 = 2;
+    /// Parts of the pace by which it grows: nobody there, far from the target, near it.
+    const DOUBLE: u64 = 1;
+    const WALK: u64 = 8;
+    const CREEP: u64 = 32;
 
     pub(super) const fn new() -> Self {
         Self {
@@ -185,7 +189,12 @@ impl Throttle {
                 0 => self.quiet + 1,
                 _ => 0,
             };
-            self.speed_up(rate, self.quiet > Self::QUIET);
+            let more = match felt {
+                _ if self.quiet > Self::QUIET => Self::DOUBLE,
+                felt if felt <= bearable / 2 => Self::WALK,
+                _ => Self::CREEP,
+            };
+            self.speed_up(rate, more);
         }
         self.latencies.fade();
         self.begin_window(now, moved);
@@ -208,12 +217,12 @@ impl Throttle {
         self.latencies = Latencies::EMPTY;
     }
 
-    fn speed_up(&mut self, rate: u64, quiet: bool) {
+    /// By a part of the pace.
+    fn speed_up(&mut self, rate: u64, part: u64) {
         let Some(pace) = self.advice.pace.map(NonZeroU64::get) else {
             return;
         };
-        let more = if quiet { pace } else { pace / 32 };
-        let pace = pace.saturating_add(more.max(1));
+        let pace = pace.saturating_add((pace / part).max(1));
         // What it does not come near to is no limit. At the floor nothing says so yet.
         let idle = pace > 2 * Self::FLOOR && pace / 2 > rate;
         self.set((!idle).then_some(pace));
