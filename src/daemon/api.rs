@@ -11,6 +11,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -57,6 +58,8 @@ pub struct ShardSetup {
     pub caller: Arc<Caller>,
     /// The TCP listener of NBD, if there is one.
     pub nbd_tcp: Option<NbdTcp>,
+    /// NBD sockets that this process was started with.
+    pub doors: Vec<InheritedSocket<OwnedFd>>,
     /// How the nodes know each other; `None`: `tls = "off"`.
     pub security: Option<Arc<Security>>,
 }
@@ -70,6 +73,21 @@ pub struct NbdTcp {
     pub certificates: Option<Arc<Certificates>>,
     /// Whether the empty name means the one resource that is configured.
     pub has_default: bool,
+    /// It was there before this process: who waits in it waits for a resource to be served.
+    pub inherited: bool,
+}
+
+/// A Unix socket for NBD that somebody else made, or a life of this daemon before.
+#[derive(Debug)]
+pub struct InheritedSocket<S> {
+    /// Where it is bound, as the resource names it.
+    pub path: PathBuf,
+    /// It.
+    pub socket: S,
+    /// Made by a life of this daemon: its path goes with its resource.
+    pub own: bool,
+    /// Its resource is about to be up: who waits in it goes on waiting.
+    pub awaited: bool,
 }
 
 /// One resource as the shard runs it, from `up` to `down`.
@@ -220,6 +238,9 @@ pub enum ShardCommand {
     },
     /// Who may open what over TCP, from now on: clients that have attached stay.
     NbdAccess(Box<NbdAccess>),
+    /// Accept nobody any more, and leave the paths of NBD sockets where they are: another life of this
+    /// daemon accepts.
+    KeepListeners,
     /// End the thread. Everything was removed before in an orderly stop.
     Stop,
 }
@@ -258,6 +279,17 @@ pub enum ShardEvent {
         resource: ResourceId,
         /// Why, for people.
         error: OpenError,
+    },
+    /// A resource has its NBD socket.
+    Listening {
+        /// Which.
+        resource: ResourceId,
+        /// Where.
+        path: PathBuf,
+        /// Another handle of the socket.
+        fd: OwnedFd,
+        /// See [`InheritedSocket::own`].
+        own: bool,
     },
     /// Answer to [`ShardCommand::Remove`].
     Removed {

@@ -42,6 +42,8 @@ pub struct BoardState {
     pub tls_mismatch: Option<String>,
     /// The process is about to end in order.
     pub stopping: bool,
+    /// Its program is to be started again in its place.
+    pub again: bool,
     /// Why the process must end, if it must.
     pub fatal: Option<String>,
     /// Orders that ended and were not fetched yet.

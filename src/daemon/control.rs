@@ -411,6 +411,7 @@ mod tests {
                 program: "echo".to_owned(),
                 version: "0".to_owned(),
                 node: "kvm-a".to_owned(),
+                started: 0.0,
             }))
         }
     }

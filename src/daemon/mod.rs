@@ -32,6 +32,7 @@ mod invalidate_orders;
 pub mod join_door;
 mod last_words;
 mod lifecycle;
+pub mod listeners;
 mod log;
 pub mod mailbox;
 mod metrics;
@@ -42,6 +43,7 @@ pub mod notify;
 mod orders;
 mod origin;
 mod prepare;
+mod reexec_order;
 mod relay;
 pub mod relay_door;
 mod resize_orders;
@@ -70,6 +72,7 @@ use std::process::ExitCode;
 
 use args::{Command, Flags};
 use replicator::admin::exit;
+use running::End;
 
 /// Which of the two daemons this process is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,6 +111,11 @@ pub fn main(program: Program) -> ExitCode {
     {
         return guests::guardian::main(rest);
     }
+    if let Some((first, rest)) = arguments.split_first()
+        && first == reexec_order::REHEARSAL
+    {
+        return rehearsal(program, rest);
+    }
     let code = match args::parse(arguments, defaults()) {
         Ok(Command::Help) => {
             print(&args::help(program.name(), program.what()));
@@ -122,7 +130,12 @@ pub fn main(program: Program) -> ExitCode {
             exit::OK
         }
         Ok(Command::Run(flags)) => match start::run(program, &flags) {
-            Ok(()) => exit::OK,
+            Ok(End::Stopped) => exit::OK,
+            Ok(End::Again { program, sockets }) => {
+                let error = listeners::become_again(&program, &sockets);
+                last_words::say(&format!("error: {} cannot be started: {error}\n", program.display()));
+                exit::FAILED
+            }
             Err(failure) => {
                 last_words::say(&failure.text);
                 failure.exit
@@ -137,6 +150,23 @@ pub fn main(program: Program) -> ExitCode {
         }
     };
     ExitCode::from(code)
+}
+
+/// Only says whether a start would come to serve; see [`reexec_order`].
+fn rehearsal(program: Program, arguments: &[OsString]) -> ExitCode {
+    let failure = match args::parse(arguments.iter().cloned(), defaults()) {
+        Ok(Command::Run(flags)) => start::rehearse(program, &flags).err(),
+        Ok(Command::Help | Command::Version) => None,
+        Err(text) => Some(start::Failure {
+            text,
+            exit: exit::USAGE,
+        }),
+    };
+    let Some(failure) = failure else {
+        return ExitCode::SUCCESS;
+    };
+    last_words::say(&failure.text);
+    ExitCode::from(failure.exit)
 }
 
 fn defaults() -> Flags {

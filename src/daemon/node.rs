@@ -18,6 +18,7 @@ use super::api::{
 use super::automation::AutomationFile;
 use super::board::{Board, Presence};
 use super::history::History;
+use super::listeners::Keeper;
 use super::mailbox::Mailbox;
 use super::relay_door::Knock;
 use super::resources::Resources;
@@ -72,6 +73,10 @@ const ANSWER_PATIENCE: Duration = Duration::from_secs(3);
 pub(super) struct Node {
     /// Name of the program, for `version`.
     pub(super) program: &'static str,
+    /// Where it is on the disk.
+    pub(super) program_path: PathBuf,
+    /// Listening sockets for the next life.
+    pub(super) keeper: Keeper,
     /// When this process started, in seconds since 1970-01-01 UTC.
     pub(super) started: f64,
     /// As it was read at the start, without its resources.
@@ -358,11 +363,23 @@ impl ShardSink for NodeSink {
                 node.board
                     .update(|state| state.resource(resource).attach = Some(result));
             }
-            ShardEvent::Removed { resource } => node.board.update(|state| {
-                let known = state.resource(resource);
-                known.presence = Presence::Away;
-                known.note_shard(None);
-            }),
+            ShardEvent::Listening {
+                resource,
+                path,
+                fd,
+                own,
+            } => {
+                let name = node.resource_name(resource);
+                node.keeper.keep_unix(&name, &path, fd, own);
+            }
+            ShardEvent::Removed { resource } => {
+                node.keeper.forget(&node.resource_name(resource));
+                node.board.update(|state| {
+                    let known = state.resource(resource);
+                    known.presence = Presence::Away;
+                    known.note_shard(None);
+                });
+            }
             ShardEvent::AddFailed { resource, error } => {
                 tracing::warn!(
                     resource = node.resource_name(resource),

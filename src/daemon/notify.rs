@@ -1,10 +1,17 @@
-//! Telling the service manager that the daemon is ready: sd_notify(3), the part that is needed.
+//! Telling the service manager that the daemon is ready, and giving it sockets to keep: sd_notify(3),
+//! the part that is needed.
 
 use std::ffi::OsStr;
-use std::io;
+use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
+
+use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
+
+/// Which socket the service manager listens on, if there is one.
+pub const VARIABLE: &str = "NOTIFY_SOCKET";
 
 /// Sends `state` (such as `READY=1`) to the socket that `NOTIFY_SOCKET` names: a path, or an
 /// abstract name after `@`.
@@ -18,6 +25,34 @@ pub fn notify(socket: &OsStr, state: &str) -> io::Result<()> {
     };
     UnixDatagram::unbound()?.send_to_addr(state.as_bytes(), &address)?;
     Ok(())
+}
+
+/// Gives the manager a descriptor to keep under `name` (`FDSTORE=1`): it comes back with the next start
+/// of the service. Never waits.
+///
+/// # Errors
+/// When the socket is not there or does not take it at once.
+pub fn keep(socket: &OsStr, name: &str, fd: BorrowedFd<'_>) -> io::Result<()> {
+    let address = match socket.as_bytes().strip_prefix(b"@") {
+        Some(name) => UnixAddr::new_abstract(name)?,
+        None => UnixAddr::new(socket)?,
+    };
+    let state = format!("FDSTORE=1\nFDNAME={name}");
+    let text = [IoSlice::new(state.as_bytes())];
+    let fds = [fd.as_raw_fd()];
+    let control = [ControlMessage::ScmRights(&fds)];
+    let from = UnixDatagram::unbound()?;
+    let (flags, raw) = (MsgFlags::MSG_DONTWAIT, from.as_fd().as_raw_fd());
+    sendmsg(raw, &text, &control, flags, Some(&address))?;
+    Ok(())
+}
+
+/// The manager need not keep it any more.
+///
+/// # Errors
+/// As [`keep`].
+pub fn forget(socket: &OsStr, name: &str) -> io::Result<()> {
+    notify(socket, &format!("FDSTOREREMOVE=1\nFDNAME={name}"))
 }
 
 #[cfg(test)]

@@ -78,6 +78,9 @@ impl ControlHandler for Node {
         if let Verb::Events2 { resource, now } = &request.verb {
             return self.stream_events(resource.as_deref(), *now, answers);
         }
+        if request.verb == Verb::Reexec {
+            return self.reexec(answers);
+        }
         let timeout = request
             .timeout_ms
             .map(|millis| Duration::from_millis(millis).min(TIMEOUT_MAX));
@@ -211,12 +214,16 @@ impl Node {
                 program: self.program.to_owned(),
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 node: self.name().to_owned(),
+                started: self.started,
             })),
             Verb::Status { resource } => {
                 self.check_known(resource.as_deref())?;
                 Ok(Response::Status(Box::new(self.status(resource.as_deref()))))
             }
-            Verb::Events2 { .. } | Verb::InvalidateRemote { .. } | Verb::Resize { .. } => {
+            Verb::Events2 { .. }
+            | Verb::InvalidateRemote { .. }
+            | Verb::Resize { .. }
+            | Verb::Reexec => {
                 unreachable!("streams, and what is passed on, are handled before")
             }
             Verb::Why { resource } => self.why(&*self.resource(&resource)?),

@@ -17,6 +17,7 @@ use replicator::types::{NodeId, VoterId};
 
 use super::api::NbdTcp;
 use super::certificates::Certificates;
+use super::listeners::InheritedSockets;
 use super::voter_store::{OpenStoreError, StoreIdentity, VoterStore};
 use crate::config::{Config, MetricsConfig};
 
@@ -69,7 +70,11 @@ pub(super) fn bind_metrics(metrics: &MetricsConfig) -> Result<Option<TcpListener
 }
 
 /// Binds the TCP listener of NBD and reads its certificates, if there is one.
-pub(super) fn nbd_tcp(config: &Config, node: NodeId) -> Result<Option<NbdTcp>, ErrorReport> {
+pub(super) fn nbd_tcp(
+    config: &Config,
+    node: NodeId,
+    inherited: &mut InheritedSockets,
+) -> Result<Option<NbdTcp>, ErrorReport> {
     let Some(address) = config.nbd.listen_of(node) else {
         return Ok(None);
     };
@@ -80,7 +85,10 @@ pub(super) fn nbd_tcp(config: &Config, node: NodeId) -> Result<Option<NbdTcp>, E
         .map(certificates)
         .transpose()?;
     let refuse = |error: io::Error| bind_refusal(address, "TCP, for NBD", &error);
-    let listener = patiently(|| TcpListener::bind(address)).map_err(refuse)?;
+    let kept = inherited.take_address(address);
+    let inherited = kept.is_some();
+    let listener = kept.map_or_else(|| patiently(|| TcpListener::bind(address)), Ok);
+    let listener = listener.map_err(refuse)?;
     listener.set_nonblocking(true).map_err(refuse)?;
     let (scheme, how) = match certificates {
         Some(_) => ("nbds", "TLS"),
@@ -91,7 +99,17 @@ pub(super) fn nbd_tcp(config: &Config, node: NodeId) -> Result<Option<NbdTcp>, E
         listener,
         certificates,
         has_default: config.resources.len() == 1,
+        inherited,
     }))
+}
+
+/// The same without binding.
+pub(super) fn check_nbd_tcp(config: &Config, node: NodeId) -> Result<(), ErrorReport> {
+    let dir = config.nbd.tls_dir.as_deref();
+    match dir.filter(|_| config.nbd.listen_of(node).is_some()) {
+        Some(dir) => certificates(dir).map(drop),
+        None => Ok(()),
+    }
 }
 
 fn certificates(dir: &Path) -> Result<Arc<Certificates>, ErrorReport> {
@@ -142,7 +160,10 @@ fn bind_refusal(address: SocketAddr, protocol: &str, error: &io::Error) -> Error
 }
 
 /// Makes the run directory and takes it for this process.
-pub(super) fn run_dir(dir: &Path) -> Result<Flock<File>, ErrorReport> {
+pub(super) fn run_dir(
+    dir: &Path,
+    inherited: &InheritedSockets,
+) -> Result<Flock<File>, ErrorReport> {
     let made = DirBuilder::new()
         .recursive(true)
         .mode(0o755)
@@ -170,16 +191,17 @@ pub(super) fn run_dir(dir: &Path) -> Result<Flock<File>, ErrorReport> {
             directory_refusal(dir, &errno.into())
         }
     })?;
-    remove_left_over_exports(&dir.join("nbd")).map_err(|error| directory_refusal(dir, &error))?;
+    remove_left_over_exports(&dir.join("nbd"), inherited)
+        .map_err(|error| directory_refusal(dir, &error))?;
     Ok(locked)
 }
 
 /// A killed daemon could not take its NBD sockets away; clients of what is not up again would find
 /// a socket that nobody answers on.
-fn remove_left_over_exports(dir: &Path) -> io::Result<()> {
+fn remove_left_over_exports(dir: &Path, inherited: &InheritedSockets) -> io::Result<()> {
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
-        if entry.file_type()?.is_socket() {
+        if entry.file_type()?.is_socket() && !inherited.has_path(&entry.path()) {
             fs::remove_file(entry.path())?;
         }
     }

@@ -5,8 +5,8 @@ use super::forward::Caller;
 use super::resources::Resources;
 use std::io;
 use std::net::TcpListener;
-use std::os::fd::AsFd;
-use std::path::Path;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::{self, JoinHandle};
@@ -19,13 +19,14 @@ use replicator::admin::{ErrorId, ErrorReport, Response};
 use replicator::io::{clock, realtime};
 use replicator::types::NodeId;
 
-use super::api::{NbdTcp, ShardCommand, ShardSetup, StoredMarks};
+use super::api::{InheritedSocket, NbdTcp, ShardCommand, ShardSetup, StoredMarks};
 use super::args::Flags;
 use super::beacon_io::Carrier;
 use super::certificates::Certificates;
 use super::control::ControlServer;
 use super::guests::{self, GuestsThread};
 use super::history::History;
+use super::listeners::{Inherited, InheritedSockets, Keeper};
 use super::join_door::Issuer;
 use super::mailbox::Mailbox;
 use super::metrics::{Server, Source};
@@ -36,7 +37,7 @@ use super::security::Security;
 use super::start::Failure;
 use super::store_thread::{self, STORE_REQUESTS_MAX, StoreRequest};
 use super::voter_store::VoterStore;
-use super::{Program, beacon, notify, shard};
+use super::{Program, beacon, notify, shard, status};
 use crate::config::{Config, TimingProfile};
 use crate::controller::{Configured, Controller, ControllerSettings, Timing};
 
@@ -54,6 +55,26 @@ pub(super) struct Prepared {
     pub(super) sockets: Sockets,
     pub(super) nbd_tcp: Option<NbdTcp>,
     pub(super) security: Option<Arc<Security>>,
+    pub(super) inherited: InheritedSockets,
+    pub(super) program_path: PathBuf,
+}
+
+/// How a daemon ended in order.
+pub(super) enum End {
+    Stopped,
+    /// It is to become `program`, which gets these sockets.
+    Again {
+        program: PathBuf,
+        sockets: Vec<(String, OwnedFd)>,
+    },
+}
+
+/// What it was told.
+enum Told {
+    Stop,
+    Again,
+    /// It cannot go on.
+    Fail(String),
 }
 
 /// All threads of a node.
@@ -83,6 +104,8 @@ impl Running {
             sockets,
             nbd_tcp,
             security,
+            mut inherited,
+            program_path,
         } = prepared;
         let certificates = nbd_tcp.as_ref().and_then(|it| it.certificates.clone());
         let failed = |what: &'static str| move |error: io::Error| system(what, &error);
@@ -116,6 +139,8 @@ impl Running {
         let carrier = Carrier::new(sockets.datagrams, &others).map_err(failed("UDP sockets"))?;
         let node = Arc::new(Node {
             program: program.name(),
+            program_path,
+            keeper: Keeper::of_this_process(),
             started: Duration::from_millis(clock::unix_millis()).as_secs_f64(),
             node: id,
             run_dir: flags.run_dir.clone(),
@@ -144,6 +169,11 @@ impl Running {
             config,
         });
         note_marks(&node, &store);
+        if let Some(nbd_tcp) = &nbd_tcp {
+            node.keeper.keep_tcp(&nbd_tcp.listener);
+        }
+        let doors = doors(&node, &mut inherited);
+        inherited.close(&node.keeper);
         // Before the controller's first turn; what it promised in an earlier life outlasts that anyway.
         node.tell_automation(node.automation.now());
         if let Err(errno) = realtime::lock_memory() {
@@ -179,6 +209,7 @@ impl Running {
                     nbd_connections_max: usize::try_from(node.config.nbd.max_connections)
                         .unwrap_or(usize::MAX),
                     nbd_tcp,
+                    doors,
                     security: node.security.clone(),
                 };
                 (
@@ -217,7 +248,7 @@ impl Running {
         run_dir: &Path,
         metrics: Option<TcpListener>,
         signals: &SignalFd,
-    ) -> Result<(), Failure> {
+    ) -> Result<End, Failure> {
         let source: Arc<dyn Source> = Arc::clone(&self.node) as _;
         let _metrics = metrics
             .map(|listener| Server::start(listener, source))
@@ -229,7 +260,7 @@ impl Running {
         let door = Door::new(Arc::clone(&self.node.knocks), listeners, keeper(&self.node));
         let control = ControlServer::start(run_dir, handler, door)
             .map_err(|error| directory_refusal(run_dir, &error))?;
-        if let Some(socket) = std::env::var_os("NOTIFY_SOCKET")
+        if let Some(socket) = std::env::var_os(notify::VARIABLE)
             && let Err(error) = notify::notify(&socket, "READY=1")
         {
             tracing::warn!(%error, "the service manager cannot be told");
@@ -241,18 +272,28 @@ impl Running {
             self.node.name(),
             self.node.config.cluster
         );
-        let fatal = self.wait_for_the_end(signals);
-        if let Some(why) = fatal {
-            let what = format!("{} ends", self.program.name());
-            return Err(ErrorReport::new(ErrorId::DaemonGone, what, why).into());
-        }
+        let again = match self.wait_for_the_end(signals) {
+            Told::Stop => false,
+            Told::Again => true,
+            Told::Fail(why) => {
+                let what = format!("{} ends", self.program.name());
+                return Err(ErrorReport::new(ErrorId::DaemonGone, what, why).into());
+            }
+        };
         drop(control);
         self.node.board.update(|board| board.stopping = true);
         for up in ups {
             up.join().ok();
         }
-        self.stop();
-        Ok(())
+        let node = Arc::clone(&self.node);
+        self.stop(again);
+        Ok(match again {
+            false => End::Stopped,
+            true => End::Again {
+                program: node.program_path.clone(),
+                sockets: node.keeper.take(),
+            },
+        })
     }
 
     /// One thread per resource: a slow disk delays only its own.
@@ -275,21 +316,28 @@ impl Running {
         threads
     }
 
-    /// Waits for SIGTERM or SIGINT (`None`) or for what makes going on impossible.
-    fn wait_for_the_end(&self, signals: &SignalFd) -> Option<String> {
+    /// Waits for SIGTERM or SIGINT, for `reexec`, or for what makes going on impossible.
+    fn wait_for_the_end(&self, signals: &SignalFd) -> Told {
         loop {
             let mut fds = [signals.as_fd(), self.node.ended.as_fd()]
                 .map(|fd| PollFd::new(fd, PollFlags::POLLIN));
             poll(&mut fds, PollTimeout::NONE).ok();
-            if let Some(why) = self.node.board.read(|board| board.fatal.clone()) {
-                return Some(why);
+            let (fatal, again) = self
+                .node
+                .board
+                .read(|board| (board.fatal.clone(), board.again));
+            if let Some(why) = fatal {
+                return Told::Fail(why);
             }
             while let Ok(Some(signal)) = signals.read_signal() {
                 if i32::try_from(signal.ssi_signo) == Ok(Signal::SIGHUP as i32) {
                     self.begin_adjusting();
                 } else {
-                    return None;
+                    return Told::Stop;
                 }
+            }
+            if again {
+                return Told::Again;
             }
         }
     }
@@ -339,13 +387,20 @@ impl Running {
         }
     }
 
-    fn stop(self) {
+    fn stop(self, again: bool) {
         tracing::info!("stopping");
+        // Before anybody is cut off, so that who comes back waits for the next life.
+        if again || self.node.keeper.manager_has_some() {
+            self.node.keeper.close();
+            self.node.command(ShardCommand::KeepListeners);
+        }
         // Guests run on; their guardians know until when.
         if let Some(guests) = self.guests {
             guests.stop();
         }
-        self.node.hand_over_all();
+        if !again {
+            self.node.hand_over_all();
+        }
         self.node.quiesce_all();
         // Full mailboxes would mean a stuck thread; the process ends either way.
         if self.node.controller.push(ControllerRequest::Stop).is_ok() {
@@ -397,6 +452,28 @@ fn keeper(node: &Node) -> Doorkeeper {
         security: node.security.clone(),
         issuer: Issuer::new(node.state_dir.clone()),
     }
+}
+
+/// The sockets that NBD clients of this node's resources may be waiting in.
+fn doors(node: &Node, inherited: &mut InheritedSockets) -> Vec<InheritedSocket<OwnedFd>> {
+    let mut doors = Vec::new();
+    for resource in node.resources.all() {
+        let path = status::nbd_socket(&node.run_dir, &resource.name);
+        let awaited = node
+            .board
+            .update(|board| board.resource(resource.id()).was_up);
+        // One of ours belongs to a resource that is up.
+        let wanted = |it: &Inherited| awaited || !it.own;
+        if let Some(Inherited { fd, own }) = inherited.take_path(&path, wanted) {
+            doors.push(InheritedSocket {
+                path,
+                socket: fd,
+                own,
+                awaited,
+            });
+        }
+    }
+    doors
 }
 
 fn note_marks(node: &Node, store: &VoterStore) {

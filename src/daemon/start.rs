@@ -9,7 +9,8 @@ use replicator::admin::{ErrorId, ErrorReport};
 use replicator::types::NodeId;
 
 use super::args::Flags;
-use super::running::{Prepared, Running};
+use super::listeners::InheritedSockets;
+use super::running::{End, Prepared, Running};
 use super::security::Security;
 use super::{Program, log, prepare, words};
 use crate::config::{self, Checked, Config, NodeRole, Scope, Tls};
@@ -33,7 +34,12 @@ impl From<ErrorReport> for Failure {
 }
 
 /// Runs a daemon until it is told to stop.
-pub(super) fn run(program: Program, flags: &Flags) -> Result<(), Failure> {
+pub(super) fn run(program: Program, flags: &Flags) -> Result<End, Failure> {
+    // Before this process opens anything of its own.
+    let mut inherited = InheritedSockets::take();
+    // Before a newer one takes its place on the disk.
+    let program_path = std::env::current_exe()
+        .map_err(|error| prepare::system("path of this program", &error))?;
     let Checked { config, warnings } = load_config(program, flags)?;
     let node = own_id(program, &config, flags)?;
     let security = Security::open(&config, node, &flags.state_dir)?;
@@ -61,17 +67,28 @@ pub(super) fn run(program: Program, flags: &Flags) -> Result<(), Failure> {
         .unwrap_or_default();
     let sockets = prepare::bind_all(&addresses)?;
     let metrics = prepare::bind_metrics(&config.metrics)?;
-    let nbd_tcp = prepare::nbd_tcp(&config, node)?;
-    let _run_lock = prepare::run_dir(&flags.run_dir)?;
+    let nbd_tcp = prepare::nbd_tcp(&config, node, &mut inherited)?;
+    let _run_lock = prepare::run_dir(&flags.run_dir, &inherited)?;
     let store = prepare::voter_store(&config, node, &flags.state_dir)?;
     let prepared = Prepared {
         store,
         sockets,
         nbd_tcp,
         security,
+        inherited,
+        program_path,
     };
     let running = Running::start(program, config, node, flags, prepared)?;
     running.serve(&flags.run_dir, metrics, &signals)
+}
+
+/// Looks at everything that a start needs and that another daemon of this node does not hold.
+pub(super) fn rehearse(program: Program, flags: &Flags) -> Result<(), Failure> {
+    let Checked { config, .. } = load_config(program, flags)?;
+    let node = own_id(program, &config, flags)?;
+    Security::open(&config, node, &flags.state_dir)?;
+    prepare::check_nbd_tcp(&config, node)?;
+    Ok(())
 }
 
 fn load_config(program: Program, flags: &Flags) -> Result<Checked, Failure> {

@@ -48,6 +48,7 @@ pub(super) fn order_words(verb: &Verb) -> Option<(String, String)> {
         | Verb::WhatIf { .. }
         | Verb::History { .. }
         | Verb::Version
+        | Verb::Reexec
         | Verb::NodeDrain
         | Verb::NodeResume
         | Verb::Maintenance { .. }

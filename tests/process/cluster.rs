@@ -266,6 +266,15 @@ impl Cluster {
 
     /// Starts `node`; its log is `NAME.log`.
     pub(crate) fn start(&mut self, node: usize) {
+        self.start_with(node, |command| command);
+    }
+
+    /// The same by a command that is changed before.
+    pub(crate) fn start_with(
+        &mut self,
+        node: usize,
+        change: impl FnOnce(&mut Command) -> &mut Command,
+    ) {
         if !self.has_keys {
             self.make_keys();
         }
@@ -275,8 +284,10 @@ impl Cluster {
             .open(self.dir.join(format!("{}.log", NAMES[node])))
             .unwrap();
         // A group of its own: Ctrl-C on the tests ends it through our Drop.
-        let child = self
-            .daemon(node)
+        let mut command = self.daemon(node);
+        let child = change(&mut command)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
             .stderr(log)
             .process_group(0)
             .spawn()

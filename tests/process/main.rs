@@ -40,6 +40,7 @@ mod nbd_tcp;
 mod passing_on;
 mod protocols;
 mod resizing;
+mod restarting;
 mod resync_orders;
 mod suspending;
 mod tools;

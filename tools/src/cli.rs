@@ -222,6 +222,13 @@ pub enum Verb {
     /// It ends the wait for what NODE was promised (its lease), so that a takeover comes at once. Refused
     /// while NODE is heard, forgotten as soon as it is. If NODE runs all the same, two nodes may serve.
     ConfirmFenced(ConfirmFenced),
+    /// Start the daemon's program again in its place, for instance after an upgrade; guests run on
+    ///
+    /// The program on the disk says first whether it would start with the files of now; if not, nothing
+    /// happens. Then everything acknowledged is made durable and NBD clients are cut off without an error:
+    /// who reconnects waits in the listening sockets, which stay. Give guests a reconnect delay. Waits
+    /// until this node, or its peer, serves again what it served. With --node, the daemon of that node.
+    Reexec,
     /// Show how everything is
     Status(Status),
     /// Say why a node is Primary or is not: what must hold, what does not, and what helps

@@ -29,6 +29,7 @@ mod metadata;
 mod nodes;
 mod orders;
 pub mod plan;
+mod reexec;
 pub mod run;
 mod selector;
 pub mod show;

@@ -134,6 +134,7 @@ pub fn plan(verb: &Verb, resource: &ResourceStatus) -> Vec<String> {
         | Verb::WhatIf { .. }
         | Verb::History { .. }
         | Verb::Version
+        | Verb::Reexec
         | Verb::Room { .. }
         | Verb::Adjust { .. } => {}
     }

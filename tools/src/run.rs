@@ -17,7 +17,7 @@ use crate::show::words;
 use crate::wait::Goal;
 use crate::{
     adjust, bench, config_verbs, create_md, demo, events, explain, force, guest, identity, manual,
-    metadata, nodes, orders, split_brain, status, verify, wait,
+    metadata, nodes, orders, reexec, split_brain, status, verify, wait,
 };
 
 /// Runs `twinadm` with these arguments, the program's name first; answers the exit code.
@@ -117,6 +117,7 @@ fn run(context: &Context, verb: &Verb) -> Result<u8, Failure> {
         Verb::Node(cli::NodeVerb::Drain(arguments)) => nodes::drain(context, arguments),
         Verb::Node(cli::NodeVerb::Resume(arguments)) => nodes::resume(context, arguments),
         Verb::Maintenance(arguments) => nodes::maintenance(context, arguments),
+        Verb::Reexec => reexec::reexec(context),
         Verb::ConfirmFenced(arguments) => nodes::confirm_fenced(context, arguments),
         Verb::Why(arguments) => explain::why(context, arguments),
         Verb::Bench(cli::Bench::Disk(arguments)) => bench::disk(context, arguments),

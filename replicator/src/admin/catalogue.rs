@@ -216,6 +216,8 @@ catalogue! {
     NotSuspended = "E0453", exit::REFUSED, [
         "discard snapshots taken since suspend-io: they may differ; then suspend again",
     ];
+    /// The program of the daemon would not start with the files of now.
+    RestartRefused = "E0454", exit::REFUSED, ["mend what the message names, then: twinadm reexec"];
     /// A volume never gets smaller.
     WouldShrink = "E0451", exit::REFUSED, [
         "make a new, smaller volume and copy what is wanted into it, from within the guest",

@@ -161,6 +161,8 @@ pub enum Verb {
     WhatIf { kill: String },
     /// The newest `count` decisions about the resource; answered by [`Response::History`].
     History { resource: String, count: u32 },
+    /// Start the daemon's program again in its place; its clients reconnect. Answered before it is done.
+    Reexec,
     /// Which program answers; answered by [`Response::Version`].
     Version,
 }
@@ -321,7 +323,7 @@ pub struct RoomReport {
 }
 
 /// Which program answers.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct VersionInfo {
     /// `twinblkd` or `twinblk-arbitrator`.
     pub program: String,
@@ -329,6 +331,9 @@ pub struct VersionInfo {
     pub version: String,
     /// The node it runs as.
     pub node: String,
+    /// When it started, in seconds since 1970-01-01 UTC.
+    #[serde(default)]
+    pub started: f64,
 }
 
 impl Response {

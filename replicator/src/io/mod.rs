@@ -14,6 +14,7 @@ pub mod disk;
 pub mod disk_queue;
 mod file_pool;
 mod file_work;
+pub mod inherited;
 pub mod meta_queue;
 pub mod op;
 pub mod pidfd;

@@ -76,6 +76,14 @@ impl Socket {
         self.fd.as_raw_fd()
     }
 
+    /// Another handle of the socket, with a descriptor of its own.
+    ///
+    /// # Errors
+    /// When there is no descriptor left.
+    pub fn try_clone(&self) -> std::io::Result<OwnedFd> {
+        self.fd.try_clone()
+    }
+
     /// Sends nothing more; the other end receives all that was sent, and then the end.
     pub fn end_sending(&self) {
         if let Err(errno) = nix::sys::socket::shutdown(self.raw(), Shutdown::Write) {

@@ -117,3 +117,22 @@ pub(super) fn pidfd_send_signal(process: &impl AsFd, signal: libc::c_int) -> Res
     };
     Errno::result(result).map(drop)
 }
+
+/// Takes a descriptor that was open when this process began, and keeps it from its children.
+///
+/// # Errors
+/// `EBADF` if none is open under that number, or none that was there at the beginning: whatever this
+/// process opens is closed on exec, and what it was started with cannot be.
+pub(super) fn take_inherited(number: libc::c_int) -> Result<OwnedFd, Errno> {
+    // SAFETY: takes two integers and no pointer.
+    let flags = Errno::result(unsafe { libc::fcntl(number, libc::F_GETFD) })?;
+    if number <= libc::STDERR_FILENO || flags & libc::FD_CLOEXEC != 0 {
+        return Err(Errno::EBADF);
+    }
+    let flags = flags | libc::FD_CLOEXEC;
+    // SAFETY: takes three integers and no pointer; the descriptor is open.
+    Errno::result(unsafe { libc::fcntl(number, libc::F_SETFD, flags) })?;
+    // SAFETY: it is open, and nobody else in this process owns it: it was not opened by it, and who
+    // took it before would have set the flag that was just looked at.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}

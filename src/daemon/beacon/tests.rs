@@ -16,6 +16,7 @@ use crate::controller::{
 use crate::daemon::api::ShardHandle;
 use crate::daemon::board::Board;
 use crate::daemon::history::History;
+use crate::daemon::listeners::Keeper;
 use crate::daemon::mailbox::Mailbox;
 use crate::daemon::node::CONTROLLER_INPUTS_MAX;
 use crate::daemon::store_thread::{self, STORE_REQUESTS_MAX};
@@ -124,6 +125,8 @@ impl Lab {
         let controller = Controller::new(settings, clock::now()).unwrap();
         let shard = Arc::new(Told::default());
         let node = Arc::new(Node {
+            program_path: PathBuf::new(),
+            keeper: Keeper::of_this_process(),
             program: "test",
             started: 0.0,
             node: id,

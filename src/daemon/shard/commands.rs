@@ -1,12 +1,15 @@
 //! Commands of the rest of the daemon.
 
+use std::path::PathBuf;
+
 use replicator::engine::{AdminRequest, Input};
+use replicator::io::Socket;
 use replicator::types::{NodeId, ResourceId};
 
 use super::resource::{Accept, Dial, Resource};
 use super::slots::Key;
 use super::{Shard, nbd};
-use crate::daemon::api::{ResourceSetup, ShardCommand, ShardEvent};
+use crate::daemon::api::{InheritedSocket, ResourceSetup, ShardCommand, ShardEvent};
 
 impl Shard {
     pub(super) fn on_command(&mut self, command: ShardCommand) {
@@ -33,6 +36,7 @@ impl Shard {
             }
             ShardCommand::Forwarded { resource, stream } => self.on_forwarded(resource, stream),
             ShardCommand::NbdAccess(access) => self.set_access(*access),
+            ShardCommand::KeepListeners => self.keep_listeners(),
             ShardCommand::Stop => self.stopping = true,
         }
     }
@@ -60,7 +64,13 @@ impl Shard {
             tracing::error!(name = setup.name, "resource added twice");
             return;
         }
-        let listener = match nbd::listen(self.backend.as_ref(), &setup.nbd_socket) {
+        let door = self.open_door(&setup.nbd_socket);
+        let (own, awaited) = door.as_ref().map_or((true, false), |it| (it.own, it.awaited));
+        let listener = match door {
+            Some(door) => Ok(door.socket),
+            None => nbd::listen(self.backend.as_ref(), &setup.nbd_socket),
+        };
+        let listener = match listener {
             Ok(listener) => listener,
             Err(error) => {
                 let error = format!("{}: {error}", setup.nbd_socket.display());
@@ -77,8 +87,10 @@ impl Shard {
         self.by_id.insert(resource, key);
         if let Some(resource) = self.resources.get_mut(key) {
             resource.listener = Some(listener);
+            resource.own_listener = own;
         }
-        self.arm_nbd_accept(key);
+        self.tell_of_listener(key, own);
+        self.begin_to_accept(key, awaited);
     }
 
     fn remove(&mut self, id: ResourceId) {
@@ -96,18 +108,37 @@ impl Shard {
         };
         resource.removing = true;
         resource.attaching = None;
-        resource.listener = None;
+        let listener = resource.listener.take();
         if let Accept::InFlight(operation) = resource.accept {
             self.backend.cancel(operation);
         }
-        if let Err(error) = std::fs::remove_file(&resource.setup.nbd_socket) {
-            let path = resource.setup.nbd_socket.display();
-            tracing::warn!(%path, %error, "removing the NBD socket");
-        }
+        let path = resource.setup.nbd_socket.clone();
+        let own = resource.own_listener;
         for link in [resource.link, resource.dial.attempt].into_iter().flatten() {
             self.close_link(link);
         }
+        self.leave_listener(path, listener, own);
         self.end_removal(key);
+    }
+
+    /// A socket of ours goes with its path; one of a socket unit stays.
+    fn leave_listener(&mut self, path: PathBuf, listener: Option<Socket>, own: bool) {
+        if self.keeps_listeners {
+            return;
+        }
+        if own {
+            if let Err(error) = std::fs::remove_file(&path) {
+                let path = path.display();
+                tracing::warn!(%path, %error, "removing the NBD socket");
+            }
+        } else if let Some(socket) = listener {
+            self.keep_door(InheritedSocket {
+                path,
+                socket,
+                own,
+                awaited: false,
+            });
+        }
     }
 
     /// Lets go of a removed resource once nothing can land on its devices any more. It keeps its id

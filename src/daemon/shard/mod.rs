@@ -22,6 +22,7 @@ mod attach;
 mod block_status;
 mod client;
 mod commands;
+mod doors;
 mod engine;
 mod forward;
 mod link;
@@ -49,7 +50,7 @@ use nbd_frontend::NbdError;
 use nix::errno::Errno;
 use replicator::engine::{HeldReason, Input, Outbox};
 use replicator::io::clock::SuspendWatch;
-use replicator::io::{Backend, BufferPool, Completion, Wait, clock, open_backend};
+use replicator::io::{Backend, BufferPool, Completion, OpKey, Wait, clock, open_backend};
 use replicator::types::{Instant, Payload, ResourceId, Role, time::earliest};
 
 use crate::daemon::api::{ShardCommand, ShardEvent, ShardSetup, ShardSink};
@@ -212,6 +213,11 @@ struct Shard {
     /// The same for those from an address of the peer's.
     peer_ration: tcp::Ration,
     tcp: Option<tcp::Door>,
+    /// Of the accept on it that is in flight.
+    tcp_accept: Option<OpKey>,
+    doors: Slots<doors::Door>,
+    /// Another life of this daemon accepts from now on.
+    keeps_listeners: bool,
     /// Sessions dialled so far; part of the next one's id.
     sessions_dialled: u32,
     /// Connections of either kind so far.
@@ -275,6 +281,9 @@ impl Shard {
             link_ration: tcp::Ration::new(clock::now()),
             peer_ration: tcp::Ration::new(clock::now()),
             tcp: None,
+            tcp_accept: None,
+            doors: Slots::new(),
+            keeps_listeners: false,
             sessions_dialled: 0,
             connections: 0,
             inputs: VecDeque::new(),
@@ -288,6 +297,7 @@ impl Shard {
         };
         shard.listen_for_links(listeners)?;
         shard.listen_for_clients(nbd_tcp)?;
+        shard.set_up_doors()?;
         Ok(shard)
     }
 
@@ -346,6 +356,7 @@ impl Shard {
             Some(Owner::LinkSend(key)) => self.on_link_sent(key, completion),
             Some(Owner::ForwardRecv(key, side)) => self.on_forward_received(key, side, completion),
             Some(Owner::ForwardSend(key, side)) => self.on_forward_sent(key, side, completion),
+            Some(Owner::Door(key)) => self.on_turned_away(key, completion),
             Some(Owner::Extents(key)) => self.on_extents_found(key, completion),
             None => tracing::error!(
                 token = completion.token.0,
@@ -379,6 +390,7 @@ impl Shard {
                 self.act(key, action);
             }
             self.actions = actions;
+            self.look_at_returning(key);
         }
     }
 

@@ -58,6 +58,10 @@ impl Shard {
         let Some(listener) = resource.listener.clone() else {
             return;
         };
+        if self.keeps_listeners {
+            resource.accept = Accept::Idle;
+            return;
+        }
         let accept = Op::Accept { listener };
         let operation = self.backend.submit(Owner::NbdAccept(key).token(), accept);
         resource.accept = Accept::InFlight(operation);
@@ -82,6 +86,8 @@ impl Shard {
                 self.arm_nbd_accept(key);
             }
             Ok(Done::Count(_)) | Err(Errno::ECONNABORTED) => self.arm_nbd_accept(key),
+            // Asked for.
+            Err(_) if self.keeps_listeners => {}
             Err(errno) => {
                 tracing::warn!(name = resource.setup.name, %errno, "accepting an NBD client");
                 resource.accept = Accept::PausedUntil(self.now.plus(ACCEPT_PAUSE));

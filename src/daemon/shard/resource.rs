@@ -44,6 +44,8 @@ pub(super) struct Resource {
     pub(super) attach_error: Option<AttachFailure>,
 
     pub(super) listener: Option<Socket>,
+    /// Its path is ours to remove.
+    pub(super) own_listener: bool,
     pub(super) accept: Accept,
 
     pub(super) link: Option<Key>,
@@ -76,6 +78,8 @@ pub(super) enum Accept {
     InFlight(OpKey),
     /// The system had no descriptor left.
     PausedUntil(Instant),
+    /// This daemon was restarted: clients wait for it to serve again, at most until then.
+    UntilPrimary(Instant),
 }
 
 /// Attempts to reach the peer, on the side that dials.
@@ -162,6 +166,7 @@ impl Resource {
             attaching: None,
             attach_error: None,
             listener: None,
+            own_listener: true,
             accept: Accept::Idle,
             link: None,
             dial,
@@ -299,7 +304,7 @@ impl Resource {
         let attach = self.attaching.as_ref().map(|attaching| attaching.retry_at);
         let dial = self.needs_dial().then_some(self.dial.not_before);
         let accept = match self.accept {
-            Accept::PausedUntil(until) => Some(until),
+            Accept::PausedUntil(until) | Accept::UntilPrimary(until) => Some(until),
             Accept::Idle | Accept::InFlight(_) => None,
         };
         let publish = self.touched.then_some(self.publish_next);
@@ -317,7 +322,10 @@ impl Resource {
             tick: due(self.engine.next_deadline()),
             attach: due(self.attaching.as_ref().map(|attaching| attaching.retry_at)),
             dial: self.wants_dial(now),
-            accept: matches!(self.accept, Accept::PausedUntil(until) if until <= now),
+            accept: matches!(
+                self.accept,
+                Accept::PausedUntil(until) | Accept::UntilPrimary(until) if until <= now
+            ),
         })
     }
 

@@ -80,23 +80,33 @@ impl Shard {
                 untold: 0,
                 inside: Vec::new(),
             });
-            self.arm_tcp_accept();
+            if setup.inherited {
+                self.timers.insert((self.return_end(), Timer::Accept));
+            } else {
+                self.arm_tcp_accept();
+            }
         }
         Ok(())
     }
 
     pub(super) fn arm_tcp_accept(&mut self) {
-        if let Some(door) = &self.tcp {
-            let listener = door.listener.clone();
-            self.backend
-                .submit(Owner::NbdTcpAccept.token(), Op::Accept { listener });
+        let armed = self.tcp_accept.is_some() || self.keeps_listeners;
+        if let Some(door) = self.tcp.as_ref().filter(|_| !armed) {
+            let accept = Op::Accept {
+                listener: door.listener.clone(),
+            };
+            let token = Owner::NbdTcpAccept.token();
+            self.tcp_accept = Some(self.backend.submit(token, accept));
         }
     }
 
     pub(super) fn on_tcp_accepted(&mut self, completion: Completion) {
+        self.tcp_accept = None;
         match completion.result {
             Ok(Done::Accepted(socket)) => self.begin_tcp_client(socket),
             Ok(Done::Count(_)) | Err(Errno::ECONNABORTED) => {}
+            // Asked for.
+            Err(_) if self.keeps_listeners => return,
             Err(errno) => {
                 tracing::warn!(%errno, "accepting an NBD client by TCP");
                 self.timers

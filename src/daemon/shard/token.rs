@@ -53,6 +53,8 @@ pub(super) enum Owner {
     /// The same on its way to the other side.
     ForwardSend(Key, Side),
     NbdTcpAccept,
+    /// Who comes to a socket without a resource.
+    Door(Key),
 }
 
 impl Owner {
@@ -73,6 +75,7 @@ impl Owner {
             Self::ForwardSend(key, Side::Client) => (12, key.index, key.generation),
             Self::ForwardSend(key, Side::Primary) => (13, key.index, key.generation),
             Self::NbdTcpAccept => (14, 0, 0),
+            Self::Door(key) => (15, key.index, key.generation),
         };
         assert!(
             index < 1 << INDEX_BITS,
@@ -109,6 +112,7 @@ impl Owner {
             12 => Self::ForwardSend(key, Side::Client),
             13 => Self::ForwardSend(key, Side::Primary),
             14 => Self::NbdTcpAccept,
+            15 => Self::Door(key),
             _ => return None,
         })
     }
@@ -136,6 +140,7 @@ mod tests {
             Owner::LinkSend(key),
             Owner::Extents(key),
             Owner::NbdTcpAccept,
+            Owner::Door(key),
         ] {
             assert_eq!(Owner::of(owner.token()), Some(owner));
         }

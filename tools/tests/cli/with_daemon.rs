@@ -60,6 +60,7 @@ fn answer(request: &Request) -> Vec<Response> {
             program: "twinblkd".to_owned(),
             version: "9.9.9".to_owned(),
             node: "kvm-a".to_owned(),
+            started: 0.0,
         })],
         _ => vec![
             Response::Progress {

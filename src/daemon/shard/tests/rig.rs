@@ -155,6 +155,7 @@ impl Node {
             incarnation: clock::random_id().unwrap(),
             nbd_connections_max: NBD_CONNECTIONS_MAX,
             nbd_tcp: None,
+            doors: Vec::new(),
             security,
         };
         let sink = Sink {

@@ -1,0 +1,129 @@
+//! `reexec`: the daemon becomes its own program anew, which may be a newer one by now. NBD clients are
+//! cut off after what was acknowledged is durable, and wait in the listening sockets, which stay.
+//!
+//! Invariant: before anything is let go of, the program on the disk has said that it would start with
+//! the files of now.
+
+use std::io;
+use std::io::Read;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use nix::poll::PollTimeout;
+use replicator::admin::{ErrorId, ErrorReport, Response};
+use replicator::io::pidfd::PidFd;
+use replicator::types::Role;
+
+use super::control::Answers;
+use super::node::Node;
+
+/// First argument of a program that is only to say whether it would start.
+pub(super) const REHEARSAL: &str = "--rehearse";
+
+/// How long it may take over that.
+const REHEARSAL_PATIENCE_MS: u16 = 10_000;
+
+/// Of what it says about that, so much is passed on.
+const REHEARSAL_WORDS_MAX: u64 = 4096;
+
+impl Node {
+    /// Answers, then has the main thread do it: the answer would be lost with this thread.
+    pub(super) fn reexec(&self, answers: &mut dyn Answers) -> io::Result<()> {
+        if let Err(report) = self.check_reexec() {
+            return answers.send(&Response::Error(report));
+        }
+        let taken = self.board.update(|board| {
+            let free = !board.stopping && !board.again;
+            board.again |= free;
+            free
+        });
+        if !taken {
+            let why = "the daemon is already about to end";
+            let report = ErrorReport::new(ErrorId::OrderUnderWay, self.not_again(), why);
+            return answers.send(&Response::Error(report));
+        }
+        tracing::info!("reexec: starting again as {}", self.program_path.display());
+        let message = format!("{} starts its program again", self.name());
+        let changed = true;
+        let told = answers.send(&Response::Done { changed, message });
+        self.ended.wake();
+        told
+    }
+
+    fn not_again(&self) -> String {
+        format!("{} does not start again on {}", self.program, self.name())
+    }
+
+    fn check_reexec(&self) -> Result<(), ErrorReport> {
+        for resource in self.resources.all() {
+            // An operator's snapshots rest on the writes held here.
+            self.check_not_suspended(&resource, false)?;
+            let serves = self.engine(&resource, |it| it.role == Role::Primary);
+            let quorum = |it: &crate::controller::NodeSnapshot| it.quorum;
+            let seen = self.board.read(|board| board.node.as_ref().is_none_or(quorum));
+            if serves && !seen {
+                let why = format!(
+                    "it serves {}, and would have to ask a majority of the voters before it serves it \
+                     again: too few of them are seen",
+                    resource.name
+                );
+                return Err(ErrorReport::new(ErrorId::NoQuorum, self.not_again(), why));
+            }
+        }
+        rehearse(&self.program_path).map_err(|why| {
+            ErrorReport::new(ErrorId::RestartRefused, self.not_again(), why)
+        })
+    }
+}
+
+/// Has the program that would be started say whether it would start.
+fn rehearse(program: &Path) -> Result<(), String> {
+    let shown = program.display();
+    let failed = |error: io::Error| format!("{shown}: {error}");
+    let mut child = Command::new(program)
+        .arg(REHEARSAL)
+        .args(std::env::args_os().skip(1))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(failed)?;
+    let ended = i32::try_from(child.id())
+        .ok()
+        .and_then(|pid| PidFd::open(pid).ok())
+        .is_some_and(|process| process.wait(PollTimeout::from(REHEARSAL_PATIENCE_MS)));
+    if !ended {
+        child.kill().map_err(failed)?;
+    }
+    let status = child.wait().map_err(failed)?;
+    if !ended {
+        return Err(format!("{shown} does not say whether it would start"));
+    }
+    if status.success() {
+        return Ok(());
+    }
+    let mut words = String::new();
+    if let Some(stderr) = child.stderr.take() {
+        // What cannot be read is left out.
+        stderr.take(REHEARSAL_WORDS_MAX).read_to_string(&mut words).ok();
+    }
+    let words = words.trim();
+    Err(match words.is_empty() {
+        true => format!("{shown} would not start ({status})"),
+        false => format!("{shown} would not start:\n{words}"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_that_is_not_there_or_says_no_is_not_started() {
+        let missing = rehearse(Path::new("/nonexistent/twinblkd")).unwrap_err();
+        assert!(missing.contains("/nonexistent/twinblkd"), "{missing}");
+        let refused = rehearse(Path::new("/bin/false")).unwrap_err();
+        assert!(refused.contains("would not start"), "{refused}");
+        rehearse(Path::new("/bin/true")).unwrap();
+    }
+}
