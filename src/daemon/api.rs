@@ -343,8 +343,8 @@ pub struct ResourceSnapshot {
     pub engine: Snapshot,
     /// When it was taken.
     pub at: Instant,
-    /// Clients past their handshake.
-    pub nbd_clients: Vec<NbdClient>,
+    /// Clients past their handshake; of many the list may lag by half a second.
+    pub nbd_clients: Arc<[NbdClient]>,
     /// Name of the ring in use, `io_uring` or `portable`; `None` without a disk.
     pub io_backend: Option<&'static str>,
     /// Outcome of the newest attach that failed; `None` once one succeeded.

@@ -501,7 +501,7 @@ impl Node {
                 .and_then(|it| it.shard.as_ref());
             let shard = shard.filter(|it| order == Order::Down || it.engine.role == Role::Primary);
             role = shard.map_or(role, |it| it.engine.role);
-            clients = shard.map(|it| it.nbd_clients.clone()).unwrap_or_default();
+            clients = shard.map_or_else(Vec::new, |it| it.nbd_clients.to_vec());
             clients.is_empty().then_some(())
         });
         if left.is_some() {

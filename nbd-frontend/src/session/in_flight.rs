@@ -23,6 +23,13 @@ impl RequestHandle {
         (u64::from(self.generation) << 32) | u64::from(self.slot)
     }
 
+    /// Which of the session's places it has: below the number of requests in flight at most, and that
+    /// of no other one under way.
+    #[must_use]
+    pub const fn slot(self) -> u32 {
+        self.slot
+    }
+
     /// The handle that [`Self::to_u64`] gave `number` for.
     #[must_use]
     pub const fn from_u64(number: u64) -> Self {

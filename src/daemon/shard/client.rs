@@ -7,6 +7,7 @@ use nbd_frontend::{Phase, RequestHandle, Session};
 use replicator::io::{AlignedBuf, BUFFER_ALIGN, BufferPool, SendQueue, Socket};
 
 use super::slots::Key;
+use super::standing::Standing;
 use super::tls::Tls;
 use crate::daemon::api::NbdClient;
 
@@ -61,8 +62,14 @@ pub(super) struct Client {
     /// The session is over; what is queued still goes out.
     pub(super) closing: bool,
     pub(super) dirty: bool,
+    /// It waits for buffers to come back.
+    pub(super) starved: bool,
     /// Grows from one connection to the next.
     pub(super) born: u64,
+    /// As it was noted last.
+    pub(super) standing: Option<Standing>,
+    /// What is in an engine's hands, by slot of the session; bounded by what that has in flight.
+    requests: Vec<Option<Key>>,
 }
 
 /// The receiving side.
@@ -106,8 +113,43 @@ impl Client {
             reads: ReadRoom::default(),
             closing: false,
             dirty: false,
+            starved: false,
             born,
+            standing: None,
+            requests: Vec::new(),
         }
+    }
+
+    /// How far it is.
+    pub(super) fn standing(&self) -> Standing {
+        if self.is_attached() {
+            Standing::Attached
+        } else if self.is_shaking_hands() {
+            Standing::Greeting
+        } else {
+            Standing::Leaving
+        }
+    }
+
+    /// An engine has it.
+    pub(super) fn note_submitted(&mut self, handle: RequestHandle, request: Key) {
+        let slot = handle.slot() as usize;
+        if slot >= self.requests.len() {
+            self.requests.resize(slot + 1, None);
+        }
+        self.requests[slot] = Some(request);
+    }
+
+    /// It was answered.
+    pub(super) fn note_completed(&mut self, handle: RequestHandle) {
+        if let Some(request) = self.requests.get_mut(handle.slot() as usize) {
+            *request = None;
+        }
+    }
+
+    /// What engines have of it.
+    pub(super) fn requests(&self) -> impl Iterator<Item = Key> {
+        self.requests.iter().copied().flatten()
     }
 
     pub(super) fn is_shaking_hands(&self) -> bool {

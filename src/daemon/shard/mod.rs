@@ -32,6 +32,7 @@ mod queue;
 mod resource;
 mod secure_link;
 mod slots;
+mod standing;
 mod tcp;
 #[cfg(test)]
 mod tests;
@@ -63,6 +64,7 @@ use link::Link;
 pub use queue::ShardQueue;
 use resource::Resource;
 use slots::{Key, Slots};
+use standing::Standings;
 use token::Owner;
 
 /// A turn that took longer than this was stopped (SIGSTOP, a debugger, a swapped-out machine). A
@@ -199,6 +201,8 @@ struct Shard {
     opening: BTreeMap<ResourceId, u64>,
     attach_orders: u64,
     clients: Slots<Client>,
+    /// Of the clients by TCP that have not chosen a resource.
+    undecided: Standings,
     forwards: Slots<Forward>,
     links: Slots<Link>,
     /// Guest requests that engines have not answered.
@@ -271,6 +275,7 @@ impl Shard {
             opening: BTreeMap::new(),
             attach_orders: 0,
             clients: Slots::new(),
+            undecided: Standings::default(),
             forwards: Slots::new(),
             links: Slots::new(),
             requests: Slots::new(),
@@ -472,7 +477,15 @@ impl Shard {
     }
 
     fn note_starved(&mut self, owner: Owner) {
-        if !self.starved.contains(&owner) {
+        let known = match owner {
+            Owner::ClientRecv(key) => self
+                .clients
+                .get_mut(key)
+                .is_none_or(|client| std::mem::replace(&mut client.starved, true)),
+            // Of links there are a few.
+            _ => self.starved.contains(&owner),
+        };
+        if !known {
             self.starved.push(owner);
         }
     }
@@ -482,7 +495,12 @@ impl Shard {
     fn retry_starved(&mut self) {
         for owner in std::mem::take(&mut self.starved) {
             match owner {
-                Owner::ClientRecv(key) => self.pump_client(key),
+                Owner::ClientRecv(key) => {
+                    if let Some(client) = self.clients.get_mut(key) {
+                        client.starved = false;
+                    }
+                    self.pump_client(key);
+                }
                 Owner::LinkRecv(key) => self.pump_link(key),
                 _ => {}
             }
@@ -495,11 +513,11 @@ impl Shard {
             .resources
             .keys_where(|resource| resource.is_publication_due(self.now));
         for key in due {
-            let clients = self.attached_clients(key);
+            self.renew_list(key);
             let Some(resource) = self.resources.get_mut(key) else {
                 continue;
             };
-            if let Some(snapshot) = resource.next_publication(self.now, clients, of_loop) {
+            if let Some(snapshot) = resource.next_publication(self.now, of_loop) {
                 self.sink.publish(resource.setup.resource, Some(snapshot));
             }
             if resource.wants_dial(self.now) {

@@ -22,6 +22,7 @@ use super::block_status::StatusQuery;
 use super::client::{Client, GuestRef, Incoming};
 use super::resource::{Accept, Resource};
 use super::slots::Key;
+use super::standing::Standing;
 use super::tcp::site_of;
 use super::tls::Tls;
 use super::token::Owner;
@@ -128,12 +129,14 @@ impl Shard {
     /// Of the handshakes on one resource's socket, or of those over TCP, at most so many. Of the latter
     /// one of the site with the most gives way, so that a flood from one place keeps only that one out.
     pub(super) fn make_room_for_handshake(&mut self, resource: Option<Key>) {
-        let handshakes = self
-            .clients
-            .keys_where(|client| client.resource == resource && client.is_shaking_hands());
-        if handshakes.len() < HANDSHAKES_MAX {
+        let standings = match resource {
+            None => Some(&self.undecided),
+            Some(resource) => self.resources.get(resource).map(|it| &it.clients),
+        };
+        let Some(standings) = standings.filter(|it| it.greeting().len() >= HANDSHAKES_MAX) else {
             return;
-        }
+        };
+        let handshakes: Vec<Key> = standings.greeting().collect();
         let site = |key: &Key| self.clients.get(*key).map(|it| site_of(&it.identity));
         let mut sites: BTreeMap<_, usize> = BTreeMap::new();
         for key in &handshakes {
@@ -151,20 +154,69 @@ impl Shard {
     /// Greets a client and begins to listen to it.
     pub(super) fn admit(&mut self, client: Client) {
         let key = self.clients.insert(client);
+        self.note_standing(key);
         self.timers
             .insert((self.now.plus(HANDSHAKE_TIMEOUT), Timer::Client(key)));
         self.take_outputs(key);
         self.pump_client(key);
     }
 
-    /// Clients past their handshake.
-    pub(super) fn attached_clients(&self, resource: Key) -> Vec<NbdClient> {
-        let clients = self.clients.iter().map(|(_, client)| client);
-        clients
-            .filter(|client| client.resource == Some(resource) && client.is_attached())
-            .map(|client| client.identity.clone())
-            .chain(self.forwarded_clients(resource))
-            .collect()
+    /// Makes the list of clients past their handshake anew, if it is time to.
+    pub(super) fn renew_list(&mut self, key: Key) {
+        let Some(resource) = self.resources.get(key).filter(|it| it.is_list_due(self.now)) else {
+            return;
+        };
+        let clients = resource.clients.attached();
+        let clients = clients.filter_map(|client| self.clients.get(client));
+        let own = clients.map(|client| client.identity.clone());
+        let list = own.chain(self.forwarded_clients(key)).collect();
+        if let Some(resource) = self.resources.get_mut(key) {
+            resource.clients.renew(list);
+        }
+    }
+
+    /// A client may have got further since it was looked at last.
+    pub(super) fn note_standing(&mut self, key: Key) {
+        let Some(client) = self.clients.get_mut(key) else {
+            return;
+        };
+        let now = Some(client.standing());
+        let before = std::mem::replace(&mut client.standing, now);
+        if before != now {
+            let (of, born) = (client.resource, client.born);
+            self.note_in_standings(of, key, born, before, now);
+        }
+    }
+
+    fn note_in_standings(
+        &mut self,
+        of: Option<Key>,
+        client: Key,
+        born: u64,
+        before: Option<Standing>,
+        now: Option<Standing>,
+    ) {
+        match of {
+            None => self.undecided.note(client, born, before, now),
+            Some(resource) => {
+                if let Some(resource) = self.resources.get_mut(resource) {
+                    resource.clients.note(client, born, before, now);
+                    resource.note_clients();
+                }
+            }
+        }
+    }
+
+    /// It is of that resource from now on.
+    pub(super) fn choose(&mut self, key: Key, resource: Key) {
+        let Some(client) = self.clients.get_mut(key) else {
+            return;
+        };
+        client.choice = Vec::new();
+        let of = client.resource.replace(resource);
+        let (born, before) = (client.born, client.standing.take());
+        self.note_in_standings(of, key, born, before, None);
+        self.note_standing(key);
     }
 
     /// Why this node may not serve a new client of a resource now, in words for it.
@@ -178,7 +230,7 @@ impl Shard {
             return Some(format!("the size of {name} is not known yet"));
         }
         let (attached, most) = (
-            self.attached_clients(key).len(),
+            resource.clients.attached().len() + self.forwarded_clients(key).count(),
             self.setup.nbd_connections_max,
         );
         (attached >= most).then(|| format!("{name} has {most} clients already"))
@@ -220,6 +272,7 @@ impl Shard {
             self.pump_client(key);
         } else {
             client.session.handle_eof(&mut self.nbd_out);
+            self.note_standing(key);
             self.forget_requests_of(key);
             self.take_outputs(key);
         }
@@ -228,9 +281,13 @@ impl Shard {
     /// It sends no more and waits for nothing: what an engine has not begun of it must not land
     /// under its successor.
     pub(super) fn forget_requests_of(&mut self, client: Key) {
-        let resource = self.clients.get(client).and_then(|it| it.resource);
-        let Some(resource) = resource else { return };
-        for request in self.requests.keys_where(|it| it.client == client) {
+        let Some(client) = self.clients.get(client) else {
+            return;
+        };
+        let Some(resource) = client.resource else {
+            return;
+        };
+        for request in client.requests() {
             let gone = Input::GuestGone(RequestId(request.to_u64()));
             self.inputs.push_back((resource, gone));
         }
@@ -283,13 +340,11 @@ impl Shard {
         let starved = client.session.pause() == Some(Pause::Pool);
         let receive = all_taken && client.session.can_receive();
         let chooses = client.resource.is_none();
-        if before == Phase::Handshake && phase != Phase::Handshake {
-            if chooses && !self.attach_chosen(key, phase) {
-                self.drop_client(key);
-            }
-            // `secondary` and `down` wait for those who are attached: they must know at once.
-            self.note_clients_changed(key);
+        let ended = before == Phase::Handshake && phase != Phase::Handshake;
+        if ended && chooses && !self.attach_chosen(key, phase) {
+            self.drop_client(key);
         }
+        self.note_standing(key);
         if starved {
             self.note_starved(Owner::ClientRecv(key));
         }
@@ -374,7 +429,7 @@ impl Shard {
                 client.close();
                 self.timers
                     .insert((self.now.plus(FAREWELL_TIMEOUT), Timer::Client(key)));
-                self.note_clients_changed(key);
+                self.note_standing(key);
             }
         }
         self.mark_dirty(key);
@@ -401,6 +456,9 @@ impl Shard {
             read_len,
             status: None,
         });
+        if let Some(client) = self.clients.get_mut(client) {
+            client.note_submitted(request.handle, id);
+        }
         let kind = match bridge::order(request.kind) {
             Order::Engine(kind) => kind,
             Order::FastZeroes { kind, may_unmap } => {
@@ -418,16 +476,11 @@ impl Shard {
         self.inputs.push_back((resource, Input::Guest(request)));
     }
 
-    fn note_clients_changed(&mut self, key: Key) {
-        let resource = self.clients.get(key).and_then(|client| client.resource);
-        if let Some(resource) = resource {
-            self.note_clients_of(resource);
-        }
-    }
-
+    /// One that is passed on came or went.
     pub(super) fn note_clients_of(&mut self, resource: Key) {
         if let Some(resource) = self.resources.get_mut(resource) {
-            resource.note_change();
+            resource.clients.note_change();
+            resource.note_clients();
         }
     }
 
@@ -458,6 +511,7 @@ impl Shard {
         let Some(client) = self.clients.get_mut(request.client) else {
             return;
         };
+        client.note_completed(request.handle);
         client
             .session
             .complete(request.handle, completion, &mut self.nbd_out);
@@ -529,9 +583,9 @@ impl Shard {
 
     /// Cuts a client off. What it had in flight is answered to nobody.
     pub(super) fn drop_client(&mut self, key: Key) {
-        self.note_clients_changed(key);
         self.forget_requests_of(key);
         if let Some(client) = self.clients.remove(key) {
+            self.note_in_standings(client.resource, key, client.born, client.standing, None);
             self.guest_buffers.free_read_room(client.reads.room);
             if !self.starved.is_empty() {
                 // Nothing else may come that would make this loop look at who waits for the room.
@@ -548,14 +602,12 @@ impl Shard {
         let clients = self
             .clients
             .keys_where(|client| client.resource == Some(resource));
-        for request in self
-            .requests
-            .keys_where(|request| clients.contains(&request.client))
-        {
-            let status = self.requests.remove(request).and_then(|gone| gone.status);
-            status.and_then(|key| self.statuses.remove(key));
-        }
         for client in clients {
+            let requests = self.clients.get(client).map(Client::requests);
+            for request in requests.into_iter().flatten() {
+                let status = self.requests.remove(request).and_then(|gone| gone.status);
+                status.and_then(|key| self.statuses.remove(key));
+            }
             self.drop_client(client);
         }
     }

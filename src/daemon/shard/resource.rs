@@ -13,7 +13,8 @@ use replicator::types::{
 use super::PUBLISH_INTERVAL;
 use super::engine::ReplicationEngine;
 use super::slots::Key;
-use crate::daemon::api::{AttachFailure, AttachSetup, NbdClient, ResourceSetup, ResourceSnapshot};
+use super::standing::Standings;
+use crate::daemon::api::{AttachFailure, AttachSetup, ResourceSetup, ResourceSnapshot};
 
 /// First and longest pause between two attempts to reach the peer.
 const DIAL_PAUSE_MIN: Duration = Duration::from_millis(50);
@@ -44,6 +45,7 @@ pub(super) struct Resource {
     pub(super) attach_error: Option<AttachFailure>,
 
     pub(super) listener: Option<Socket>,
+    pub(super) clients: Standings,
     /// Its path is ours to remove.
     pub(super) own_listener: bool,
     pub(super) accept: Accept,
@@ -166,6 +168,7 @@ impl Resource {
             attaching: None,
             attach_error: None,
             listener: None,
+            clients: Standings::default(),
             own_listener: true,
             accept: Accept::Idle,
             link: None,
@@ -206,6 +209,17 @@ impl Resource {
     pub(super) fn note_change(&mut self) {
         self.touched = true;
         self.state_changed = true;
+    }
+
+    /// Its clients may differ from what was published.
+    pub(super) fn note_clients(&mut self) {
+        self.touched |= self.clients.has_changed();
+        self.state_changed |= self.clients.is_due();
+    }
+
+    /// The list of its clients is to be made anew.
+    pub(super) fn is_list_due(&self, now: Instant) -> bool {
+        self.clients.has_changed() && (self.clients.is_due() || self.publish_next <= now)
     }
 
     pub(super) fn snapshot(&self) -> Snapshot {
@@ -351,10 +365,9 @@ impl Resource {
     pub(super) fn next_publication(
         &mut self,
         now: Instant,
-        nbd_clients: Vec<NbdClient>,
         of_loop: BackendKind,
     ) -> Option<ResourceSnapshot> {
-        self.touched = false;
+        self.touched = self.clients.has_changed();
         self.state_changed = false;
         self.publish_next = now.plus(PUBLISH_INTERVAL);
         self.state = self.engine.snapshot();
@@ -365,7 +378,7 @@ impl Resource {
         let snapshot = ResourceSnapshot {
             engine,
             at: now,
-            nbd_clients,
+            nbd_clients: self.clients.list(),
             io_backend: self
                 .disk
                 .as_ref()

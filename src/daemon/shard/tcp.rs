@@ -206,9 +206,8 @@ impl Shard {
         };
         let is_served = self.resources.get(resource).is_some_and(|it| !it.removing)
             && self.refusal(resource).is_none();
-        if is_served && let Some(client) = self.clients.get_mut(key) {
-            client.resource = chosen;
-            client.choice = Vec::new();
+        if is_served {
+            self.choose(key, resource);
         }
         is_served
     }

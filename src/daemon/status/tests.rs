@@ -139,7 +139,8 @@ fn serving() -> ResourceSnapshot {
             pid: Some(5),
             uid: Some(0),
             address: None,
-        }],
+        }]
+        .into(),
         io_backend: Some("io_uring"),
         attach_error: None,
     }
