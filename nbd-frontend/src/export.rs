@@ -48,6 +48,8 @@ pub struct Export {
     pub size: u64,
     /// Whether writes are served.
     pub access: Access,
+    /// Whether LIST names it.
+    pub listed: bool,
     /// Why this client does not get it, if it does not.
     pub refusal: Option<Refusal>,
 }
@@ -62,7 +64,20 @@ impl Export {
             description: String::new(),
             size,
             access: Access::ReadWrite,
+            listed: true,
             refusal: None,
+        }
+    }
+
+    /// The same bytes, to be read only, under names of its own that LIST does not show.
+    #[must_use]
+    pub fn read_only(&self, name: impl Into<String>, aliases: Vec<String>) -> Self {
+        Self {
+            name: name.into(),
+            aliases,
+            access: Access::ReadOnly,
+            listed: false,
+            ..self.clone()
         }
     }
 

@@ -299,6 +299,11 @@ impl Config {
             Value::Truth(resource.forward),
             &Value::Truth(false),
         ));
+        entries.push(optional(
+            "read-only-export",
+            Value::Truth(resource.read_only_export),
+            &Value::Truth(false),
+        ));
         if let Some(allowed) = &resource.nbd_allow {
             let allowed = allowed.iter().map(ToString::to_string).collect();
             entries.push(required("nbd-allow", Value::List(allowed)));

@@ -261,6 +261,7 @@ fn resolve(
         protocol: draft.protocol.map(|word| word.value),
         failover: draft.failover,
         forward: draft.forward,
+        read_only_export: draft.read_only_export,
         nbd_allow: draft.nbd_allow,
         volumes: volumes?,
         guest: draft.guest,

@@ -71,6 +71,7 @@ pub(super) struct DraftResource<'a> {
     pub(super) protocol: Option<Located<ReplicationProtocol>>,
     pub(super) failover: Failover,
     pub(super) forward: bool,
+    pub(super) read_only_export: bool,
     pub(super) nbd_allow: Option<Vec<CertificateSubject>>,
     pub(super) volumes: Vec<DraftVolume<'a>>,
     pub(super) guest: Option<GuestConfig>,
@@ -443,6 +444,7 @@ fn read_resource<'a>(
     let protocol = section.word("protocol", &PROTOCOLS, found);
     let failover = section.word("failover", &FAILOVERS, found);
     let forward = section.boolean("forward", found).unwrap_or(false);
+    let read_only_export = section.boolean("read-only-export", found).unwrap_or(false);
     let nbd_allow = read_nbd_allow(&mut section, found);
     let volumes = section.repeated_sections("volume", found);
     let example = format!(
@@ -467,6 +469,7 @@ fn read_resource<'a>(
         protocol,
         failover: failover.map_or(Failover::Auto, |word| word.value),
         forward,
+        read_only_export,
         nbd_allow,
         volumes,
         guest,

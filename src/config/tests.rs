@@ -112,7 +112,7 @@ fn the_order_of_resource_files_does_not_matter() {
 
 #[test]
 fn commented_keys_of_the_example_are_unknown_until_they_can_do_something() {
-    for key in ["hold-down = \"10m\"", "read-only-export = true"] {
+    for key in ["hold-down = \"10m\"", "flush-sync = true"] {
         let text = WEB.replace(
             "[resource.vm-web]\n",
             &format!("[resource.vm-web]\n{key}\n"),

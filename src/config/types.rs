@@ -245,6 +245,8 @@ pub struct ResourceConfig {
     pub failover: Failover,
     /// A Secondary passes NBD clients on to the Primary.
     pub forward: bool,
+    /// It is offered to be read only, too, by a name of its own.
+    pub read_only_export: bool,
     /// Whose certificates open it over TCP; `None`: any of the authority's, and clear text.
     pub nbd_allow: Option<Vec<CertificateSubject>>,
     /// In the order of their numbers; never empty.

@@ -90,6 +90,9 @@ pub struct InheritedSocket<S> {
     pub awaited: bool,
 }
 
+/// What the name of an export that is only to be read ends with.
+pub const READ_ONLY_SUFFIX: &str = "/ro";
+
 /// One resource as the shard runs it, from `up` to `down`.
 #[derive(Debug)]
 pub struct ResourceSetup {
@@ -120,6 +123,8 @@ pub struct ResourceSetup {
     pub checksum_first: bool,
     /// A Secondary passes NBD clients on to the Primary.
     pub forward: bool,
+    /// There is an export to be read only, too.
+    pub read_only_export: bool,
 }
 
 /// Backing devices to open for a resource. The shard opens and locks them (R14), then offers them

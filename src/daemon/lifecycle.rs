@@ -286,6 +286,7 @@ impl Node {
             guest_latency_target: self.config.resync.guest_latency_target,
             checksum_first: self.config.resync.checksum_first,
             forward: resource.forward,
+            read_only_export: resource.read_only_export,
         })));
         let added = self.board.wait(DOWN_TIMEOUT, |board| {
             let known = board.resource(id);

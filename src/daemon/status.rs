@@ -17,7 +17,7 @@ use replicator::types::{
     ResyncRate, Role, View,
 };
 
-use super::api::ResourceSnapshot;
+use super::api::{READ_ONLY_SUFFIX, ResourceSnapshot};
 use super::board::{BoardState, Presence, ResourceBoard};
 use super::words;
 use crate::config::{Config, GuestConfig, ResourceConfig, VolumeConfig};
@@ -252,6 +252,13 @@ fn volume_status(
         size_bytes: size_blocks.map(|blocks| blocks.saturating_mul(BLOCK_LEN)),
         disk_path: Some(volume.replica(place.node).disk.display().to_string()),
         export: up.then(|| format!("nbd+unix:///{}?socket={}", resource.name, socket.display())),
+        export_read_only: (up && resource.read_only_export).then(|| {
+            format!(
+                "nbd+unix:///{}{READ_ONLY_SUFFIX}?socket={}",
+                resource.name,
+                socket.display()
+            )
+        }),
         export_tcp: nbd_tcp_uri(place, &resource.name).filter(|_| up),
         nbd_clients: shard.map_or(0, |it| {
             u32::try_from(it.nbd_clients.len()).unwrap_or(u32::MAX)

@@ -49,6 +49,50 @@ fn nbdinfo_shows_the_export() {
     assert!(listed.contains("vm-web"));
 }
 
+/// Backup reads by a name of its own, which `status` shows and LIST does not, and cannot write by it.
+#[test]
+fn a_backup_reads_by_an_export_that_cannot_be_written() {
+    if !have(&["nbdinfo", "qemu-img", "qemu-io"]) {
+        return;
+    }
+    let cluster = Cluster::serving(&Setup {
+        resource: "read-only-export = true\n",
+        ..Setup::default()
+    });
+    qemu_io(&cluster.nbd_uri(A), &["write -P 0x77 1M 64k", "flush"]);
+    let status = cluster.status(A).unwrap();
+    let uri = status["volumes"][0]["export_read_only"].as_str().unwrap();
+    let info = program("nbdinfo", &["--json", uri]).ok();
+    let info: serde_json::Value = serde_json::from_str(&info).unwrap();
+    let export = &info["exports"][0];
+    assert_eq!(
+        (&export["is_read_only"], &export["can_trim"]),
+        (&true.into(), &false.into())
+    );
+    let socket = cluster.nbd_socket(A);
+    let all = format!("nbd+unix:///?socket={}", socket.display());
+    let listed = program("nbdinfo", &["--list", "--json", &all]).ok();
+    assert_eq!(listed.matches("\"export-name\"").count(), 1, "{listed}");
+    program("qemu-io", &["-f", "raw", uri, "-c", "write 0 4k"]).exits(1);
+    let copy = cluster.dir.join("backup");
+    let copied = [
+        "convert",
+        "-f",
+        "raw",
+        "-O",
+        "raw",
+        uri,
+        copy.to_str().unwrap(),
+    ];
+    program("qemu-img", &copied).ok();
+    let copy = fs::read(copy).unwrap();
+    assert!(
+        copy[1 << 20..(1 << 20) + (64 << 10)]
+            .iter()
+            .all(|it| *it == 0x77)
+    );
+}
+
 /// An unknown export and a node that may not serve are refused at once, with words.
 #[test]
 fn unknown_exports_and_secondaries_refuse_at_once() {

@@ -483,7 +483,10 @@ fn on_list<B, R>(data: &[u8], offer: &ExportList, answer: &mut Answer<'_, '_, B,
         answer.error(option_reply::ERR_INVALID, "LIST takes no data");
         return;
     }
-    for export in offer.iter().filter(|export| !export.is_forbidden()) {
+    for export in offer
+        .iter()
+        .filter(|export| export.listed && !export.is_forbidden())
+    {
         let entry = handshake::server_entry(&export.name, &export.description);
         answer.reply(option_reply::SERVER, &entry);
     }

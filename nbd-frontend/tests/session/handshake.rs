@@ -112,6 +112,19 @@ fn list_names_each_export_once_with_its_description() {
 }
 
 #[test]
+fn an_export_that_is_not_listed_is_there_for_who_knows_its_name() {
+    const READ_ONLY_FLAGS: u16 = 0b101_0000_1111;
+    for name in ["r0/ro", "r0/0/ro"] {
+        let mut server = Server::haggling();
+        server.feed(&option(7, &info_request(name, &[])));
+        let info = option_reply(7, 3, &info_export(SIZE, READ_ONLY_FLAGS));
+        assert_eq!(server.sent, [info, ack(7)].concat());
+        let phase = Phase::Transmission(ExportIndex(2));
+        assert_eq!(server.session.phase(), phase);
+    }
+}
+
+#[test]
 fn list_with_data_is_invalid() {
     let mut server = Server::haggling();
     server.feed(&option(3, b"x"));

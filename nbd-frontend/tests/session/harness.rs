@@ -58,7 +58,8 @@ pub(crate) fn exports() -> ExportList {
     first.aliases.push("r0/0".to_owned());
     let mut backup = Export::new("r0/1", SIZE / 2);
     backup.access = Access::ReadOnly;
-    ExportList::new(vec![first, backup]).unwrap()
+    let unlisted = first.read_only("r0/ro", vec!["r0/0/ro".to_owned()]);
+    ExportList::new(vec![first, backup, unlisted]).unwrap()
 }
 
 fn refused(exports: &ExportList, reason: &str) -> ExportList {

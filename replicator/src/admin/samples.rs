@@ -58,6 +58,7 @@ pub(super) fn healthy() -> Status {
                 size_bytes: Some(40 << 30),
                 disk_path: Some("/dev/vg0/vm-web".to_owned()),
                 export: Some("nbd+unix:///vm-web?socket=/run/twinblk/nbd/vm-web.sock".to_owned()),
+                export_read_only: None,
                 export_tcp: None,
                 nbd_clients: 1,
                 statistics: None,

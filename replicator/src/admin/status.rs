@@ -170,6 +170,9 @@ pub struct VolumeStatus {
     pub disk_path: Option<String>,
     /// URI for clients; `None` unless up.
     pub export: Option<String>,
+    /// URI for clients that only read; `None` unless up and configured.
+    #[serde(default)]
+    pub export_read_only: Option<String>,
     /// URI for clients of other machines; `None` unless up and served by TCP.
     #[serde(default)]
     pub export_tcp: Option<String>,

@@ -27,7 +27,7 @@ use super::tcp::site_of;
 use super::tls::Tls;
 use super::token::Owner;
 use super::{Shard, Timer};
-use crate::daemon::api::{NbdClient, ShardHandle};
+use crate::daemon::api::{NbdClient, READ_ONLY_SUFFIX, ShardHandle};
 use crate::daemon::bridge::{self, Order};
 
 /// Unfinished handshakes per resource, and as many over TCP; the oldest gives way to a new one, so
@@ -108,10 +108,8 @@ impl Shard {
         let Some(resource) = self.resources.get(resource_key) else {
             return;
         };
-        let mut export = export(resource);
         let refusal = refused.or_else(|| self.refusal(resource_key));
-        export.refusal = refusal.map(Refusal::NotNow);
-        let exports = match ExportList::new(vec![export]) {
+        let exports = match ExportList::new(exports(resource, refusal.map(Refusal::NotNow))) {
             Ok(exports) => exports,
             Err(error) => {
                 tracing::error!(name = resource.setup.name, %error, "no export to offer");
@@ -163,7 +161,11 @@ impl Shard {
 
     /// Makes the list of clients past their handshake anew, if it is time to.
     pub(super) fn renew_list(&mut self, key: Key) {
-        let Some(resource) = self.resources.get(key).filter(|it| it.is_list_due(self.now)) else {
+        let Some(resource) = self
+            .resources
+            .get(key)
+            .filter(|it| it.is_list_due(self.now))
+        else {
             return;
         };
         let clients = resource.clients.attached();
@@ -613,7 +615,18 @@ impl Shard {
     }
 }
 
-pub(super) fn export(resource: &Resource) -> Export {
+/// What clients of a resource may choose from; the first is the usual one.
+pub(super) fn exports(resource: &Resource, refusal: Option<Refusal>) -> Vec<Export> {
+    let mut usual = export(resource);
+    usual.refusal = refusal;
+    let named = |name: &String| format!("{name}{READ_ONLY_SUFFIX}");
+    let aliases = usual.aliases.iter().map(named).collect();
+    let read_only = usual.read_only(named(&usual.name), aliases);
+    let read_only = resource.setup.read_only_export.then_some(read_only);
+    std::iter::once(usual).chain(read_only).collect()
+}
+
+fn export(resource: &Resource) -> Export {
     let blocks = resource.snapshot().size_blocks.unwrap_or(0);
     let name = &resource.setup.name;
     let mut export = Export::new(name.clone(), blocks.saturating_mul(BLOCK_LEN));

@@ -20,7 +20,7 @@ use replicator::types::{Instant, ResourceId};
 
 use super::client::{Client, Incoming};
 use super::links::send_at_once;
-use super::nbd::{ACCEPT_PAUSE, export};
+use super::nbd::{ACCEPT_PAUSE, exports};
 use super::slots::Key;
 use super::tls::Tls;
 use super::token::Owner;
@@ -162,7 +162,10 @@ impl Shard {
         let mut offered: Vec<(Export, Key)> = self
             .by_id
             .values()
-            .filter_map(|key| Some((self.export_for(*key, who)?, *key)))
+            .flat_map(|key| {
+                let exports = self.exports_for(*key, who);
+                exports.into_iter().map(|export| (export, *key))
+            })
             .collect();
         offered.sort_by(|(a, _), (b, _)| a.name.cmp(&b.name));
         let (exports, keys) = offered.into_iter().unzip();
@@ -177,19 +180,22 @@ impl Shard {
         }
     }
 
-    fn export_for(&self, key: Key, who: &Who) -> Option<Export> {
-        let resource = self.resources.get(key).filter(|it| !it.removing)?;
-        let mut export = export(resource);
+    fn exports_for(&self, key: Key, who: &Who) -> Vec<Export> {
+        let resource = self.resources.get(key).filter(|it| !it.removing);
+        let (Some(resource), Some(door)) = (resource, self.tcp.as_ref()) else {
+            return Vec::new();
+        };
         // An `up` under way when the files were taken over began with those before.
-        let newest = self.tcp.as_ref()?.allowed.get(&resource.setup.resource);
+        let newest = door.allowed.get(&resource.setup.resource);
         let allowed = newest.unwrap_or(&resource.setup.nbd_allow);
         let allowed = allowed.as_ref();
-        let forbidden = allowed.and_then(|allowed| forbidden(&export.name, allowed, who));
-        export.refusal = match forbidden {
+        let name = &resource.setup.name;
+        let forbidden = allowed.and_then(|allowed| forbidden(name, allowed, who));
+        let refusal = match forbidden {
             Some(text) => Some(Refusal::NotAllowed(text)),
             None => self.refusal(key).map(Refusal::NotNow),
         };
-        Some(export)
+        exports(resource, refusal)
     }
 
     /// A client chose: it becomes one of that resource's, unless something changed since the offer.

@@ -119,6 +119,7 @@ fn resource(name: &str, role: Role, prefer: &str) -> ResourceStatus {
             export: Some(format!(
                 "nbd+unix:///{name}?socket=/run/twinblk/nbd/{name}.sock"
             )),
+            export_read_only: None,
             export_tcp: None,
             nbd_clients: 1,
             statistics: None,

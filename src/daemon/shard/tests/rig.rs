@@ -68,7 +68,10 @@ struct Sink {
 
 impl ShardSink for Sink {
     fn tell(&self, event: ShardEvent) {
-        drop(self.events.send(event));
+        // Kept by the daemon; nothing follows from it here.
+        if !matches!(event, ShardEvent::Listening { .. }) {
+            drop(self.events.send(event));
+        }
     }
 
     fn publish(&self, _resource: ResourceId, snapshot: Option<ResourceSnapshot>) {
@@ -228,6 +231,7 @@ impl Node {
     pub(super) fn add(&self) {
         let setup = ResourceSetup {
             forward: false,
+            read_only_export: false,
             resource: RESOURCE,
             name: "r0".to_owned(),
             volume: VolumeId(0),
