@@ -371,7 +371,14 @@ mod tests {
         let socket = || listener.as_fd().try_clone_to_owned().unwrap();
         let mut sockets = InheritedSockets::default();
         sockets.add(socket(), &name);
-        assert!(sockets.has_path(&path) && sockets.has_path(&dir.join("../").join(dir.file_name().unwrap()).join("a.sock")));
+        assert!(
+            sockets.has_path(&path)
+                && sockets.has_path(
+                    &dir.join("../")
+                        .join(dir.file_name().unwrap())
+                        .join("a.sock")
+                )
+        );
         assert!(sockets.take_path(&path, |it| it.own).is_some());
         assert!(!sockets.has_path(&path));
         // A stranger's is known by its path alone.
@@ -413,6 +420,9 @@ mod tests {
         keeper.forget("a");
         let names: Vec<String> = keeper.take().into_iter().map(|it| it.0).collect();
         assert_eq!(names.len(), 2);
-        assert!(names[0].starts_with(OWN_UNIX) && names[1] == OWN_TCP, "{names:?}");
+        assert!(
+            names[0].starts_with(OWN_UNIX) && names[1] == OWN_TCP,
+            "{names:?}"
+        );
     }
 }

@@ -133,7 +133,10 @@ pub fn main(program: Program) -> ExitCode {
             Ok(End::Stopped) => exit::OK,
             Ok(End::Again { program, sockets }) => {
                 let error = listeners::become_again(&program, &sockets);
-                last_words::say(&format!("error: {} cannot be started: {error}\n", program.display()));
+                last_words::say(&format!(
+                    "error: {} cannot be started: {error}\n",
+                    program.display()
+                ));
                 exit::FAILED
             }
             Err(failure) => {

@@ -8,8 +8,11 @@ use std::io;
 use std::io::Read;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::thread;
 
 use nix::poll::PollTimeout;
+use nix::sys::wait::waitpid;
+use nix::unistd::Pid;
 use replicator::admin::{ErrorId, ErrorReport, Response};
 use replicator::io::pidfd::PidFd;
 use replicator::types::Role;
@@ -22,6 +25,9 @@ pub(super) const REHEARSAL: &str = "--rehearse";
 
 /// How long it may take over that.
 const REHEARSAL_PATIENCE_MS: u16 = 10_000;
+
+/// A thread that only waits.
+const COLLECTOR_STACK_LEN: usize = 64 * 1024;
 
 /// Of what it says about that, so much is passed on.
 const REHEARSAL_WORDS_MAX: u64 = 4096;
@@ -60,7 +66,9 @@ impl Node {
             self.check_not_suspended(&resource, false)?;
             let serves = self.engine(&resource, |it| it.role == Role::Primary);
             let quorum = |it: &crate::controller::NodeSnapshot| it.quorum;
-            let seen = self.board.read(|board| board.node.as_ref().is_none_or(quorum));
+            let seen = self
+                .board
+                .read(|board| board.node.as_ref().is_none_or(quorum));
             if serves && !seen {
                 let why = format!(
                     "it serves {}, and would have to ask a majority of the voters before it serves it \
@@ -70,9 +78,25 @@ impl Node {
                 return Err(ErrorReport::new(ErrorId::NoQuorum, self.not_again(), why));
             }
         }
-        rehearse(&self.program_path).map_err(|why| {
-            ErrorReport::new(ErrorId::RestartRefused, self.not_again(), why)
-        })
+        rehearse(&self.program_path)
+            .map_err(|why| ErrorReport::new(ErrorId::RestartRefused, self.not_again(), why))
+    }
+}
+
+/// Guardians that a life before started are this process's children still: somebody has to collect them
+/// when they end. Called before anything else is started.
+pub(super) fn collect_children() {
+    let me = std::process::id();
+    let children = std::fs::read_to_string(format!("/proc/{me}/task/{me}/children"));
+    for pid in children.unwrap_or_default().split_ascii_whitespace() {
+        let Ok(pid) = pid.parse() else { continue };
+        let collector = thread::Builder::new()
+            .name("guardian".to_owned())
+            .stack_size(COLLECTOR_STACK_LEN);
+        let collect = move || waitpid(Pid::from_raw(pid), None).ok();
+        if let Err(error) = collector.spawn(collect) {
+            tracing::warn!(%error, pid, "nobody collects this child when it ends");
+        }
     }
 }
 
@@ -105,7 +129,10 @@ fn rehearse(program: &Path) -> Result<(), String> {
     let mut words = String::new();
     if let Some(stderr) = child.stderr.take() {
         // What cannot be read is left out.
-        stderr.take(REHEARSAL_WORDS_MAX).read_to_string(&mut words).ok();
+        stderr
+            .take(REHEARSAL_WORDS_MAX)
+            .read_to_string(&mut words)
+            .ok();
     }
     let words = words.trim();
     Err(match words.is_empty() {

@@ -10,6 +10,7 @@ use replicator::types::NodeId;
 
 use super::args::Flags;
 use super::listeners::InheritedSockets;
+use super::reexec_order::collect_children;
 use super::running::{End, Prepared, Running};
 use super::security::Security;
 use super::{Program, log, prepare, words};
@@ -38,8 +39,8 @@ pub(super) fn run(program: Program, flags: &Flags) -> Result<End, Failure> {
     // Before this process opens anything of its own.
     let mut inherited = InheritedSockets::take();
     // Before a newer one takes its place on the disk.
-    let program_path = std::env::current_exe()
-        .map_err(|error| prepare::system("path of this program", &error))?;
+    let program_path =
+        std::env::current_exe().map_err(|error| prepare::system("path of this program", &error))?;
     let Checked { config, warnings } = load_config(program, flags)?;
     let node = own_id(program, &config, flags)?;
     let security = Security::open(&config, node, &flags.state_dir)?;
@@ -48,6 +49,7 @@ pub(super) fn run(program: Program, flags: &Flags) -> Result<End, Failure> {
     let level = std::env::var("TWINBLK_LOG").unwrap_or_else(|_| config.log.level.clone());
     let _log = log::start(&level)
         .map_err(|why| ErrorReport::new(ErrorId::BadValue, "the log cannot be started", why))?;
+    collect_children();
     for warning in warnings {
         let place = warning.place.as_ref().map_or_else(String::new, |place| {
             format!(" ({}:{})", place.path, place.line)

@@ -97,7 +97,10 @@ fn thousands_of_idle_connections_cost_little_and_nobody_else() {
     }
     println!("{count} attached; each quarter of them took {costs:?}");
     // The last ones cost what the first did, give or take what else went on.
-    assert!(costs[3] <= costs[0] * 2 + Duration::from_millis(50), "{costs:?}");
+    assert!(
+        costs[3] <= costs[0] * 2 + Duration::from_millis(50),
+        "{costs:?}"
+    );
     // Twice, and what a scheduler may add to one in a hundred.
     let most = quiet * 2 + Duration::from_millis(5);
     let busy = p99(&mut other, most);

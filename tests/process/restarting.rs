@@ -2,6 +2,8 @@
 //! store of descriptors, and its socket units.
 
 use std::fs;
+use std::io::{ErrorKind, Read};
+use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
@@ -15,7 +17,7 @@ use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use replicator::io::inherited;
 
-use crate::cluster::{A, B, Cluster, PATIENCE, RES, Setup};
+use crate::cluster::{A, B, Cluster, PATIENCE, RES, Setup, Tcp};
 use crate::nbd::{Nbd, NbdFailure};
 use crate::tools::{have, now, wait_for};
 
@@ -68,6 +70,42 @@ impl Guest {
     }
 }
 
+/// Connects by TCP, again and again.
+struct Knocker {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<usize>,
+}
+
+impl Knocker {
+    fn start(address: SocketAddr) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopping = Arc::clone(&stop);
+        let knock = move || {
+            let mut refused = 0;
+            while !stopping.load(Ordering::Relaxed) {
+                let mut greeting = [0; 18];
+                match TcpStream::connect(address) {
+                    // Answered, or cut off in the middle.
+                    Ok(mut stream) => drop(stream.read(&mut greeting)),
+                    Err(error) => {
+                        refused += usize::from(error.kind() == ErrorKind::ConnectionRefused);
+                    }
+                }
+                thread::park_timeout(Duration::from_millis(2));
+            }
+            refused
+        };
+        let thread = thread::spawn(knock);
+        Self { stop, thread }
+    }
+
+    /// How often it was refused.
+    fn end(self) -> usize {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().unwrap()
+    }
+}
+
 fn run(socket: &Path, stop: &AtomicBool, written: &AtomicU64) -> Outcome {
     let mut outcome = Outcome {
         model: vec![None; BLOCKS],
@@ -78,7 +116,8 @@ fn run(socket: &Path, stop: &AtomicBool, written: &AtomicU64) -> Outcome {
         let mut nbd = match Nbd::attach(socket, RES, LIMIT) {
             Ok(nbd) => nbd,
             Err(failure) => {
-                let nobody = matches!(&failure, NbdFailure::Closed(why) if why.contains("os error"));
+                let nobody =
+                    matches!(&failure, NbdFailure::Closed(why) if why.contains("os error"));
                 outcome.refused += usize::from(nobody);
                 thread::yield_now();
                 continue;
@@ -90,7 +129,10 @@ fn run(socket: &Path, stop: &AtomicBool, written: &AtomicU64) -> Outcome {
             match nbd.write((block * BLOCK) as u64, &content(number)) {
                 Ok(()) => {}
                 Err(NbdFailure::Closed(why)) => {
-                    assert!(!why.contains("answered"), "an error reached the guest: {why}");
+                    assert!(
+                        !why.contains("answered"),
+                        "an error reached the guest: {why}"
+                    );
                     break;
                 }
                 Err(NbdFailure::Silent) => panic!("write {number} was not answered"),
@@ -132,13 +174,22 @@ fn descriptors(cluster: &Cluster) -> usize {
 fn a_guest_that_writes_sees_no_error_when_the_daemon_starts_again() {
     let mut cluster = Cluster::serving(&Setup {
         timing: "default",
+        tcp: Tcp::Clear,
         ..Setup::default()
     });
     let plan = cluster.adm(A, &["reexec", "--dry-run"]);
-    assert!(plan.code == Some(14) && plan.stdout.contains(RES), "{plan:?}");
+    assert!(
+        plan.code == Some(14) && plan.stdout.contains(RES),
+        "{plan:?}"
+    );
+    // On a busy machine the peer may be faster than a start; what is asked here is the start.
+    cluster
+        .adm(B, &["maintenance", "on", "--node", "kvm-b"])
+        .ok();
     let guest = Guest::start(cluster.nbd_socket(A));
     guest.goes_on();
     let (pid, before) = (cluster.pid(A), descriptors(&cluster));
+    let knocker = Knocker::start(cluster.nbd_address(A));
     for _ in 0..2 {
         let begun = now();
         let again = cluster.adm(A, &["reexec"]);
@@ -147,7 +198,11 @@ fn a_guest_that_writes_sees_no_error_when_the_daemon_starts_again() {
         assert!(again.stderr.contains(RES), "{again:?}");
         guest.goes_on();
     }
-    assert!(Path::new(&format!("/proc/{pid}")).exists(), "it is the same process");
+    assert_eq!(knocker.end(), 0, "somebody found nobody listening by TCP");
+    assert!(
+        Path::new(&format!("/proc/{pid}")).exists(),
+        "it is the same process"
+    );
     wait_for("nothing more is open than before", PATIENCE, || {
         (descriptors(&cluster) <= before).then_some(())
     });
@@ -155,11 +210,19 @@ fn a_guest_that_writes_sees_no_error_when_the_daemon_starts_again() {
     let broken = cluster.dir.join("etc/resources.d/zz.toml");
     fs::write(&broken, "[resource.zz]\nprefered = 1\n").unwrap();
     let refused = cluster.adm(A, &["reexec"]).exits(4);
-    assert!(refused.contains("E0454") && refused.contains("E0103"), "{refused}");
+    assert!(
+        refused.contains("E0454") && refused.contains("E0103"),
+        "{refused}"
+    );
     fs::remove_file(&broken).unwrap();
     guest.goes_on();
     let seen = guest.end();
-    assert_eq!((seen.refused, seen.reconnects), (0, 3), "{}", cluster.logs());
+    assert_eq!(
+        (seen.refused, seen.reconnects),
+        (0, 3),
+        "{}",
+        cluster.logs()
+    );
     holds(&cluster, &seen);
     let status = cluster.wait_both_up_to_date(A);
     let last = &status["peers"][0]["volumes"][0]["last_resync"];
@@ -216,7 +279,9 @@ fn a_client_waits_in_the_socket_that_the_service_manager_keeps() {
     let manager = UnixDatagram::bind(&path).unwrap();
     manager.set_read_timeout(Some(LIMIT)).unwrap();
     // Nobody takes over: what is asked here is what the sockets do.
-    cluster.adm(B, &["maintenance", "on", "--node", "kvm-b"]).ok();
+    cluster
+        .adm(B, &["maintenance", "on", "--node", "kvm-b"])
+        .ok();
     cluster.kill(A);
     cluster.start_with(A, |daemon| daemon.env("NOTIFY_SOCKET", &path));
     let (name, socket) = next_kept(&manager);
@@ -233,12 +298,17 @@ fn a_client_waits_in_the_socket_that_the_service_manager_keeps() {
         "exec 3<&{}; export LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES={name}; exec \"$@\"",
         socket.as_raw_fd()
     );
-    cluster.start_with(A, |daemon| wrap(daemon, &["bash", "-c", &script, "manager"]));
+    cluster.start_with(A, |daemon| {
+        wrap(daemon, &["bash", "-c", &script, "manager"])
+    });
     let mut guest = waiting.join().unwrap().unwrap();
     assert_eq!(guest.read(0, 512).unwrap(), [5; 512]);
     drop((guest, socket));
     cluster.adm(A, &["down", RES]).ok();
-    assert!(!cluster.nbd_socket(A).exists(), "its path goes with the resource");
+    assert!(
+        !cluster.nbd_socket(A).exists(),
+        "its path goes with the resource"
+    );
 }
 
 /// Has `words` start the command.
@@ -263,12 +333,17 @@ fn a_socket_of_the_service_manager_starts_the_daemon_and_stays() {
         timing: "default",
         ..Setup::default()
     });
-    cluster.adm(B, &["maintenance", "on", "--node", "kvm-b"]).ok();
+    cluster
+        .adm(B, &["maintenance", "on", "--node", "kvm-b"])
+        .ok();
     cluster.kill(A);
     let socket = cluster.nbd_socket(A);
     let listen = format!("--listen={}", socket.display());
     cluster.start_with(A, |daemon| {
-        wrap(daemon, &["systemd-socket-activate", &listen, "--fdname=vm-web"])
+        wrap(
+            daemon,
+            &["systemd-socket-activate", &listen, "--fdname=vm-web"],
+        )
     });
     let mut guest = wait_for("the first client is served", PATIENCE, || {
         Nbd::attach(&socket, RES, LIMIT).ok()
@@ -283,7 +358,10 @@ fn a_socket_of_the_service_manager_starts_the_daemon_and_stays() {
     cluster.adm(A, &["down", RES]).ok();
     assert!(socket.exists(), "it is not ours");
     let begun = now();
-    assert!(matches!(Nbd::attach(&socket, RES, LIMIT), Err(NbdFailure::Closed(_))));
+    assert!(matches!(
+        Nbd::attach(&socket, RES, LIMIT),
+        Err(NbdFailure::Closed(_))
+    ));
     assert!(begun.elapsed() < LIMIT);
     cluster.adm(A, &["up", RES]).ok();
     cluster.adm(A, &["primary", RES]).ok();

@@ -65,7 +65,9 @@ impl Shard {
             return;
         }
         let door = self.open_door(&setup.nbd_socket);
-        let (own, awaited) = door.as_ref().map_or((true, false), |it| (it.own, it.awaited));
+        let (own, awaited) = door
+            .as_ref()
+            .map_or((true, false), |it| (it.own, it.awaited));
         let listener = match door {
             Some(door) => Ok(door.socket),
             None => nbd::listen(self.backend.as_ref(), &setup.nbd_socket),

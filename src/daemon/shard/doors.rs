@@ -129,7 +129,8 @@ impl Shard {
         let mut accepts: Vec<OpKey> = Vec::new();
         for key in self.resources.keys_where(|_| true) {
             if let Some(resource) = self.resources.get_mut(key)
-                && let Accept::InFlight(accept) = std::mem::replace(&mut resource.accept, Accept::Idle)
+                && let Accept::InFlight(accept) =
+                    std::mem::replace(&mut resource.accept, Accept::Idle)
             {
                 accepts.push(accept);
             }

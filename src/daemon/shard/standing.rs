@@ -140,6 +140,9 @@ mod tests {
             publish(&mut standings);
         }
         assert!(standings.list().is_empty() && standings.greeting().len() == 0);
-        assert!(copied <= 2 * CLIENTS as usize * (LAG_DIVISOR + 2), "{copied}");
+        assert!(
+            copied <= 2 * CLIENTS as usize * (LAG_DIVISOR + 2),
+            "{copied}"
+        );
     }
 }
