@@ -68,6 +68,11 @@ impl Engine {
         self.begin_verify_pace();
     }
 
+    /// The pace is another one: what was asked for at the old one is not waited for long.
+    pub(super) fn shorten_pace_wait(&mut self) {
+        self.control.due = self.control.due.min(self.now.plus(Self::PACE_BURST));
+    }
+
     /// A session begins: the peer need not be told that there are no orders.
     pub(super) fn begin_control(&mut self, out: &mut Outbox) {
         self.control.due = self.now;

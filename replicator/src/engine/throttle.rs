@@ -336,6 +336,7 @@ impl Engine {
         if let Some(session) = &mut self.session {
             session.advice = Advice { pace, latency };
         }
+        self.shorten_pace_wait();
         self.pull(out);
     }
 }

@@ -332,6 +332,34 @@ fn a_resync_makes_room_for_guests_on_both_sides() {
     }
 }
 
+/// Whatever a peer advises, the next advice counts.
+#[test]
+fn an_absurd_pace_is_forgotten_with_the_next_one() {
+    let mut shape = Shape::SMALL;
+    shape.resync_rate = ResyncRate::Auto;
+    let mut pair = behind_by(shape, 4000);
+    pair.start_link();
+    while pair.snapshot(B).replication != ReplicationState::SyncTarget || copied(&pair) == 0 {
+        pair.step(1);
+    }
+    let session = pair.link.unwrap().session;
+    for pace in [1, 8 * MIB].map(NonZeroU64::new) {
+        let message = crate::protocol::Message::ResyncAdvice {
+            pace,
+            latency: Duration::MAX,
+        };
+        pair.input(B, Input::Received { session, message });
+        pair.run();
+        pair.pass(Duration::from_millis(200));
+    }
+    let began = pair.now;
+    run_until_equal(&mut pair);
+    let took = pair.now.since(began);
+    assert!(took < Duration::from_secs(5), "{took:?}");
+    pair.add_peer(A);
+    pair.assert_replicas_equal();
+}
+
 fn as_sent(latency: Duration) -> Duration {
     Duration::from_micros(u64::try_from(latency.as_micros()).unwrap())
 }
