@@ -10,4 +10,6 @@ pub mod nbd;
 pub mod peer;
 
 #[cfg(test)]
+mod corpora;
+#[cfg(test)]
 mod smoke;
