@@ -166,6 +166,7 @@ fn rehearsal(program: Program, arguments: &[OsString]) -> ExitCode {
         }),
     };
     let Some(failure) = failure else {
+        print(reexec_order::WOULD_START);
         return ExitCode::SUCCESS;
     };
     last_words::say(&failure.text);

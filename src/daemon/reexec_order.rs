@@ -23,8 +23,11 @@ use super::node::Node;
 /// First argument of a program that is only to say whether it would start.
 pub(super) const REHEARSAL: &str = "--rehearse";
 
-/// How long it may take over that.
-const REHEARSAL_PATIENCE_MS: u16 = 10_000;
+/// What it says on stdout if it would: another program in its place might end well, too.
+pub(super) const WOULD_START: &str = "would start\n";
+
+/// How long it may take over that; whoever ordered it waits a little longer for the answer.
+const REHEARSAL_PATIENCE_MS: u16 = 4_000;
 
 /// A thread that only waits.
 const COLLECTOR_STACK_LEN: usize = 64 * 1024;
@@ -108,7 +111,7 @@ fn rehearse(program: &Path) -> Result<(), String> {
         .arg(REHEARSAL)
         .args(std::env::args_os().skip(1))
         .stdin(Stdio::null())
-        .stdout(Stdio::null())
+        .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
         .map_err(failed)?;
@@ -123,22 +126,27 @@ fn rehearse(program: &Path) -> Result<(), String> {
     if !ended {
         return Err(format!("{shown} does not say whether it would start"));
     }
-    if status.success() {
+    if status.success() && said(child.stdout.take()) == WOULD_START {
         return Ok(());
     }
-    let mut words = String::new();
-    if let Some(stderr) = child.stderr.take() {
-        // What cannot be read is left out.
-        stderr
-            .take(REHEARSAL_WORDS_MAX)
-            .read_to_string(&mut words)
-            .ok();
-    }
+    let words = said(child.stderr.take());
     let words = words.trim();
     Err(match words.is_empty() {
         true => format!("{shown} would not start ({status})"),
         false => format!("{shown} would not start:\n{words}"),
     })
+}
+
+/// What it said there; what cannot be read is left out.
+fn said(stream: Option<impl Read>) -> String {
+    let mut words = String::new();
+    if let Some(stream) = stream {
+        stream
+            .take(REHEARSAL_WORDS_MAX)
+            .read_to_string(&mut words)
+            .ok();
+    }
+    words
 }
 
 #[cfg(test)]
@@ -151,6 +159,7 @@ mod tests {
         assert!(missing.contains("/nonexistent/twinblkd"), "{missing}");
         let refused = rehearse(Path::new("/bin/false")).unwrap_err();
         assert!(refused.contains("would not start"), "{refused}");
-        rehearse(Path::new("/bin/true")).unwrap();
+        let other = rehearse(Path::new("/bin/true")).unwrap_err();
+        assert!(other.contains("would not start"), "{other}");
     }
 }
