@@ -81,7 +81,7 @@ impl Engine {
         let full = self.writes.len() >= Self::WRITES_MAX
             || !self.waiting_parts.is_empty()
             || self.reads.len() >= Self::READS_MAX
-            || self.unretired_len() >= 2 * Self::UNRETIRED_MAX
+            || self.unretired_is_full()
             || self.ahead_bytes >= Self::AHEAD_BYTES_MAX;
         if full {
             return Err(Closed::Busy);

@@ -39,7 +39,11 @@ impl Engine {
         match self.may_admit() {
             Ok(()) if self.held.is_empty() => self.admit(guest, out),
             Err(Closed::NotPrimary) => out.push(Action::DropClients),
-            Ok(()) | Err(Closed::Held(_) | Closed::Busy) => self.held.push_back(guest),
+            Ok(()) | Err(Closed::Held(_)) => self.held.push_back(guest),
+            Err(Closed::Busy) => {
+                self.held.push_back(guest);
+                self.note_gate(true);
+            }
         }
     }
 
@@ -50,6 +54,9 @@ impl Engine {
                 return;
             };
             self.admit(guest, out);
+        }
+        if self.held.is_empty() {
+            self.note_gate(false);
         }
     }
 

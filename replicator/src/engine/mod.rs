@@ -261,7 +261,8 @@ impl Engine {
     /// Writes between two barriers, so that memory and the marks after a lost session are bounded.
     pub const UNRETIRED_MAX: usize = 4096;
     /// Blocks of such writes: 128 MiB. After a short cut of the link guests wait until they are equal
-    /// again, so a second of what a disk writes, not the gigabytes that large writes add up to.
+    /// again, so a second of what a disk writes, not the gigabytes that large writes add up to. Twice as
+    /// many wait at the gate.
     pub const UNRETIRED_BLOCKS_MAX: u64 = 1 << 15;
     /// A round closes the last epoch after this much idleness, so that the activity log is not
     /// pinned for ever (interleavings F19).

@@ -448,7 +448,7 @@ impl Engine {
                 self.on_resync_data(id, range, reply, last, out);
             }
             Message::ResyncControl { paused, rate } => self.on_resync_control(paused, rate, out),
-            Message::ResyncAdvice { pace, latency } if target => {
+            Message::ResyncAdvice { pace, latency } => {
                 self.on_resync_advice(pace, latency, out);
             }
             Message::VerifyState { running } if target => self.on_verify_state(running, out),

@@ -13,6 +13,7 @@ use core::num::NonZeroU64;
 use core::time::Duration;
 
 use super::Engine;
+use super::gate::Closed;
 use super::output::Outbox;
 use super::session::Phase;
 use crate::protocol::Message;
@@ -102,8 +103,12 @@ pub(super) struct Throttle {
     advice: Advice,
     /// The pace has just become less: what guests felt before says nothing of it.
     settling: bool,
-    /// Windows in a row in which guests waited too long though hardly anything was copied.
+    /// How often guests waited too long though hardly anything was copied.
     in_vain: u32,
+    /// What the last window copied, in bytes a second.
+    rate: u64,
+    /// Since when requests wait at the gate because too much is in flight.
+    busy_since: Option<Instant>,
     /// Windows in a row without a write.
     quiet: u32,
     /// What guests wait for anyhow, resync or not; `None`: not known to be beyond the target.
@@ -123,8 +128,12 @@ struct Window {
 impl Throttle {
     /// A resync always goes on: so fast at least, in bytes a second. 1 TiB in a day and a half.
     const FLOOR: u64 = 8 << 20;
-    /// So many windows at the floor show that it is not the resync that guests feel.
-    const IN_VAIN_MAX: u32 = 12;
+    /// What one window near the floor weighs in which guests felt too much; a bearable one takes one
+    /// away.
+    const IN_VAIN: u32 = 16;
+    /// So much shows that it is not the resync that guests feel: six seconds of it, or a minute in
+    /// which it comes back every two seconds.
+    const IN_VAIN_MAX: u32 = 12 * Self::IN_VAIN;
     /// More windows than these without a write: nobody is there to feel anything.
     const QUIET: u32 = 2;
     /// Parts of the pace by which it grows: nobody there, far from the target, near it.
@@ -139,6 +148,8 @@ impl Throttle {
             advice: Advice::NONE,
             settling: false,
             in_vain: 0,
+            rate: 0,
+            busy_since: None,
             quiet: 0,
             anyhow: None,
         }
@@ -172,7 +183,10 @@ impl Throttle {
         };
         let before = self.advice.pace;
         let rate = rate_of(moved.saturating_sub(window.moved), now.since(window.begun));
-        let p99 = self.latencies.p99();
+        // The last but one counts as well: a target that paused for a moment is no slow one.
+        let rate = rate.max(core::mem::replace(&mut self.rate, rate));
+        // Who stopped writing feels nothing any more.
+        let p99 = self.latencies.p99().filter(|_| window.writes > 0);
         let felt = p99.map_or(waiting, |p99| p99.max(waiting));
         let bearable = self.anyhow.map_or(target, |anyhow| anyhow.max(target));
         if felt > Duration::ZERO {
@@ -180,11 +194,16 @@ impl Throttle {
         }
         if felt > bearable {
             if !core::mem::take(&mut self.settling) {
-                self.slow_down(rate, felt);
+                self.slow_down(rate, p99);
             }
         } else {
             self.settling = false;
-            self.in_vain = 0;
+            self.in_vain = self.in_vain.saturating_sub(1);
+            if let (Some(anyhow), Some(p99)) = (self.anyhow, p99) {
+                // Fading, too: what was learnt while something else was wrong is tried again.
+                let less = (anyhow - anyhow / 256).min(beyond(p99));
+                self.anyhow = Some(less).filter(|less| *less > target);
+            }
             self.quiet = match window.writes {
                 0 => self.quiet + 1,
                 _ => 0,
@@ -201,13 +220,25 @@ impl Throttle {
         self.advice.pace != before
     }
 
-    fn slow_down(&mut self, rate: u64, felt: Duration) {
+    /// Nobody is served, or nobody writes by order: no guest can feel anything.
+    fn turn_unfelt(&mut self, now: Instant, moved: u64) -> bool {
+        self.latencies = Latencies::EMPTY;
+        self.quiet = Self::QUIET;
+        if let Some(window) = &mut self.window {
+            window.writes = 0;
+        }
+        self.turn(now, Duration::MAX, moved, Duration::ZERO)
+    }
+
+    fn slow_down(&mut self, rate: u64, p99: Option<Duration>) {
         let pace = self.advice.pace.map_or(rate, |pace| pace.get().min(rate));
-        if pace <= Self::FLOOR {
-            self.in_vain += 1;
+        if pace <= 2 * Self::FLOOR
+            && let Some(p99) = p99
+        {
+            self.in_vain += Self::IN_VAIN;
             if self.in_vain >= Self::IN_VAIN_MAX {
                 self.in_vain = 0;
-                self.anyhow = Some(felt.saturating_add(felt / 4));
+                self.anyhow = Some(beyond(p99));
             }
         }
         self.set(Some(pace / 10 * 7));
@@ -231,6 +262,11 @@ impl Throttle {
     fn set(&mut self, pace: Option<u64>) {
         self.advice.pace = pace.and_then(|pace| NonZeroU64::new(pace.max(Self::FLOOR)));
     }
+}
+
+/// Half as much again: two buckets.
+fn beyond(latency: Duration) -> Duration {
+    latency.saturating_add(latency / 2)
 }
 
 /// Blocks in a time as bytes a second.
@@ -270,6 +306,8 @@ impl Engine {
         if !self.guests_come_first() {
             if self.throttle.is_watching() {
                 self.throttle = Throttle::new();
+                // A target that was told otherwise would keep to that after a pause.
+                self.pass_advice_on(out);
             }
             return;
         }
@@ -277,17 +315,18 @@ impl Engine {
         match self.throttle.window {
             None => self.throttle.begin_window(now, moved),
             Some(window) if now < window.ends => {}
-            Some(_) if self.may_admit().is_err() || self.is_suspended() => {
-                // Guests wait for something else.
-                self.throttle.latencies = Latencies::EMPTY;
-                self.throttle.begin_window(now, moved);
-            }
             Some(_) => {
-                let target = self.config.guest_latency_target;
-                let waiting = self
-                    .oldest_write()
-                    .map_or(Duration::ZERO, |at| now.since(at));
-                if self.throttle.turn(now, target, moved, waiting) {
+                let changed = match self.may_admit() {
+                    Err(Closed::NotPrimary | Closed::Held(_)) => {
+                        self.throttle.turn_unfelt(now, moved)
+                    }
+                    _ if self.is_suspended() => self.throttle.turn_unfelt(now, moved),
+                    Ok(()) | Err(Closed::Busy) => {
+                        let target = self.config.guest_latency_target;
+                        self.throttle.turn(now, target, moved, self.longest_wait())
+                    }
+                };
+                if changed {
                     self.pass_advice_on(out);
                 }
             }
@@ -311,6 +350,19 @@ impl Engine {
         copies && !self.sync_is_paused()
     }
 
+    /// How long the oldest write under way or at the gate has been waiting.
+    fn longest_wait(&self) -> Duration {
+        let waits = [self.oldest_write(), self.throttle.busy_since];
+        let since = waits.into_iter().flatten().min();
+        since.map_or(Duration::ZERO, |since| self.now.since(since))
+    }
+
+    /// A request waits at the gate, or none does any more.
+    pub(super) fn note_gate(&mut self, busy: bool) {
+        let since = self.throttle.busy_since.take();
+        self.throttle.busy_since = since.or(Some(self.now)).filter(|_| busy);
+    }
+
     fn moved_blocks(&self) -> u64 {
         let resynced = self.progress.map_or(0, |progress| progress.done_blocks);
         let verified = self
@@ -320,7 +372,7 @@ impl Engine {
     }
 
     fn pass_advice_on(&mut self, out: &mut Outbox) {
-        if self.resync_copies() && self.session_is_source() {
+        if self.session_is_source() {
             let Advice { pace, latency } = self.throttle.advice;
             self.send(Message::ResyncAdvice { pace, latency }, out);
         }
@@ -334,6 +386,8 @@ impl Engine {
         out: &mut Outbox,
     ) {
         if let Some(session) = &mut self.session {
+            let floor = NonZeroU64::new(Throttle::FLOOR);
+            let pace = pace.max(floor.filter(|_| pace.is_some()));
             session.advice = Advice { pace, latency };
         }
         self.shorten_pace_wait();

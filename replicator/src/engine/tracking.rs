@@ -181,6 +181,12 @@ impl Engine {
             || self.unretired.blocks >= Self::UNRETIRED_BLOCKS_MAX
     }
 
+    /// More waits at the gate until a round has ended.
+    pub(super) fn unretired_is_full(&self) -> bool {
+        self.unretired_len() >= 2 * Self::UNRETIRED_MAX
+            || self.unretired.blocks >= 2 * Self::UNRETIRED_BLOCKS_MAX
+    }
+
     /// A round ended: everything up to `epoch` is durable here and, `with_peer`, there.
     pub(super) fn retire(&mut self, epoch: WriteEpoch, with_peer: bool, out: &mut Outbox) {
         while let Some(range) = self.unretired.pop_up_to(epoch) {

@@ -360,6 +360,31 @@ fn an_absurd_pace_is_forgotten_with_the_next_one() {
     pair.assert_replicas_equal();
 }
 
+/// The Primary begins anew after a pause, and so does the target: what guests left before does not count.
+#[test]
+fn after_a_pause_the_old_pace_is_forgotten_on_both_sides() {
+    let mut shape = Shape::SMALL;
+    shape.resync_rate = ResyncRate::Auto;
+    let mut pair = behind_by(shape, 4000);
+    pair.start_link();
+    while pair.snapshot(A).replication != ReplicationState::SyncSource || copied(&pair) == 0 {
+        pair.step(1);
+    }
+    pair.hold_disk(A, true);
+    pair.write(A, 4090, 7);
+    pair.pass(Engine::THROTTLE_WINDOW * 2);
+    pair.run();
+    assert!(pair.snapshot(B).resync_pace.is_some());
+    pair.hold_disk(A, false);
+    order(&mut pair, A, ResyncOrder::Pause);
+    order(&mut pair, A, ResyncOrder::Resume);
+    for node in [A, B] {
+        assert_eq!(pair.snapshot(node).resync_pace, None, "{node:?}");
+    }
+    pair.add_peer(A);
+    pair.assert_replicas_equal();
+}
+
 fn as_sent(latency: Duration) -> Duration {
     Duration::from_micros(u64::try_from(latency.as_micros()).unwrap())
 }
