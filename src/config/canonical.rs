@@ -10,12 +10,13 @@ use std::path::Path;
 use std::time::Duration;
 
 use replicator::meta::activity_log::SLOTS_DEFAULT;
-use replicator::types::{Failover, NodeId};
+use replicator::types::{Failback, Failover, NodeId};
 
+use super::failback::failback_text;
 use super::nbd::tls_dir_default;
 use super::shape::{
-    DISK_TIMEOUT_DEFAULT, FAILOVERS, LIBVIRT, ON_DEMOTE, default_log, default_metrics, default_nbd,
-    default_net, default_resync,
+    DISK_TIMEOUT_DEFAULT, FAILOVERS, HOLD_DOWN_DEFAULT, LIBVIRT, ON_DEMOTE, default_log,
+    default_metrics, default_nbd, default_net, default_resync,
 };
 use super::types::{
     Config, GuestConfig, LogTarget, NodeRole, OnNoQuorum, QuorumConfig, Rate, ReplicaPaths,
@@ -274,8 +275,14 @@ impl Config {
         }
         entries.push(optional(
             "failback",
-            text(&resource.failback),
-            &text("when-synced"),
+            text(&failback_text(resource.failback)),
+            &text(&failback_text(Failback::default())),
+        ));
+        let hold_down = |time: Duration| text(&duration_text(time));
+        entries.push(optional(
+            "hold-down",
+            hold_down(resource.hold_down),
+            &hold_down(HOLD_DOWN_DEFAULT),
         ));
         entries.push(optional(
             "priority",

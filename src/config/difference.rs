@@ -125,7 +125,14 @@ fn place_of(table: &Table, volume: &mut usize) -> (Option<String>, String) {
 }
 
 /// Keys of a resource's own table that may change while it is up.
-const LIVE: [&str; 5] = ["prefer", "failback", "priority", "failover", "nbd-allow"];
+const LIVE: [&str; 6] = [
+    "prefer",
+    "failback",
+    "hold-down",
+    "priority",
+    "failover",
+    "nbd-allow",
+];
 
 impl ResourceConfig {
     /// This one with the values of `new` that may change while it is up; `None` if all of them may.
@@ -135,7 +142,8 @@ impl ResourceConfig {
     pub fn with_live_values_of(&self, new: &Self) -> Option<Self> {
         let mut mixed = self.clone();
         mixed.prefer = new.prefer;
-        mixed.failback.clone_from(&new.failback);
+        mixed.failback = new.failback;
+        mixed.hold_down = new.hold_down;
         mixed.priority = new.priority;
         mixed.failover = new.failover;
         mixed.nbd_allow.clone_from(&new.nbd_allow);

@@ -15,4 +15,4 @@ pub(super) const METRICS: &[&str] = &[];
 /// `[log]`
 pub(super) const LOG: &[&str] = &["target"];
 /// `[resource.NAME]`
-pub(super) const RESOURCE: &[&str] = &["prefer", "failback", "priority"];
+pub(super) const RESOURCE: &[&str] = &[];

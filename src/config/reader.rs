@@ -4,10 +4,12 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use replicator::admin::ErrorId;
+use replicator::types::Failback;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::diagnostic::Findings;
+use super::failback::parse_failback;
 use super::source::{Located, Span};
 use super::types::{DemoteStep, Rate};
 use super::units::{did_you_mean, parse_demote_steps, parse_duration, parse_rate, parse_size};
@@ -266,6 +268,13 @@ impl<'a> Section<'a> {
             time => Ok(time),
         };
         self.parsed(key, "a time such as \"5s\"", parse, found)
+            .map(|located| located.value)
+    }
+
+    /// When a resource goes back to its preferred node.
+    pub(super) fn failback(&mut self, key: &'static str, found: &mut Findings) -> Option<Failback> {
+        let wanted = "\"never\", \"when-synced\" or a time such as \"Sat 02:00\"";
+        self.parsed(key, wanted, parse_failback, found)
             .map(|located| located.value)
     }
 

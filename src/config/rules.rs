@@ -257,6 +257,7 @@ fn resolve(
         name: draft.name.value,
         prefer,
         failback: draft.failback,
+        hold_down: draft.hold_down,
         priority: draft.priority,
         protocol: draft.protocol.map(|word| word.value),
         failover: draft.failover,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use replicator::admin::ErrorId;
 use replicator::meta::activity_log::{SLOTS_DEFAULT, SLOTS_MAX, SLOTS_MIN};
-use replicator::types::{Failover, ReplicationProtocol};
+use replicator::types::{Failback, Failover, ReplicationProtocol};
 use toml::de::DeTable;
 
 use super::diagnostic::Findings;
@@ -66,7 +66,8 @@ pub(super) struct DraftNbd<'a> {
 pub(super) struct DraftResource<'a> {
     pub(super) name: Located<String>,
     pub(super) prefer: Option<Located<&'a str>>,
-    pub(super) failback: String,
+    pub(super) failback: Failback,
+    pub(super) hold_down: Duration,
     pub(super) priority: u32,
     pub(super) protocol: Option<Located<ReplicationProtocol>>,
     pub(super) failover: Failover,
@@ -437,7 +438,8 @@ fn read_resource<'a>(
 ) -> DraftResource<'a> {
     check_name(found, "resource", &name.value, name.span);
     let prefer = section.string("prefer", found);
-    let failback = read_failback(&mut section, found);
+    let failback = section.failback("failback", found).unwrap_or_default();
+    let hold_down = section.duration("hold-down", found);
     let priority = section
         .integer("priority", 0..=1_000_000, found)
         .map_or(10, |n| n.value);
@@ -465,6 +467,7 @@ fn read_resource<'a>(
         name,
         prefer,
         failback,
+        hold_down: hold_down.unwrap_or(HOLD_DOWN_DEFAULT),
         priority,
         protocol,
         failover: failover.map_or(Failover::Auto, |word| word.value),
@@ -491,17 +494,8 @@ fn read_nbd_allow(
     Some(subjects.collect())
 }
 
-fn read_failback(section: &mut Section<'_>, found: &mut Findings) -> String {
-    let Some(text) = section.string("failback", found) else {
-        return "when-synced".to_owned();
-    };
-    let is_time = text.value.contains(':') && text.value.contains(|c: char| c.is_ascii_digit());
-    if !is_time && !["never", "when-synced"].contains(&text.value) {
-        let hint = "write \"never\", \"when-synced\" or a time such as \"Sat 02:00\"";
-        super::reader::bad_value(found, "failback", text.value, text.span, hint);
-    }
-    text.value.to_owned()
-}
+/// A host that was just mended has shown by then that it stays up.
+pub(super) const HOLD_DOWN_DEFAULT: Duration = Duration::from_secs(600);
 
 /// How libvirt is reached where a node's table does not say.
 pub(super) const LIBVIRT: &str = "qemu:///system";

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
 
-use replicator::types::{Failover, NodeId, ReplicationProtocol, ResyncRate};
+use replicator::types::{Failback, Failover, NodeId, ReplicationProtocol, ResyncRate};
 
 use std::time::Duration;
 
@@ -72,7 +72,7 @@ fn each_key_of_the_example_without_effect_is_warned_of() {
         .filter(|warning| warning.id == ErrorId::NoEffectYet)
         .map(|warning| warning.message)
         .collect();
-    for key in ["watchdog", "parallel", "schedule", "failback"] {
+    for key in ["watchdog", "parallel", "schedule"] {
         assert!(
             warned.iter().any(|message| message.contains(key)),
             "{key}: {warned:#?}"
@@ -111,22 +111,38 @@ fn the_order_of_resource_files_does_not_matter() {
 }
 
 #[test]
-fn commented_keys_of_the_example_are_unknown_until_they_can_do_something() {
-    for key in ["hold-down = \"10m\"", "flush-sync = true"] {
-        let text = WEB.replace(
-            "[resource.vm-web]\n",
-            &format!("[resource.vm-web]\n{key}\n"),
-        );
+fn a_commented_key_of_the_example_is_unknown_until_it_can_do_something() {
+    let text = WEB.replace(
+        "[resource.vm-web]\n",
+        "[resource.vm-web]\nflush-sync = true\n",
+    );
+    let files = [
+        example()[0].clone(),
+        file(FileKind::Resources, "vm-web.toml", &text),
+    ];
+    let found = parse(&files).unwrap_err();
+    assert!(found.iter().any(|one| one.id == ErrorId::UnknownKey));
+}
+
+#[test]
+fn placement_is_read_with_its_defaults_and_shown_as_short_as_it_can_be() {
+    let parsed = |lines: &str| {
+        let text = WEB.replace("failback = \"when-synced\"", lines);
         let files = [
             example()[0].clone(),
             file(FileKind::Resources, "vm-web.toml", &text),
         ];
-        let found = parse(&files).unwrap_err();
-        assert!(
-            found.iter().any(|one| one.id == ErrorId::UnknownKey),
-            "{key}"
-        );
+        parse(&files).unwrap().config
+    };
+    let usual = &parsed("").resources[0];
+    assert_eq!(usual.failback, Failback::WhenSynced);
+    assert_eq!(usual.hold_down, Duration::from_secs(600));
+    let config = parsed("failback = \"Saturday 2:00 UTC\"\nhold-down = \"90s\"");
+    let shown = config.to_toml(false);
+    for line in ["failback = \"Sat 02:00\"", "hold-down = \"90s\""] {
+        assert!(shown.contains(line), "{line}:\n{shown}");
     }
+    assert!(!parsed("").to_toml(false).contains("hold-down"));
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use replicator::types::{
-    ByteLen, Failover, NodeId, ReplicationProtocol, ResourceId, ResyncRate, VolumeId,
+    ByteLen, Failback, Failover, NodeId, ReplicationProtocol, ResourceId, ResyncRate, VolumeId,
 };
 
 use super::subject::CertificateSubject;
@@ -235,9 +235,11 @@ pub struct ResourceConfig {
     pub name: String,
     /// Preferred Primary.
     pub prefer: Option<NodeId>,
-    /// When it goes back there: `never`, `when-synced`, or a time.
-    pub failback: String,
-    /// Lower resyncs first.
+    /// When it goes back there by itself.
+    pub failback: Failback,
+    /// How long the node it goes back to must have been well.
+    pub hold_down: Duration,
+    /// Lower goes back first.
     pub priority: u32,
     /// When a write is acknowledged, if not as `[net]` says.
     pub protocol: Option<ReplicationProtocol>,

@@ -4,6 +4,7 @@ pub mod error;
 pub mod fixed;
 pub mod ids;
 pub mod payload;
+pub mod placement;
 pub mod state;
 pub mod time;
 pub mod units;
@@ -15,6 +16,7 @@ pub use ids::{
     VolumeId, VoterId, WriteEpoch,
 };
 pub use payload::Payload;
+pub use placement::{Failback, Window};
 pub use state::{
     ConnectionState, DiskState, Failover, ReplicationProtocol, ReplicationState, ResyncRate, Role,
 };
