@@ -35,6 +35,7 @@ pub mod lease;
 pub mod message;
 pub mod order;
 pub mod output;
+pub mod placement;
 pub mod precondition;
 mod random;
 pub mod record;
@@ -55,6 +56,8 @@ mod scenarios_hand_over;
 mod scenarios_loose_ends;
 #[cfg(test)]
 mod scenarios_move;
+#[cfg(test)]
+mod scenarios_placement;
 #[cfg(test)]
 mod scenarios_protocols;
 #[cfg(test)]
@@ -132,6 +135,8 @@ pub struct Configured {
     pub protocol: ReplicationProtocol,
     /// Whether this node takes over by itself.
     pub failover: Failover,
+    /// The node that serves if it is as good as the other.
+    pub prefer: Option<NodeId>,
 }
 
 impl Configured {
@@ -142,6 +147,7 @@ impl Configured {
             resource,
             protocol: ReplicationProtocol::C,
             failover: Failover::Auto,
+            prefer: None,
         }
     }
 }

@@ -197,6 +197,7 @@ impl Blocker {
             Self::Maintenance => ("E0423", RefusalKind::Safety),
             Self::PeerHeard { .. } => ("E0424", RefusalKind::Safety),
             Self::DecidedAlone { .. } => ("E0426", RefusalKind::Safety),
+            Self::HeadStart { .. } => ("E0905", RefusalKind::Timeout),
         }
     }
 
@@ -270,6 +271,10 @@ impl Blocker {
             Self::Maintenance => {
                 format!("maintenance is on at {node}: it takes nothing over by itself")
             }
+            Self::HeadStart { remaining } => format!(
+                "{peer} is preferred and may be starting, too: it has the first word for {:.1} s",
+                remaining.as_secs_f64()
+            ),
             Self::PeerHeard { last_seen } => format!(
                 "{peer} is alive: it was heard {:.1} s ago",
                 last_seen.as_secs_f64()
@@ -384,7 +389,11 @@ impl Blocker {
                     again,
                 ]
             }
-            Self::LeaseWait { .. } | Self::Undecided | Self::NotQuiet | Self::StoreSlow => {
+            Self::LeaseWait { .. }
+            | Self::HeadStart { .. }
+            | Self::Undecided
+            | Self::NotQuiet
+            | Self::StoreSlow => {
                 vec![format!("twinadm status {resource}"), again]
             }
         }
@@ -453,6 +462,9 @@ mod tests {
             },
             Blocker::Standby,
             Blocker::Maintenance,
+            Blocker::HeadStart {
+                remaining: Duration::from_secs(3),
+            },
             Blocker::PeerHeard {
                 last_seen: Duration::from_millis(400),
             },

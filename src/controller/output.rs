@@ -237,6 +237,11 @@ pub struct ResourceSnapshot {
     pub last_abort: Option<(ProposalKind, Abort)>,
     /// What the peer's last beacon said about the resource, if it is heard.
     pub peer: Option<PeerClaim>,
+    /// Since when the peer could have followed this active node at any moment: in sync, connected, and
+    /// ready by its own word.
+    pub peer_well_since: Option<Instant>,
+    /// The first thing in the way of a move to the peer; `None` on a node that is not active.
+    pub move_blocker: Option<Blocker>,
 }
 
 /// What the peer's beacons say about a resource.
@@ -388,6 +393,11 @@ pub enum Blocker {
         /// One of them is heard.
         heard: bool,
     },
+    /// Both nodes may be starting, and the peer, which served last, is preferred.
+    HeadStart {
+        /// Until this node takes over without it.
+        remaining: Duration,
+    },
     /// The peer, said to be dead, was heard.
     PeerHeard {
         /// How long ago.
@@ -402,6 +412,7 @@ impl Blocker {
         match self {
             Self::NoReplica
             | Self::LeaseWait { .. }
+            | Self::HeadStart { .. }
             | Self::NoQuorum { .. }
             | Self::PeerKeptMore
             | Self::NotQuiet

@@ -54,6 +54,8 @@ pub(super) struct Situation<'a> {
     pub(super) has_arbitrator: bool,
     pub(super) failover: Failover,
     pub(super) automation: Automation,
+    /// Until when the peer, preferred and starting as this node did, has the first word.
+    pub(super) head_start_until: Instant,
     pub(super) voters_seen: usize,
     /// Another voter is heard, in whichever way.
     pub(super) others_heard: bool,
@@ -240,11 +242,14 @@ impl Precondition {
             Self::Allowed if s.ordered || left => Check::Met,
             Self::Allowed if s.automation.standby => Check::Unmet(Blocker::Standby),
             Self::Allowed if s.automation.maintenance => Check::Unmet(Blocker::Maintenance),
+            Self::Allowed if automatic(s) && !gone && s.now < s.head_start_until => {
+                let remaining = s.head_start_until.since(s.now);
+                Check::Unmet(Blocker::HeadStart { remaining })
+            }
             Self::Allowed => {
-                let automatic = s.has_arbitrator && s.failover == Failover::Auto;
                 let has_arbitrator = s.has_arbitrator;
                 let otherwise = Blocker::ByHandOnly { has_arbitrator };
-                Check::met(automatic, otherwise)
+                Check::met(automatic(s), otherwise)
             }
             Self::PeerGone => {
                 let over = gone || s.now >= s.grant_until || !s.grant_counts;
@@ -327,6 +332,11 @@ impl Precondition {
             Self::Majority => "a majority of the voters is seen".to_owned(),
         }
     }
+}
+
+/// Whether the node may take over without an operator.
+fn automatic(s: &Situation<'_>) -> bool {
+    s.has_arbitrator && s.failover == Failover::Auto
 }
 
 impl Situation<'_> {

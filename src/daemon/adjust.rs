@@ -164,6 +164,7 @@ impl Node {
             resource: resource.id(),
             protocol,
             failover,
+            prefer: resource.prefer,
         }
     }
 }

@@ -13,6 +13,7 @@ use replicator::types::{Instant, ReplicaId, ResourceId};
 use super::api::{AttachFailure, ResourceSnapshot, StoredMarks};
 use super::suspend_orders::Passage;
 use crate::controller;
+use crate::controller::placement::Standing;
 use crate::controller::{Automation, Done, NodeSnapshot, OrderId, OrderRefusal};
 use crate::guests::{Entry, Stop};
 
@@ -93,6 +94,17 @@ pub struct ResourceBoard {
     pub rate: RateMeter,
     /// Its guest.
     pub guest: GuestBoard,
+    /// How it stands to its preferred node; `None` before the first look.
+    pub placement: Option<PlacementShown>,
+}
+
+/// How a resource stood to its preferred node when it was looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PlacementShown {
+    /// How.
+    pub standing: Standing,
+    /// When.
+    pub at: Instant,
 }
 
 /// What is known and wanted of a resource's guest.

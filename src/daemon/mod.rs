@@ -42,6 +42,7 @@ mod node_orders;
 pub mod notify;
 mod orders;
 mod origin;
+mod placement;
 mod prepare;
 mod reexec_order;
 mod relay;

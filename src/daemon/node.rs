@@ -20,6 +20,7 @@ use super::board::{Board, Presence};
 use super::history::History;
 use super::listeners::Keeper;
 use super::mailbox::Mailbox;
+use super::placement::PlacementFile;
 use super::relay_door::Knock;
 use super::resources::Resources;
 use super::security::Security;
@@ -95,6 +96,7 @@ pub(super) struct Node {
     /// Where what follows is kept, for its refusals.
     pub(super) state_dir: PathBuf,
     pub(super) automation: AutomationFile,
+    pub(super) placement: PlacementFile,
     pub(super) board: Board,
     /// Wakes the main thread when `board.fatal` was set.
     pub(super) ended: Mailbox<()>,

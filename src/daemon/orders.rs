@@ -90,7 +90,7 @@ impl ControlHandler for Node {
             Verb::Resize { resource, size } => {
                 self.resize_order(&resource, size, timeout, asker, answers)
             }
-            verb => self.carry_out(verb, timeout, answers),
+            verb => self.carry_out_and_place(verb, timeout, asker, answers),
         };
         if let Some((resource, order)) = order {
             self.note_order(&resource, &order, asker, &response);
@@ -133,15 +133,20 @@ pub(super) fn done(changed: bool, message: impl Into<String>) -> Outcome {
 }
 
 impl Node {
+    /// Who asks, for people.
+    pub(super) fn asker_words(&self, asker: Asker) -> String {
+        match asker.relayed_by {
+            Some(node) => format!("user {} on {}", asker.uid, self.config.node_name(node)),
+            None => format!("user {}", asker.uid),
+        }
+    }
+
     /// Keeps who ordered what, and how it ended.
     fn note_order(&self, resource: &str, order: &str, asker: Asker, ended: &Outcome) {
         let Some(resource) = self.resources.named(resource) else {
             return;
         };
-        let by = match asker.relayed_by {
-            Some(node) => format!("user {} on {}", asker.uid, self.config.node_name(node)),
-            None => format!("user {}", asker.uid),
-        };
+        let by = self.asker_words(asker);
         let text = match ended {
             Ok(Response::Done { changed: false, .. }) => return,
             Ok(Response::Done { message, .. }) => format!("{order}: {message}"),
@@ -201,6 +206,29 @@ impl Node {
             self.name()
         );
         ErrorReport::new(ErrorId::Permission, "not permitted", why).next(next)
+    }
+
+    /// An order by hand that goes against a preference holds from its first moment on.
+    fn carry_out_and_place(
+        &self,
+        verb: Verb,
+        timeout: Option<Duration>,
+        asker: Asker,
+        answers: &mut dyn Answers,
+    ) -> Outcome {
+        let ends_choice = match &verb {
+            Verb::Up { resource } => Some(resource.clone()),
+            _ => None,
+        };
+        let choice = self.begin_choice(&verb, asker)?;
+        let mut outcome = self.carry_out(verb, timeout, answers);
+        if let Some(choice) = choice {
+            self.end_choice(choice, &mut outcome);
+        }
+        if let Some(resource) = ends_choice {
+            self.end_choice_by_up(&resource, &mut outcome);
+        }
+        outcome
     }
 
     fn carry_out(
@@ -307,8 +335,14 @@ impl Node {
     fn status(&self, resource: Option<&str>) -> Status {
         let moment = Self::moment();
         let configured = self.resources.all();
-        self.board
-            .read(|board| status::assemble(self.place(&configured), board, moment, resource))
+        let mut status = self
+            .board
+            .read(|board| status::assemble(self.place(&configured), board, moment, resource));
+        for shown in &mut status.resources {
+            let resource = configured.iter().find(|it| it.name == shown.name);
+            shown.placement = resource.and_then(|it| self.place_of(it));
+        }
+        status
     }
 
     fn stream_events(

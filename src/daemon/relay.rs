@@ -94,6 +94,24 @@ struct LineKind {
     reply: String,
 }
 
+/// The final answer of another node, kept.
+#[derive(Debug, Default)]
+pub(super) struct Kept(pub(super) Option<Response>);
+
+impl Answers for Kept {
+    fn send_line(&mut self, line: &[u8]) -> io::Result<()> {
+        let response: Response = serde_json::from_slice(line)?;
+        if response.is_final() {
+            self.0 = Some(response);
+        }
+        Ok(())
+    }
+
+    fn is_gone(&self) -> bool {
+        false
+    }
+}
+
 impl Node {
     /// Has `target` answer, and hands its answer on.
     ///

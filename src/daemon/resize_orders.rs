@@ -1,7 +1,6 @@
 //! `resize`: a larger volume. The Primary measures both nodes' devices, refuses what there is no room
 //! for, and has the engines and the controller do the rest; nothing here decides about safety.
 
-use std::io;
 use std::path::Path;
 use std::time::Duration;
 
@@ -17,28 +16,11 @@ use super::api::ShardCommand;
 use super::control::{Answers, Asker};
 use super::node::Node;
 use super::orders::{ORDER_TIMEOUT, Outcome, done};
+use super::relay::Kept;
 use crate::config::{ResourceConfig, size_text};
 
 /// How often the client hears how far it is.
 const TELL_EVERY: Duration = Duration::from_secs(1);
-
-/// The final answer of another node, kept.
-#[derive(Default)]
-struct Kept(Option<Response>);
-
-impl Answers for Kept {
-    fn send_line(&mut self, line: &[u8]) -> io::Result<()> {
-        let response: Response = serde_json::from_slice(line)?;
-        if response.is_final() {
-            self.0 = Some(response);
-        }
-        Ok(())
-    }
-
-    fn is_gone(&self) -> bool {
-        false
-    }
-}
 
 impl Node {
     pub(super) fn resize_order(

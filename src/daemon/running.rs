@@ -31,6 +31,7 @@ use super::listeners::{Inherited, InheritedSockets, Keeper};
 use super::mailbox::Mailbox;
 use super::metrics::{Server, Source};
 use super::node::{CONTROLLER_INPUTS_MAX, ControllerRequest, Node, NodeSink};
+use super::placement::{self, PlacementFile};
 use super::prepare::{Sockets, directory_refusal, system};
 use super::relay_door::{Door, Doorkeeper, KNOCKS_MAX};
 use super::security::Security;
@@ -125,6 +126,7 @@ impl Running {
                     resource: resource.id(),
                     protocol: config.protocol_of(resource),
                     failover: resource.failover,
+                    prefer: resource.prefer,
                 })
                 .collect(),
             stored: store
@@ -152,6 +154,10 @@ impl Running {
             automation: match program {
                 Program::Daemon => AutomationFile::open(&flags.state_dir),
                 Program::Arbitrator => AutomationFile::in_memory(),
+            },
+            placement: match program {
+                Program::Daemon => PlacementFile::open(&flags.state_dir),
+                Program::Arbitrator => PlacementFile::in_memory(),
             },
             board: super::board::Board::default(),
             ended: Mailbox::new(1).map_err(failed("eventfd"))?,
@@ -272,6 +278,13 @@ impl Running {
             self.node.name(),
             self.node.config.cluster
         );
+        let placement = match self.program {
+            Program::Daemon => Some(
+                placement::start(&self.node)
+                    .map_err(|error| system("thread for the placement", &error))?,
+            ),
+            Program::Arbitrator => None,
+        };
         let again = match self.wait_for_the_end(signals) {
             Told::Stop => false,
             Told::Again => true,
@@ -282,7 +295,7 @@ impl Running {
         };
         drop(control);
         self.node.board.update(|board| board.stopping = true);
-        for up in ups {
+        for up in ups.into_iter().chain(placement) {
             up.join().ok();
         }
         let node = Arc::clone(&self.node);

@@ -173,6 +173,8 @@ fn resource_status(
             .map(|volume| volume_status(place, resource, volume, known, up))
             .collect(),
         peers: vec![peer_status(place, resource, board, known, engine, moment)],
+        // The node fills this in, which knows what was ordered by hand.
+        placement: None,
         // `concluded` fills these.
         status: None,
         action: None,

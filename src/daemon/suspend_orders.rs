@@ -35,6 +35,11 @@ impl Passage {
         free
     }
 
+    /// Whether nothing of either kind is under way.
+    pub(super) fn is_free(&self) -> bool {
+        *self == Self::default()
+    }
+
     fn end(&mut self, way: Way) {
         *self.sides(way).0 -= 1;
     }

@@ -79,6 +79,7 @@ impl Node {
             peer: claim.map(|claim| peer_report(&self.config, self.node.peer(), claim)),
             force_loses: told.force_loses().0,
             force_loses_bytes: told.force_loses().1,
+            placement: self.place_of(resource),
             history: self.newest_history(resource.id(), HISTORY_SHOWN),
             help: told.help(),
         })))

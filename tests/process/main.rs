@@ -38,6 +38,7 @@ mod nbd_conformance;
 mod nbd_model;
 mod nbd_tcp;
 mod passing_on;
+mod placement;
 mod protocols;
 mod resizing;
 mod restarting;

@@ -25,7 +25,8 @@ pub struct HistoryReport {
 pub struct HistoryEntry {
     /// Milliseconds since 1970-01-01 UTC, on the clock of the node that noted it.
     pub unix_millis: u64,
-    /// `view`, `primary`, `secondary`, `takeover`, `refused`, `lease`, `order`, `store` or `alarm`.
+    /// `view`, `primary`, `secondary`, `takeover`, `refused`, `lease`, `order`, `failback`,
+    /// `store` or `alarm`.
     pub kind: String,
     /// The view it is about.
     pub view: Option<u64>,

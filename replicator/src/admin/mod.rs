@@ -36,8 +36,8 @@ pub use request::{
 };
 pub use status::{
     ArbitratorStatus, ByteSpan, ClusterStatus, GuestStatus, LastResync, LastVerify, PAUSED_BY_USER,
-    PeerStatus, PeerVolumeStatus, ResourceStatus, ResyncStatus, SCHEMA, Status, VERIFY_DONE,
-    VerifyStatus, VolumeStatistics, VolumeStatus,
+    PeerStatus, PeerVolumeStatus, PlacementStatus, ResourceStatus, ResyncStatus, SCHEMA, Status,
+    VERIFY_DONE, VerifyStatus, VolumeStatistics, VolumeStatus,
 };
 pub use time::{rfc3339_millis, rfc3339_seconds};
 pub use what_if::{FateKind, FateReport, WHAT_IF_SCHEMA, WhatIfReport};

@@ -48,6 +48,7 @@ pub(super) fn healthy() -> Status {
             lossy: false,
             forced: false,
             prefer: Some("kvm-a".to_owned()),
+            placement: None,
             may_promote: false,
             suspended: None,
             guest: None,

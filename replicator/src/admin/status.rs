@@ -122,6 +122,9 @@ pub struct ResourceStatus {
     pub forced: bool,
     /// Preferred node, as configured.
     pub prefer: Option<String>,
+    /// How it stands to that node; `None` without one.
+    #[serde(default)]
+    pub placement: Option<PlacementStatus>,
     /// Whether `primary` here would succeed, as far as is known here.
     pub may_promote: bool,
     /// Why guests are held: `quorum`, `peer`, `no-data`, `quiesce`; `None` if they are not.
@@ -138,6 +141,19 @@ pub struct ResourceStatus {
     pub action: Option<String>,
     /// Id of the problem, for alerts and `--problems`; `None` when all is well.
     pub problem: Option<String>,
+}
+
+/// How a resource stands to the node that it is preferred on, as one node sees it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PlacementStatus {
+    /// `home`; `not-here` where the other node serves it or nobody does; `due` when it is about to go
+    /// back; else why it does not: `never`, `manual`, `by-hand`, `maintenance`, `standby`, `lossy`,
+    /// `not-ready`, `hold-down`, `window`, `flap-limit`, `back-off`, `unknown`, `busy` or `blocked`.
+    pub word: String,
+    /// The same in one sentence without a full stop.
+    pub text: String,
+    /// How long that lasts, where only time is missing.
+    pub left_seconds: Option<f64>,
 }
 
 /// A guest bound to a resource.

@@ -5,6 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::history::HistoryEntry;
+use super::status::PlacementStatus;
 use crate::types::Failover;
 
 /// Value of [`WhyReport::schema`].
@@ -72,6 +73,9 @@ pub struct WhyReport {
     pub force_loses: String,
     /// The same in bytes, if it is known; what is known may be less than what would be lost.
     pub force_loses_bytes: Option<u64>,
+    /// How it stands to its preferred node; `None` without one.
+    #[serde(default)]
+    pub placement: Option<PlacementStatus>,
     /// The last decisions noted there, oldest first.
     pub history: Vec<HistoryEntry>,
     /// Commands that help, most likely first; empty when nothing needs help.

@@ -9,6 +9,7 @@ mod desire;
 mod force;
 mod hand_over;
 mod orders;
+mod preferred;
 mod propose;
 mod shown;
 mod situation;
@@ -228,6 +229,9 @@ pub(super) struct Resource {
     /// is heard.
     peer_fenced: Option<ViewNumber>,
 
+    /// Since when it could have followed this node, active, at any moment.
+    peer_well_since: Option<Instant>,
+
     // What this node is and does.
     /// The newest view in which this node served and will never serve again, to be followed by the
     /// peer. It may serve in a later one: the register decides who has that.
@@ -293,6 +297,7 @@ impl Resource {
             peer_kept_at: None,
             peer_left: None,
             peer_fenced: None,
+            peer_well_since: None,
             handed_over: None,
             stopping: false,
             active: None,
@@ -623,6 +628,7 @@ impl Resource {
         self.release(cx);
         if self.configured.is_some() {
             self.note_lease(cx);
+            self.note_peer_well(cx);
             self.progress_order(cx);
             self.cancel_add_without_lease(cx);
             self.begin_add(cx);
@@ -734,6 +740,7 @@ impl Resource {
                 at(self.quiet_at(me, peers));
                 at(self.kept_wait_end(me));
                 at(self.takes_part_since.plus(me.timing.suspicion));
+                at(self.head_start_until(me));
             }
         }
         next

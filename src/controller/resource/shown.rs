@@ -62,6 +62,10 @@ impl Resource {
                 eligible: entry.eligible,
                 view: entry.view,
             }),
+            peer_well_since: self.peer_well_since,
+            move_blocker: self
+                .active
+                .and_then(|_| self.move_blockers(cx).first().copied()),
         }
     }
 

@@ -52,6 +52,7 @@ impl Resource {
                 configured => configured.map(|it| it.failover).unwrap_or_default(),
             },
             automation: cx.me.automation,
+            head_start_until: self.head_start_until(cx.me),
             voters_seen: cx.voters_seen(),
             others_heard: cx.others_heard(),
             quiet_at: self.quiet_at(cx.me, cx.peers),

@@ -35,6 +35,7 @@ impl Resource {
             if peer_serves {
                 after = cx.me.timing.grant;
             }
+            after = after.max(situation.head_start_until.since(cx.now));
             situation.claim = None;
             situation.awaits_peer = false;
             situation.now = cx.now.plus(after);

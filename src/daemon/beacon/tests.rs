@@ -134,6 +134,7 @@ impl Lab {
             history: History::in_memory(),
             state_dir: PathBuf::new(),
             automation: crate::daemon::automation::AutomationFile::in_memory(),
+            placement: crate::daemon::placement::PlacementFile::in_memory(),
             board: Board::default(),
             ended: Mailbox::new(1).unwrap(),
             controller: Mailbox::new(CONTROLLER_INPUTS_MAX).unwrap(),

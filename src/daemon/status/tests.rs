@@ -87,6 +87,8 @@ fn known_to_the_controller(up: bool) -> controller::ResourceSnapshot {
         proposal: None,
         last_abort: None,
         peer: None,
+        peer_well_since: None,
+        move_blocker: None,
     }
 }
 

@@ -102,6 +102,7 @@ fn resource(name: &str, role: Role, prefer: &str) -> ResourceStatus {
         lossy: false,
         forced: false,
         prefer: Some(prefer.to_owned()),
+        placement: None,
         may_promote: false,
         suspended: None,
         guest: Some(GuestStatus {

@@ -185,6 +185,10 @@ fn own_words(resource: &ResourceStatus, detail: Detail) -> String {
     if let Some(prefer) = &resource.prefer {
         words.push(format!("prefer:{prefer}"));
     }
+    let placement = resource.placement.as_ref().map(|it| it.word.as_str());
+    if let Some(word) = placement.filter(|word| !["home", "not-here", "none"].contains(word)) {
+        words.push(format!("failback:{word}"));
+    }
     words.extend(resource.guest.as_ref().map(guest_word));
     push_details(resource, detail, &mut words);
     words.join(" ")

@@ -34,6 +34,7 @@ pub fn why_text(report: &WhyReport) -> String {
         "failover",
         &report.failover.to_string().to_lowercase(),
     ));
+    lines.extend(report.placement.as_ref().map(|it| label("place", &it.text)));
     for (name, value) in [
         ("order", &report.order),
         ("deciding", &report.proposal),
@@ -183,6 +184,7 @@ mod tests {
             peer: None,
             force_loses: "no acknowledged write".to_owned(),
             force_loses_bytes: Some(0),
+            placement: None,
             history: Vec::new(),
             help: vec!["first".to_owned(), "second".to_owned()],
         };
