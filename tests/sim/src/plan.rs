@@ -13,8 +13,8 @@ use crate::net::{NetOptions, Path, Wire};
 use crate::rng::{Rng, Stream};
 use crate::stamp::CELLS_PER_BLOCK;
 
-pub use operators::{CONTROL_FROM, MOVES_FROM};
-use operators::{draw_control, draw_moves, draw_takeovers};
+pub use operators::{CONTROL_FROM, MOVES_FROM, PLACEMENT_FROM};
+use operators::{draw_control, draw_hold_down, draw_moves, draw_prefer, draw_takeovers};
 pub use volume_orders::VOLUME_ORDERS_FROM;
 use volume_orders::{draw_growths, draw_suspensions, move_beyond};
 
@@ -69,6 +69,10 @@ pub struct Options {
     pub thread_delay: [u64; 2],
     /// Clock rate error of each node, in parts per million.
     pub rate_ppm: [i64; 3],
+    /// The node that serves if it can, if one is preferred.
+    pub prefer: Option<NodeId>,
+    /// How long it must have been well to have it back, in nanoseconds.
+    pub hold_down: u64,
     /// Whether the devices are known to be zeroes when founded.
     pub zero_proven: bool,
     /// Fault kinds switched on.
@@ -404,6 +408,8 @@ fn draw_options(seed: u64) -> Options {
         rate_ppm,
         zero_proven: rng.chance(800),
         kinds,
+        prefer: draw_prefer(seed),
+        hold_down: draw_hold_down(seed),
     }
 }
 
@@ -721,7 +727,10 @@ mod tests {
 
     #[test]
     fn requests_stay_inside_the_volume() {
-        for seed in (0..200).chain(VOLUME_ORDERS_FROM..VOLUME_ORDERS_FROM + 200) {
+        for seed in (0..200)
+            .chain(VOLUME_ORDERS_FROM..VOLUME_ORDERS_FROM + 200)
+            .chain(PLACEMENT_FROM..PLACEMENT_FROM + 200)
+        {
             let plan = Plan::of_seed(seed);
             let end = plan.options.device_blocks * CELLS_PER_BLOCK;
             assert!(

@@ -56,6 +56,7 @@ impl Summary {
         sum.faults += one.faults;
         sum.forced += one.forced;
         sum.grown += one.grown;
+        sum.failbacks += one.failbacks;
         sum.over_budget += one.over_budget;
         if let Some(violation) = outcome.violation {
             self.failures.push((seed, violation));

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use sim::checkers::Violation;
-use sim::plan::{Plan, VOLUME_ORDERS_FROM};
+use sim::plan::{PLACEMENT_FROM, Plan};
 use sim::run::{Summary, campaign, run_plan, run_seed};
 use sim::shrink::shrink;
 use sim::world::Planted;
@@ -202,7 +202,7 @@ fn per_second(count: u64, seconds: f64) -> f64 {
 fn fresh_base() -> u64 {
     use std::hash::{BuildHasher, Hasher};
     let hasher = std::collections::hash_map::RandomState::new().build_hasher();
-    VOLUME_ORDERS_FROM + hasher.finish() % 1_000_000_000
+    PLACEMENT_FROM + hasher.finish() % 1_000_000_000
 }
 
 fn tell(seed: u64, violation: &Violation) {
@@ -222,7 +222,7 @@ fn report(summary: &Summary, arguments: &Arguments) -> bool {
     }
     println!(
         "sim: {} seeds, {} events, {} writes, {} reads, {} flushes, {} faults, {} failovers, \
-         {} forced, {} grown, {} over budget",
+         {} forced, {} failbacks, {} grown, {} over budget",
         summary.seeds,
         figures.events,
         figures.writes,
@@ -231,6 +231,7 @@ fn report(summary: &Summary, arguments: &Arguments) -> bool {
         figures.faults,
         figures.failovers,
         figures.forced,
+        figures.failbacks,
         figures.grown,
         figures.over_budget,
     );

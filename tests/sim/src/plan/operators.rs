@@ -116,3 +116,21 @@ pub(super) fn draw_control(seed: u64, options: &Options) -> Vec<Fault> {
     }
     orders
 }
+
+/// Seeds below this one were kept for what they found when no node was preferred.
+pub const PLACEMENT_FROM: u64 = 11_000_000_000;
+/// Key of the draw of the preferred node.
+const PLACEMENT: u64 = 1 << 44;
+
+/// In half of the runs a node is preferred.
+pub(super) fn draw_prefer(seed: u64) -> Option<NodeId> {
+    let mut rng = Rng::keyed(seed, Stream::Options, PLACEMENT);
+    let drawn = seed >= PLACEMENT_FROM && rng.chance(500);
+    drawn.then(|| rng.pick(&[NodeId::A, NodeId::B]))
+}
+
+/// Mostly short, so that it goes back while faults happen.
+pub(super) fn draw_hold_down(seed: u64) -> u64 {
+    let mut rng = Rng::keyed(seed, Stream::Options, PLACEMENT + 1);
+    rng.log_between(MILLIS, 3 * SECS)
+}

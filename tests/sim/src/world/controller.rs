@@ -47,6 +47,7 @@ impl World {
                 vec![Configured {
                     protocol: self.plan.options.protocol,
                     failover: self.plan.options.failover,
+                    prefer: self.plan.options.prefer,
                     ..Configured::usual(self.resource)
                 }]
             } else {
@@ -146,6 +147,7 @@ impl World {
             Action::Engine { command, .. } => self.command_engine(node, command),
             Action::OrderDone { order, result } => {
                 self.trace.note(self.now, code_of(&(order, &result)));
+                self.note_move_ended(node, order, result.is_ok());
             }
             Action::Event(event) => self.trace.note(self.now, code_of(&event)),
         }

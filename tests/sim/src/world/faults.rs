@@ -66,8 +66,14 @@ impl World {
             FaultWhat::Grow { to } => self.grow(to),
             FaultWhat::Move { from, .. } => self.order(from, Order::Secondary),
             FaultWhat::Stop(node) => self.order(node, Order::HandOver),
-            FaultWhat::MoveAway(node) => self.order(node, Order::Move),
-            FaultWhat::Promote(node) => self.order(node, Order::Primary),
+            FaultWhat::MoveAway(node) => {
+                self.note_choice(node, node.peer());
+                self.order(node, Order::Move);
+            }
+            FaultWhat::Promote(node) => {
+                self.note_choice(node, node);
+                self.order(node, Order::Primary);
+            }
             FaultWhat::Disconnect(node) => self.admin(node, AdminRequest::Disconnect),
             FaultWhat::Force(node) => self.order_beside_a_dead_peer(node, Order::Force),
             FaultWhat::Fenced(node) => self.order_beside_a_dead_peer(node, Order::Fenced),
@@ -210,6 +216,7 @@ impl World {
     /// Kept across restarts by the daemon; here a process that starts anew has forgotten it.
     fn automate(&mut self, node: NodeId, automation: Automation) {
         if self.nodes[node.index()].process.is_some() {
+            self.places[node.index()].automation = automation;
             self.tell_controller(node, ControllerInput::Automation(automation));
         }
     }
@@ -255,6 +262,7 @@ impl World {
             self.fault_ends(nr);
         }
         self.healed = true;
+        self.end_choices();
         self.schedule(LOOK_EVERY, Event::Look);
     }
 
@@ -314,6 +322,13 @@ impl World {
         if let Some(why) = state::unsettled([&a, &b]) {
             return Some(why);
         }
+        let primary = match a.role {
+            Role::Primary => NodeId::A,
+            Role::Secondary | Role::Unknown => NodeId::B,
+        };
+        if let Some(why) = self.not_at_home(primary) {
+            return Some(why);
+        }
         (!self.clients_done()).then(|| format!("clients wait: {:?}", self.clients))
     }
 
@@ -324,12 +339,15 @@ impl World {
                 continue;
             };
             let snapshot = engine.snapshot();
-            let gone = matches!(
-                snapshot.disk,
-                DiskState::Diskless | DiskState::Detaching | DiskState::Failed
-            );
-            if gone && snapshot.role != Role::Primary {
-                self.want_attach(node);
+            if snapshot.role == Role::Primary {
+                continue;
+            }
+            match snapshot.disk {
+                // As the daemon does it: the controller must hear that the failed device is gone, or it
+                // would count as failed for as long as the process lives.
+                DiskState::Failed => self.admin(node, AdminRequest::Detach),
+                DiskState::Diskless => self.want_attach(node),
+                _ => {}
             }
         }
     }

@@ -24,6 +24,7 @@ mod faults;
 mod frames;
 mod links;
 pub mod node;
+mod placement;
 mod verify;
 mod watch;
 
@@ -127,6 +128,8 @@ enum Event {
     Operator,
     /// Everything is mended for ever.
     Heal,
+    /// Does something go back to its preferred node?
+    Places,
     /// Are we there yet?
     Look,
 }
@@ -148,6 +151,8 @@ pub struct Figures {
     pub forced: u64,
     /// Faults that began.
     pub faults: u64,
+    /// Primaries that went back to their preferred node by themselves.
+    pub failbacks: u64,
     /// Larger volumes that both replicas were ready for.
     pub grown: u64,
     /// Runs in which too much broke to demand more than safety.
@@ -179,6 +184,8 @@ pub struct World {
     wires: Wires,
     /// Extra delay of everything that travels.
     slow: u64,
+    /// What the data nodes know of preferred places.
+    places: [placement::Places; 3],
     connections: BTreeMap<SessionId, Connection<Vec<u8>>>,
     sessions: u64,
     clients: Vec<Client>,
@@ -220,6 +227,7 @@ impl World {
             sequence: 0,
             nodes,
             slow: 0,
+            places: Default::default(),
             connections: BTreeMap::new(),
             sessions: 0,
             clients,
@@ -249,6 +257,9 @@ impl World {
             self.schedule(0, Event::Start { node });
         }
         self.schedule(MILLIS, Event::Operator);
+        if self.plan.options.prefer.is_some() {
+            self.schedule(MILLIS, Event::Places);
+        }
         self.schedule_plan();
         while !self.done && self.violation.is_none() {
             let Some(((at, _), event)) = self.heap.pop_first() else {
@@ -295,6 +306,7 @@ impl World {
             Event::Operator => (0x109, 0),
             Event::Heal => (0x10a, 0),
             Event::Look => (0x10b, 0),
+            Event::Places => (0x10d, 0),
             Event::HangLook { nr, node } => (0x10c | (*nr as u64) << 16, node.raw()),
         };
         self.trace.note(self.now, code << 2 | u64::from(node));
@@ -312,6 +324,7 @@ impl World {
             Event::Operator => self.operator_turn(),
             Event::Heal => self.heal(),
             Event::Look => self.look(),
+            Event::Places => self.look_at_places(),
             Event::HangLook { nr, node } => self.hang_look(nr, node),
         }
     }
@@ -369,9 +382,12 @@ impl World {
 
     /// How long the healed pair may take until everything is equal.
     fn settle_limit(&self) -> u64 {
-        match self.plan.options.profile {
+        let alone = match self.plan.options.profile {
             Profile::Fast => 60 * SECS,
             Profile::Default => 120 * SECS,
-        }
+        };
+        // A try to go home that came to nothing is repeated after a minute or two.
+        let home = self.plan.options.prefer.map_or(0, |_| 240 * SECS);
+        alone + home
     }
 }

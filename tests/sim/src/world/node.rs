@@ -343,6 +343,7 @@ impl World {
             to_controller_at: now,
             orders: 0,
         });
+        self.forget_places(node);
         self.trace
             .say(now, || format!("{node:?} starts, life {life}"));
         self.step_controller(node, ControllerInput::Tick);
