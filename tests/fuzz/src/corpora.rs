@@ -12,7 +12,7 @@ use std::path::Path;
 /// A target, its body, and what was kept of it.
 type Corpus = (&'static str, fn(&[u8]), &'static [u8]);
 
-const CORPORA: [Corpus; 2] = [
+const CORPORA: [Corpus; 3] = [
     (
         "nbd_handshake",
         crate::nbd::handshake,
@@ -22,6 +22,11 @@ const CORPORA: [Corpus; 2] = [
         "nbd_transmission",
         crate::nbd::transmission,
         include_bytes!("../corpora/nbd_transmission"),
+    ),
+    (
+        "nbd_client",
+        crate::nbd::client,
+        include_bytes!("../corpora/nbd_client"),
     ),
 ];
 
