@@ -86,6 +86,7 @@ fn nbd(c: &mut Criterion) {
         description: String::new(),
         size: VOLUME.bytes().0,
         access: Access::ReadWrite,
+        listed: true,
         refusal: None,
     }])
     .expect("one valid export");
