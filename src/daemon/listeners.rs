@@ -6,8 +6,8 @@
 //! (sd_listen_fds(3)). Sockets of a life before carry a name of ours; all others are known by what
 //! they are bound to.
 //!
-//! Invariant: a Unix socket is used again only if its path still leads to it. The name says which file
-//! that was.
+//! Invariant: a Unix socket is used again only if its path still leads to it: the name of one of ours
+//! says which file that was, and of each it is tried.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -22,8 +22,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
-use nix::sys::socket::{SockaddrStorage, UnixAddr, getsockname, getsockopt, sockopt};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, SockaddrStorage, UnixAddr, connect, getsockname, getsockopt,
+    socket, sockopt,
+};
 use replicator::io::inherited;
 
 use super::notify;
@@ -34,17 +39,24 @@ const VARIABLE: &str = "TWINBLK_LISTENERS";
 const MANAGER_PID: &str = "LISTEN_PID";
 const MANAGER_COUNT: &str = "LISTEN_FDS";
 const MANAGER_NAMES: &str = "LISTEN_FDNAMES";
+/// How many it keeps for this service: one that was sent to it need not have been kept.
+const MANAGER_STORE: &str = "FDSTORE";
 /// Its first descriptor.
 const MANAGER_FIRST: RawFd = 3;
 
 /// Descriptors taken at most: a resource has one.
 const INHERITED_MAX: usize = 4096;
 
-/// What our names begin with; a Unix socket's goes on with device and number of its file.
+/// What our names begin with; a Unix socket's goes on with device and number of its file, each after a
+/// dot and in hexadecimal digits. A unit's socket is called like the unit, unless somebody says otherwise:
+/// that may begin like ours.
 const OWN_UNIX: &str = "twinblk-nbd";
 const OWN_TCP: &str = "twinblk-nbd-tcp";
 /// For those that somebody else made and that are passed on all the same.
 const GIVEN: &str = "given";
+
+/// What this process is, also when its file is no longer there.
+const THIS_PROGRAM: &str = "/proc/self/exe";
 
 /// Where a socket listens.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -66,7 +78,11 @@ pub struct Inherited {
 
 /// All of them.
 #[derive(Debug, Default)]
-pub struct InheritedSockets(BTreeMap<Place, Inherited>);
+pub struct InheritedSockets {
+    sockets: BTreeMap<Place, Inherited>,
+    /// The service manager gave back one that it was given to keep.
+    kept_by_manager: bool,
+}
 
 impl InheritedSockets {
     /// Takes what the environment says is there. What is no listening socket is closed.
@@ -81,9 +97,11 @@ impl InheritedSockets {
             variable(MANAGER_NAMES),
         );
         let me = std::process::id();
-        let all = parse_own(&own, me)
-            .into_iter()
-            .chain(parse_managers(&pid, &count, &names, me));
+        let managers = parse_managers(&pid, &count, &names, me);
+        sockets.kept_by_manager = managers
+            .iter()
+            .any(|(_, name)| is_own_unix(name) || name == OWN_TCP);
+        let all = parse_own(&own, me).into_iter().chain(managers);
         for (number, name) in all.take(INHERITED_MAX) {
             if let Ok(fd) = inherited::take(number) {
                 sockets.add(fd, &name);
@@ -93,26 +111,83 @@ impl InheritedSockets {
     }
 
     fn add(&mut self, fd: OwnedFd, name: &str) {
-        let listens = getsockopt(&fd, sockopt::AcceptConn) == Ok(true);
+        let listens = getsockopt(&fd, sockopt::AcceptConn) == Ok(true)
+            && getsockopt(&fd, sockopt::SockType) == Ok(SockType::Stream);
         let Some(place) = place_of(&fd).filter(|_| listens) else {
             return;
         };
-        let own = name.starts_with(OWN_UNIX);
-        let leads_here = match &place {
-            Place::Unix(path) if own => own_name(path).is_ok_and(|it| it == name),
-            Place::Unix(_) | Place::Tcp(_) => true,
+        let (own, leads_here) = match &place {
+            Place::Unix(path) => {
+                let own = is_own_unix(name);
+                let same_file = !own || own_name(path).is_ok_and(|it| it == name);
+                (own, same_file && leads_to(path, &fd))
+            }
+            Place::Tcp(_) => (name == OWN_TCP, true),
         };
         if leads_here {
-            self.0.insert(place, Inherited { fd, own });
+            self.sockets.insert(place, Inherited { fd, own });
+        } else if !own {
+            // It is the manager's, and comes again until its unit is started again.
+            tracing::warn!(
+                ?place,
+                name,
+                "a socket whose path does not lead to it is not used"
+            );
         } else if let Some(manager) = std::env::var_os(notify::VARIABLE) {
             notify::forget(&manager, name).ok();
         }
     }
 
+    /// Whether the service manager is known to keep sockets.
+    #[must_use]
+    pub fn were_kept_by_manager(&self) -> bool {
+        self.kept_by_manager
+    }
+
+    /// Closes what listens at addresses other than that one. Before anything is bound: a socket of a life
+    /// before would be in the way of its own successor.
+    pub fn close_addresses_but(&mut self, wanted: Option<SocketAddr>) {
+        let manager = std::env::var_os(notify::VARIABLE);
+        self.sockets.retain(|place, it| {
+            let Place::Tcp(address) = place else {
+                return true;
+            };
+            if Some(*address) == wanted {
+                return true;
+            }
+            tracing::info!(%address, "a socket that is not needed any more is closed");
+            if let Some(manager) = manager.as_ref().filter(|_| it.own) {
+                notify::forget(manager, OWN_TCP).ok();
+            }
+            false
+        });
+    }
+
+    /// Those in that directory that somebody else made.
+    pub fn take_given(&mut self, directory: &Path) -> Vec<(PathBuf, Inherited)> {
+        let is_there = |place: &Place| match place {
+            Place::Unix(path) => path
+                .file_name()
+                .is_some_and(|name| is_same(path, &directory.join(name))),
+            Place::Tcp(_) => false,
+        };
+        let (given, others) = std::mem::take(&mut self.sockets)
+            .into_iter()
+            .partition::<BTreeMap<_, _>, _>(|(place, it)| !it.own && is_there(place));
+        self.sockets = others;
+        given
+            .into_iter()
+            .filter_map(|(place, it)| match place {
+                Place::Unix(path) => Some((path, it)),
+                Place::Tcp(_) => None,
+            })
+            .collect()
+    }
+
     /// Whether one listens at that path.
     #[must_use]
     pub fn has_path(&self, path: &Path) -> bool {
-        self.0.keys().any(|place| match place {
+        self.sockets.keys().any(|place| match place {
             Place::Unix(bound) => is_same(bound, path),
             Place::Tcp(_) => false,
         })
@@ -124,23 +199,23 @@ impl InheritedSockets {
         path: &Path,
         wanted: impl Fn(&Inherited) -> bool,
     ) -> Option<Inherited> {
-        let found = self.0.iter().find(|(place, it)| match place {
+        let found = self.sockets.iter().find(|(place, it)| match place {
             Place::Unix(bound) => is_same(bound, path) && wanted(it),
             Place::Tcp(_) => false,
         });
         let place = found?.0.clone();
-        self.0.remove(&place)
+        self.sockets.remove(&place)
     }
 
     /// The one at that address.
     pub fn take_address(&mut self, address: SocketAddr) -> Option<TcpListener> {
-        let inherited = self.0.remove(&Place::Tcp(address))?;
+        let inherited = self.sockets.remove(&Place::Tcp(address))?;
         Some(TcpListener::from(inherited.fd))
     }
 
     /// Closes what nobody took; what was ours is taken away for good.
     pub fn close(self, keeper: &Keeper) {
-        for (place, Inherited { own, .. }) in self.0 {
+        for (place, Inherited { own, .. }) in self.sockets {
             tracing::info!(?place, "a socket that is not needed any more is closed");
             match place {
                 Place::Unix(path) if own => {
@@ -154,6 +229,26 @@ impl InheritedSockets {
             }
         }
     }
+}
+
+/// Whether who connects to `path` gets to that socket: tried. Of one in which somebody waits already it is
+/// enough that the path leads to some socket.
+fn leads_to(path: &Path, listener: &OwnedFd) -> bool {
+    let (kind, flags) = (
+        SockType::Stream,
+        SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC,
+    );
+    let connected = UnixAddr::new(path).and_then(|address| {
+        let probe = socket(AddressFamily::Unix, kind, flags, None)?;
+        connect(probe.as_raw_fd(), &address)?;
+        Ok(probe)
+    });
+    // So many wait that nobody else gets in.
+    if matches!(connected, Err(Errno::EAGAIN)) {
+        return true;
+    }
+    let mut fds = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
+    connected.is_ok() && matches!(poll(&mut fds, PollTimeout::ZERO), Ok(1))
 }
 
 /// One path or two that lead to the same file.
@@ -187,6 +282,14 @@ fn own_name(path: &Path) -> io::Result<String> {
     Ok(format!("{OWN_UNIX}.{:x}.{:x}", file.dev(), file.ino()))
 }
 
+fn is_own_unix(name: &str) -> bool {
+    let is_number = |text: &str| u64::from_str_radix(text, 16).is_ok();
+    name.strip_prefix(OWN_UNIX)
+        .and_then(|rest| rest.strip_prefix('.'))
+        .and_then(|rest| rest.split_once('.'))
+        .is_some_and(|(device, file)| is_number(device) && is_number(file))
+}
+
 fn parse_own(text: &str, me: u32) -> Vec<(RawFd, String)> {
     let mut parts = text.split(';');
     if parts.next().and_then(|pid| pid.parse().ok()) != Some(me) {
@@ -217,6 +320,8 @@ fn parse_managers(pid: &str, count: &str, names: &str, me: u32) -> Vec<(RawFd, S
 #[derive(Debug)]
 pub struct Keeper {
     manager: Option<OsString>,
+    /// It keeps what it is sent, as far as is known.
+    manager_keeps: bool,
     kept: Mutex<Kept>,
 }
 
@@ -226,16 +331,18 @@ struct Kept {
     sockets: BTreeMap<String, (String, OwnedFd)>,
     /// Nothing is forgotten any more: the next life gets all there is.
     closed: bool,
-    /// The manager took one.
-    manager_has_some: bool,
+    /// The manager was sent one.
+    sent: bool,
 }
 
 impl Keeper {
-    /// One that tells the service manager, if there is one.
+    /// One that tells the service manager, if there is one, which `kept_some` before or did not.
     #[must_use]
-    pub fn of_this_process() -> Self {
+    pub fn of_this_process(kept_some: bool) -> Self {
+        let places = std::env::var(MANAGER_STORE).unwrap_or_default();
         Self {
             manager: std::env::var_os(notify::VARIABLE),
+            manager_keeps: kept_some || places.parse().is_ok_and(|places: u64| places > 0),
             kept: Mutex::default(),
         }
     }
@@ -265,20 +372,29 @@ impl Keeper {
         // What a socket unit made its manager has anyway.
         if let Some(manager) = self.manager.as_ref().filter(|_| name != GIVEN) {
             match notify::keep(manager, &name, fd.as_fd()) {
-                Ok(()) => kept.manager_has_some = true,
+                Ok(()) => kept.sent = true,
                 Err(error) => tracing::info!(%error, "the service manager keeps no socket"),
             }
         }
         kept.sockets.insert(what, (name, fd));
     }
 
-    /// The NBD socket of a resource is not needed any more.
+    /// The NBD socket of a resource is not needed any more. One that somebody else made stays.
     pub fn forget(&self, resource: &str) {
         let mut kept = self.lock();
         if kept.closed {
             return;
         }
-        if let Some((name, _)) = kept.sockets.remove(&format!("/{resource}")) {
+        let what = format!("/{resource}");
+        if kept
+            .sockets
+            .get(&what)
+            .is_none_or(|(name, _)| name == GIVEN)
+        {
+            return;
+        }
+        if let Some((name, _)) = kept.sockets.remove(&what) {
+            drop(kept);
             self.tell_manager_to_forget(&name);
         }
     }
@@ -292,7 +408,7 @@ impl Keeper {
     /// Whether a life that follows finds the sockets with the service manager.
     #[must_use]
     pub fn manager_has_some(&self) -> bool {
-        self.lock().manager_has_some
+        self.manager_keeps && self.lock().sent
     }
 
     /// From now on all that is kept is for the next life.
@@ -314,9 +430,14 @@ impl Keeper {
     }
 }
 
-/// Becomes `program` with the same arguments, which gets the sockets. Returns only if that failed.
+/// Becomes `program` with the same arguments, which gets the sockets; if that is not to be had, what this
+/// process is already, and `complain` is told why. Returns only if both failed.
 #[must_use]
-pub fn become_again(program: &Path, sockets: &[(String, OwnedFd)]) -> io::Error {
+pub fn become_again(
+    program: &Path,
+    sockets: &[(String, OwnedFd)],
+    complain: impl Fn(&io::Error),
+) -> io::Error {
     let mut text = std::process::id().to_string();
     for (name, fd) in sockets {
         // Stays open across the exec.
@@ -325,13 +446,19 @@ pub fn become_again(program: &Path, sockets: &[(String, OwnedFd)]) -> io::Error 
         }
         write!(text, ";{}={name}", fd.as_raw_fd()).ok();
     }
-    Command::new(program)
-        .args(std::env::args_os().skip(1))
-        .env(VARIABLE, text)
-        .env_remove(MANAGER_PID)
-        .env_remove(MANAGER_COUNT)
-        .env_remove(MANAGER_NAMES)
-        .exec()
+    let start = |file: &Path| {
+        Command::new(file)
+            // By this name it is found the next time.
+            .arg0(program)
+            .args(std::env::args_os().skip(1))
+            .env(VARIABLE, &text)
+            .env_remove(MANAGER_PID)
+            .env_remove(MANAGER_COUNT)
+            .env_remove(MANAGER_NAMES)
+            .exec()
+    };
+    complain(&start(program));
+    start(Path::new(THIS_PROGRAM))
 }
 
 #[cfg(test)]
@@ -381,17 +508,24 @@ mod tests {
         );
         assert!(sockets.take_path(&path, |it| it.own).is_some());
         assert!(!sockets.has_path(&path));
-        // A stranger's is known by its path alone.
         sockets.add(socket(), "vm-web");
         assert!(sockets.take_path(&path, |it| !it.own).is_some());
+        while_nobody_waits_in(&listener);
         // Somebody made another one in its place. The file's number may be the same by chance, so the
         // old one is kept from being given again.
         let aside = dir.join("aside");
         fs::rename(&path, &aside).unwrap();
         let _other = UnixListener::bind(&path).unwrap();
-        sockets.add(socket(), &name);
-        assert!(!sockets.has_path(&path));
+        for name in [&name, &own_name(&path).unwrap(), "vm-web"] {
+            sockets.add(socket(), name);
+            assert!(!sockets.has_path(&path), "{name}");
+        }
         fs::remove_dir_all(&dir).unwrap();
+    }
+
+    fn while_nobody_waits_in(listener: &UnixListener) {
+        listener.set_nonblocking(true).unwrap();
+        while listener.accept().is_ok() {}
     }
 
     #[test]
@@ -401,13 +535,14 @@ mod tests {
         sockets.add(reader, "a");
         let (one, _other) = std::os::unix::net::UnixStream::pair().unwrap();
         sockets.add(OwnedFd::from(one), "a");
-        assert!(sockets.0.is_empty());
+        assert!(sockets.sockets.is_empty());
     }
 
     #[test]
     fn what_is_closed_is_not_forgotten() {
         let keeper = Keeper {
             manager: None,
+            manager_keeps: true,
             kept: Mutex::default(),
         };
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -415,14 +550,79 @@ mod tests {
         keeper.keep_unix("a", Path::new("/"), fd(), true);
         keeper.keep_unix("b", Path::new("/"), fd(), false);
         keeper.keep_tcp(&listener);
-        keeper.forget("b");
+        keeper.keep_unix("c", Path::new("/"), fd(), true);
+        for resource in ["b", "c"] {
+            keeper.forget(resource);
+        }
         keeper.close();
         keeper.forget("a");
         let names: Vec<String> = keeper.take().into_iter().map(|it| it.0).collect();
-        assert_eq!(names.len(), 2);
+        assert_eq!(names.len(), 3);
         assert!(
-            names[0].starts_with(OWN_UNIX) && names[1] == OWN_TCP,
+            is_own_unix(&names[0]) && names[1..] == [GIVEN, OWN_TCP],
             "{names:?}"
         );
+    }
+
+    #[test]
+    fn a_unit_may_be_called_almost_like_our_sockets() {
+        assert!(is_own_unix("twinblk-nbd.1f.3a9"));
+        for name in [
+            "twinblk-nbd.socket",
+            "twinblk-nbd-vm-web.socket",
+            "twinblk-nbd",
+            "twinblk-nbd.1f",
+            "twinblk-nbd.1f.x.socket",
+            "twinblk-nbd-tcp",
+            "",
+        ] {
+            assert!(!is_own_unix(name), "{name}");
+        }
+        let dir = std::env::temp_dir().join(format!("twinblk-units-{}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        let path = dir.join("a.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        let mut sockets = InheritedSockets::default();
+        sockets.add(listener.into(), "twinblk-nbd-a.socket");
+        let given = sockets.take_given(&dir);
+        assert!(
+            matches!(&given[..], [(at, Inherited { own: false, .. })] if *at == path),
+            "{given:?}"
+        );
+        fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn what_listens_elsewhere_is_not_in_the_way_of_its_successor() {
+        let everywhere = TcpListener::bind("0.0.0.0:0").unwrap();
+        let port = everywhere.local_addr().unwrap().port();
+        let here = SocketAddr::from(([127, 0, 0, 1], port));
+        let mut sockets = InheritedSockets::default();
+        sockets.add(everywhere.into(), OWN_TCP);
+        TcpListener::bind(here).unwrap_err();
+        sockets.close_addresses_but(Some(here));
+        let listener = TcpListener::bind(here).unwrap();
+        sockets.add(listener.into(), OWN_TCP);
+        sockets.close_addresses_but(Some(here));
+        assert!(sockets.take_address(here).is_some());
+    }
+
+    /// Runs itself, and that becomes a program that is not there.
+    #[test]
+    fn a_program_that_cannot_be_started_leaves_the_one_that_runs() {
+        const STAGE: &str = "TWINBLK_TEST_BECOMES";
+        if std::env::var_os(VARIABLE).is_some() {
+            return;
+        }
+        if std::env::var_os(STAGE).is_some() {
+            let error = become_again(Path::new("/nonexistent/twinblkd"), &[], |_| {});
+            panic!("{error}");
+        }
+        let ended = Command::new(std::env::current_exe().unwrap())
+            .arg("a_program_that_cannot_be_started_leaves_the_one_that_runs")
+            .env(STAGE, "")
+            .output()
+            .unwrap();
+        assert!(ended.status.success(), "{ended:?}");
     }
 }

@@ -133,11 +133,14 @@ pub fn main(program: Program) -> ExitCode {
         Ok(Command::Run(flags)) => match start::run(program, &flags) {
             Ok(End::Stopped) => exit::OK,
             Ok(End::Again { program, sockets }) => {
-                let error = listeners::become_again(&program, &sockets);
-                last_words::say(&format!(
-                    "error: {} cannot be started: {error}\n",
-                    program.display()
-                ));
+                let shown = program.display();
+                let complain = |error: &std::io::Error| {
+                    last_words::say(&format!(
+                        "error: {shown} cannot be started: {error}; what ran until now starts again\n"
+                    ));
+                };
+                let error = listeners::become_again(&program, &sockets, complain);
+                last_words::say(&format!("error: {shown} cannot be started: {error}\n"));
                 exit::FAILED
             }
             Err(failure) => {

@@ -19,11 +19,15 @@ pub const VARIABLE: &str = "NOTIFY_SOCKET";
 /// # Errors
 /// When the socket is not there or does not take it.
 pub fn notify(socket: &OsStr, state: &str) -> io::Result<()> {
+    send(&UnixDatagram::unbound()?, socket, state)
+}
+
+fn send(from: &UnixDatagram, socket: &OsStr, state: &str) -> io::Result<()> {
     let address = match socket.as_bytes().strip_prefix(b"@") {
         Some(name) => SocketAddr::from_abstract_name(name)?,
         None => SocketAddr::from_pathname(socket)?,
     };
-    UnixDatagram::unbound()?.send_to_addr(state.as_bytes(), &address)?;
+    from.send_to_addr(state.as_bytes(), &address)?;
     Ok(())
 }
 
@@ -47,12 +51,15 @@ pub fn keep(socket: &OsStr, name: &str, fd: BorrowedFd<'_>) -> io::Result<()> {
     Ok(())
 }
 
-/// The manager need not keep it any more.
+/// The manager need not keep it any more. Never waits: of one that it keeps all the same the next start
+/// finds that its path does not lead to it.
 ///
 /// # Errors
 /// As [`keep`].
 pub fn forget(socket: &OsStr, name: &str) -> io::Result<()> {
-    notify(socket, &format!("FDSTOREREMOVE=1\nFDNAME={name}"))
+    let from = UnixDatagram::unbound()?;
+    from.set_nonblocking(true)?;
+    send(&from, socket, &format!("FDSTOREREMOVE=1\nFDNAME={name}"))
 }
 
 #[cfg(test)]
@@ -69,5 +76,17 @@ mod tests {
         let len = manager.recv(&mut buffer).unwrap();
         assert_eq!(&buffer[..len], b"READY=1");
         notify(OsStr::new("/nonexistent/socket"), "READY=1").unwrap_err();
+    }
+
+    #[test]
+    fn a_manager_that_does_not_listen_holds_nobody_up() {
+        let name = format!("twinblk-notify-full-{}", std::process::id());
+        let address = SocketAddr::from_abstract_name(&name).unwrap();
+        let _manager = UnixDatagram::bind_addr(&address).unwrap();
+        let socket = format!("@{name}");
+        let full = std::iter::repeat_with(|| forget(OsStr::new(&socket), "a"))
+            .take(100_000)
+            .find_map(Result::err);
+        assert_eq!(full.unwrap().kind(), io::ErrorKind::WouldBlock);
     }
 }

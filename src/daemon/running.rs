@@ -142,7 +142,7 @@ impl Running {
         let node = Arc::new(Node {
             program: program.name(),
             program_path,
-            keeper: Keeper::of_this_process(),
+            keeper: Keeper::of_this_process(inherited.were_kept_by_manager()),
             started: Duration::from_millis(clock::unix_millis()).as_secs_f64(),
             node: id,
             run_dir: flags.run_dir.clone(),
@@ -467,7 +467,9 @@ fn keeper(node: &Node) -> Doorkeeper {
     }
 }
 
-/// The sockets that NBD clients of this node's resources may be waiting in.
+/// The sockets that NBD clients of this node's resources may be waiting in, and those of socket units for
+/// what may be configured yet. All of them are kept from now on: the next life may come before they are
+/// taken.
 fn doors(node: &Node, inherited: &mut InheritedSockets) -> Vec<InheritedSocket<OwnedFd>> {
     let mut doors = Vec::new();
     for resource in node.resources.all() {
@@ -478,6 +480,7 @@ fn doors(node: &Node, inherited: &mut InheritedSockets) -> Vec<InheritedSocket<O
         // One of ours belongs to a resource that is up.
         let wanted = |it: &Inherited| awaited || !it.own;
         if let Some(Inherited { fd, own }) = inherited.take_path(&path, wanted) {
+            keep(node, &resource.name, &path, &fd, own);
             doors.push(InheritedSocket {
                 path,
                 socket: fd,
@@ -486,7 +489,28 @@ fn doors(node: &Node, inherited: &mut InheritedSockets) -> Vec<InheritedSocket<O
             });
         }
     }
+    let directory = status::nbd_directory(&node.run_dir);
+    for (bound, Inherited { fd, own }) in inherited.take_given(&directory) {
+        let (Some(name), Some(file)) = (bound.file_stem(), bound.file_name()) else {
+            continue;
+        };
+        let path = directory.join(file);
+        keep(node, &name.to_string_lossy(), &path, &fd, own);
+        doors.push(InheritedSocket {
+            path,
+            socket: fd,
+            own,
+            awaited: false,
+        });
+    }
     doors
+}
+
+fn keep(node: &Node, resource: &str, path: &Path, fd: &OwnedFd, own: bool) {
+    match fd.try_clone() {
+        Ok(fd) => node.keeper.keep_unix(resource, path, fd, own),
+        Err(error) => tracing::warn!(path = %path.display(), %error, "a socket is not kept"),
+    }
 }
 
 fn note_marks(node: &Node, store: &VoterStore) {

@@ -290,7 +290,12 @@ fn nbd_tcp_uri(place: Place<'_>, resource: &str) -> Option<String> {
 /// Where the NBD socket of a resource is.
 #[must_use]
 pub fn nbd_socket(run_dir: &Path, resource: &str) -> std::path::PathBuf {
-    run_dir.join("nbd").join(format!("{resource}.sock"))
+    nbd_directory(run_dir).join(format!("{resource}.sock"))
+}
+
+/// Where all of them are.
+pub fn nbd_directory(run_dir: &Path) -> std::path::PathBuf {
+    run_dir.join("nbd")
 }
 
 fn statistics(counters: Counters) -> VolumeStatistics {

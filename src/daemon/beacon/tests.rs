@@ -126,7 +126,7 @@ impl Lab {
         let shard = Arc::new(Told::default());
         let node = Arc::new(Node {
             program_path: PathBuf::new(),
-            keeper: Keeper::of_this_process(),
+            keeper: Keeper::of_this_process(false),
             program: "test",
             started: 0.0,
             node: id,
