@@ -11,10 +11,11 @@ use nix::errno::Errno;
 use replicator::io::{Completion, Done, Op, OpKey, Socket};
 use replicator::types::{Instant, Role};
 
-use super::Shard;
+use super::nbd::ACCEPT_PAUSE;
 use super::resource::{Accept, Resource};
 use super::slots::Key;
 use super::token::Owner;
+use super::{Shard, Timer};
 use crate::daemon::api::{InheritedSocket, ShardEvent};
 
 /// After a restart clients wait so long for this node to serve again before they are told that it does
@@ -55,12 +56,15 @@ impl Shard {
             socket,
             turning_away: None,
         });
-        if !awaited {
+        if awaited {
+            self.timers.insert((self.return_end(), Timer::Door(key)));
+        } else {
             self.turn_away(key);
         }
     }
 
-    fn turn_away(&mut self, key: Key) {
+    /// Its resource is not there, or not in time.
+    pub(super) fn turn_away(&mut self, key: Key) {
         if self.keeps_listeners {
             return;
         }
@@ -78,8 +82,15 @@ impl Shard {
             // Closes it.
             Ok(Done::Accepted(stranger)) => drop(stranger),
             Ok(Done::Count(_)) | Err(Errno::ECONNABORTED) => {}
-            // No descriptor left: one that waits is better than a loop. Or its resource is up.
-            Err(_) => return,
+            Err(_) => {
+                // No descriptor left: not at once. For one whose resource is up now this is void.
+                let at = self.now.plus(ACCEPT_PAUSE);
+                if let Some(door) = self.doors.get_mut(key) {
+                    door.turning_away = None;
+                    self.timers.insert((at, Timer::Door(key)));
+                }
+                return;
+            }
         }
         self.turn_away(key);
     }
@@ -107,13 +118,28 @@ impl Shard {
 
     /// This node serves, or it is known that it does not: who waits is let in.
     pub(super) fn look_at_returning(&mut self, key: Key) {
-        let returned = |resource: &Resource| {
-            matches!(resource.accept, Accept::UntilPrimary(_))
-                && resource.role() == Role::Primary
-                && resource.snapshot().size_blocks.is_some()
+        let Some(resource) = self.resources.get(key).filter(|it| it.is_awaited()) else {
+            return;
         };
-        if self.resources.get(key).is_some_and(returned) {
+        let snapshot = resource.snapshot();
+        let serves = resource.role() == Role::Primary && snapshot.size_blocks.is_some();
+        if serves {
             self.arm_nbd_accept(key);
+        }
+        if serves || snapshot.peer_role == Role::Primary {
+            self.let_tcp_clients_in();
+        }
+    }
+
+    /// Once all are here that are to come: one listener serves clients of all resources.
+    fn let_tcp_clients_in(&mut self) {
+        let comes = |resource: &Resource| {
+            resource.is_awaited() && resource.snapshot().peer_role != Role::Primary
+        };
+        let awaits = |door: &Door| door.socket.awaited && door.turning_away.is_none();
+        if !self.resources.iter().any(|(_, it)| comes(it))
+            && !self.doors.iter().any(|(_, door)| awaits(door))
+        {
             self.arm_tcp_accept();
         }
     }

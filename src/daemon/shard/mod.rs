@@ -172,6 +172,8 @@ enum Timer {
     Handshake { born: u64, client: Key },
     /// TCP clients are accepted again.
     Accept,
+    /// Who waits at a door is turned away again, or has waited long enough for its resource.
+    Door(Key),
 }
 
 struct Shard {
@@ -465,6 +467,7 @@ impl Shard {
                 Timer::Handshake { client, .. } => self.pump_client(client),
                 Timer::LinkHandshake { link, .. } => self.pump_link(link),
                 Timer::Accept => self.arm_tcp_accept(),
+                Timer::Door(key) => self.turn_away(key),
             }
         }
     }

@@ -343,6 +343,11 @@ impl Resource {
         })
     }
 
+    /// Right after a restart: who comes waits for this node to serve it.
+    pub(super) fn is_awaited(&self) -> bool {
+        !self.removing && matches!(self.accept, Accept::UntilPrimary(_))
+    }
+
     /// The engine wants a session.
     pub(super) fn wants_link(&self) -> bool {
         !self.removing && self.state.connection != ConnectionState::StandAlone

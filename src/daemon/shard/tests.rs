@@ -3,6 +3,7 @@
 
 mod block_status;
 mod clients;
+mod doors;
 mod faulty;
 mod letting_go;
 mod opening;

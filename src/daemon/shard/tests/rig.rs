@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -24,8 +25,8 @@ use replicator::types::{
 };
 
 use crate::daemon::api::{
-    AttachSetup, NbdClient, ResourceSetup, ResourceSnapshot, ShardCommand, ShardEvent, ShardHandle,
-    ShardSetup, ShardSink, StoredMarks,
+    AttachSetup, InheritedSocket, NbdClient, ResourceSetup, ResourceSnapshot, ShardCommand,
+    ShardEvent, ShardHandle, ShardSetup, ShardSink, StoredMarks,
 };
 use crate::daemon::security::Security;
 use crate::daemon::shard::{EngineFactory, ShardThread, Surroundings, engines, start_in};
@@ -139,12 +140,37 @@ impl Node {
         Self::start_in(scratch, NodeId::A, network, surroundings, engines)
     }
 
+    /// One that was started with such sockets.
+    pub(super) fn with_doors(
+        scratch: &Arc<Scratch>,
+        backend: MakeBackend,
+        doors: Vec<InheritedSocket<OwnedFd>>,
+    ) -> Self {
+        let surroundings = Surroundings {
+            backend: Box::new(backend),
+            ..Surroundings::real()
+        };
+        let network = (Vec::new(), Vec::new(), None);
+        Self::start_with(scratch, NodeId::A, network, surroundings, engines(), doors)
+    }
+
     fn start_in(
+        scratch: &Arc<Scratch>,
+        id: NodeId,
+        network: Network,
+        surroundings: Surroundings,
+        engines: EngineFactory,
+    ) -> Self {
+        Self::start_with(scratch, id, network, surroundings, engines, Vec::new())
+    }
+
+    fn start_with(
         scratch: &Arc<Scratch>,
         id: NodeId,
         (listeners, peer_addresses, security): Network,
         surroundings: Surroundings,
         engines: EngineFactory,
+        doors: Vec<InheritedSocket<OwnedFd>>,
     ) -> Self {
         let (event_sender, events) = channel();
         let (snapshot_sender, snapshots) = channel();
@@ -158,7 +184,7 @@ impl Node {
             incarnation: clock::random_id().unwrap(),
             nbd_connections_max: NBD_CONNECTIONS_MAX,
             nbd_tcp: None,
-            doors: Vec::new(),
+            doors,
             security,
         };
         let sink = Sink {
