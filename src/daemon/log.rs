@@ -67,12 +67,24 @@ impl<'a> MakeWriter<'a> for LogQueue {
     }
 }
 
+/// Whether such a level can be parsed.
+///
+/// # Errors
+/// In words: it cannot.
+pub(super) fn check(level: &str) -> Result<(), String> {
+    filter(level).map(drop)
+}
+
+fn filter(level: &str) -> Result<EnvFilter, String> {
+    EnvFilter::try_new(level).map_err(|error| format!("log level: {error}"))
+}
+
 /// Starts the log on stderr. `level` is as in `[log] level`.
 ///
 /// # Errors
 /// In words: a level that cannot be parsed, no thread, or a log that was started before.
 pub(super) fn start(level: &str) -> Result<Log, String> {
-    let filter = EnvFilter::try_new(level).map_err(|error| format!("log level: {error}"))?;
+    let filter = filter(level)?;
     let lines = Mailbox::new(LINES_MAX).map_err(|error| error.to_string())?;
     let queue = LogQueue {
         lines: Arc::new(lines),

@@ -770,7 +770,7 @@ pub(super) fn no_such_resource(name: &str) -> ErrorReport {
     ErrorReport::new(ErrorId::NoSuchResource, what, "it is not configured").next(next)
 }
 
-fn client_names(clients: &[NbdClient]) -> String {
+pub(super) fn client_names(clients: &[NbdClient]) -> String {
     let names = clients
         .iter()
         .map(|client| match (client.pid, client.address) {

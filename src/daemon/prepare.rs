@@ -16,6 +16,7 @@ use replicator::io::clock;
 use replicator::types::{NodeId, VoterId};
 
 use super::api::NbdTcp;
+use super::args::Flags;
 use super::certificates::Certificates;
 use super::listeners::InheritedSockets;
 use super::voter_store::{OpenStoreError, StoreIdentity, VoterStore};
@@ -112,6 +113,82 @@ pub(super) fn check_nbd_tcp(config: &Config, node: NodeId) -> Result<(), ErrorRe
     }
 }
 
+/// Binds each address once, and lets go of it. A port that is taken is one that `held` names: whoever asks
+/// has it, and lets go of it before. Without that nobody knows who has one.
+pub(super) fn check_addresses(
+    config: &Config,
+    node: NodeId,
+    held: Option<Vec<u16>>,
+) -> Result<(), ErrorReport> {
+    let looks = Looks { held };
+    for address in config.node(node).into_iter().flat_map(|it| &it.addresses) {
+        looks.tcp(*address, "TCP")?;
+        looks.udp(*address)?;
+    }
+    if let Some(address) = config.metrics.listen.filter(|_| config.metrics.explicit) {
+        looks.tcp(address, "metrics")?;
+    }
+    config
+        .nbd
+        .listen_of(node)
+        .map_or(Ok(()), |address| looks.tcp(address, "TCP, for NBD"))
+}
+
+/// Binds an address, and lets go of it.
+struct Looks {
+    /// Ports that may be taken; `None`: any.
+    held: Option<Vec<u16>>,
+}
+
+impl Looks {
+    fn tcp(&self, address: SocketAddr, protocol: &str) -> Result<(), ErrorReport> {
+        self.judge(address, protocol, TcpListener::bind(address).map(drop))
+    }
+
+    fn udp(&self, address: SocketAddr) -> Result<(), ErrorReport> {
+        self.judge(address, "UDP", UdpSocket::bind(address).map(drop))
+    }
+
+    fn judge(
+        &self,
+        address: SocketAddr,
+        protocol: &str,
+        tried: io::Result<()>,
+    ) -> Result<(), ErrorReport> {
+        let by_whoever_asks = || {
+            let held = self.held.as_ref();
+            held.is_none_or(|held| held.contains(&address.port()))
+        };
+        match tried {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && by_whoever_asks() => Ok(()),
+            Err(error) => Err(bind_refusal(address, protocol, &error)),
+            Ok(()) => Ok(()),
+        }
+    }
+}
+
+/// The ports that [`check_addresses`] finds taken by a daemon with this configuration.
+pub(super) fn held_ports(config: &Config, node: NodeId) -> Vec<u16> {
+    let own = config.node(node).into_iter().flat_map(|it| &it.addresses);
+    own.copied()
+        .chain(config.metrics.listen)
+        .chain(config.nbd.listen_of(node))
+        .map(|address| address.port())
+        .collect()
+}
+
+/// Whether both directories can be used, and the voter store is this node's; without their locks.
+pub(super) fn check_directories(
+    config: &Config,
+    node: NodeId,
+    flags: &Flags,
+) -> Result<(), ErrorReport> {
+    let (run_dir, state_dir) = (&flags.run_dir, &flags.state_dir);
+    open_run_lock(run_dir).map_err(|error| directory_refusal(run_dir, &error))?;
+    let identity = identity(config, node)?;
+    VoterStore::check(state_dir, &identity).map_err(|error| store_refusal(state_dir, &error))
+}
+
 fn certificates(dir: &Path) -> Result<Arc<Certificates>, ErrorReport> {
     let (certificates, doubt) = Certificates::open(dir).map_err(|error| {
         let what = "no certificates for NBD over TCP";
@@ -175,13 +252,7 @@ pub(super) fn run_dir(
                 .create(dir.join("nbd"))
         });
     made.map_err(|error| directory_refusal(dir, &error))?;
-    let lock = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(dir.join("lock"))
-        .map_err(|error| directory_refusal(dir, &error))?;
+    let lock = open_run_lock(dir).map_err(|error| directory_refusal(dir, &error))?;
     let locked = Flock::lock(lock, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| {
         if errno == nix::errno::Errno::EWOULDBLOCK {
             let what = format!("{} is in use by another daemon", dir.display());
@@ -194,6 +265,15 @@ pub(super) fn run_dir(
     remove_left_over_exports(&dir.join("nbd"), inherited)
         .map_err(|error| directory_refusal(dir, &error))?;
     Ok(locked)
+}
+
+fn open_run_lock(dir: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(dir.join("lock"))
 }
 
 /// A killed daemon could not take its NBD sockets away; clients of what is not up again would find
@@ -224,12 +304,7 @@ pub(super) fn voter_store(
     node: NodeId,
     dir: &Path,
 ) -> Result<VoterStore, ErrorReport> {
-    let fresh = clock::random_id().map_err(|error| system("randomness", &error))?;
-    let identity = StoreIdentity {
-        cluster: config.cluster.clone(),
-        node: config.node_name(node).to_owned(),
-        fresh_voter: VoterId(fresh),
-    };
+    let identity = identity(config, node)?;
     let store = VoterStore::open(dir, &identity).map_err(|error| store_refusal(dir, &error))?;
     if store.was_created() {
         tracing::info!("{}: a new voter store, a new voter", dir.display());
@@ -242,6 +317,15 @@ pub(super) fn voter_store(
         );
     }
     Ok(store)
+}
+
+fn identity(config: &Config, node: NodeId) -> Result<StoreIdentity, ErrorReport> {
+    let fresh = clock::random_id().map_err(|error| system("randomness", &error))?;
+    Ok(StoreIdentity {
+        cluster: config.cluster.clone(),
+        node: config.node_name(node).to_owned(),
+        fresh_voter: VoterId(fresh),
+    })
 }
 
 fn store_refusal(dir: &Path, error: &OpenStoreError) -> ErrorReport {
@@ -268,4 +352,29 @@ pub(super) fn system(what: &str, error: &io::Error) -> ErrorReport {
         format!("no {what}"),
         error.to_string(),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_start_is_rehearsed_with_its_addresses() {
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = taken.local_addr().unwrap();
+        let by = |held: Option<&[u16]>| Looks {
+            held: held.map(<[u16]>::to_vec),
+        };
+        let refused = by(Some(&[])).tcp(address, "TCP").unwrap_err();
+        assert_eq!(refused.id, ErrorId::AddressTaken.code());
+        // By whoever asks.
+        by(Some(&[1, address.port()])).tcp(address, "TCP").unwrap();
+        by(None).tcp(address, "TCP").unwrap();
+        // TEST-NET-1: no machine has it.
+        let elsewhere = SocketAddr::from(([192, 0, 2, 1], address.port()));
+        by(None).tcp(elsewhere, "TCP").unwrap_err();
+        by(None).udp(elsewhere).unwrap_err();
+        drop(taken);
+        by(Some(&[])).tcp(address, "TCP").unwrap();
+    }
 }

@@ -1,6 +1,8 @@
 //! From flags to a running node: every refusal to start comes before `control.sock`.
 
+use std::ffi::OsString;
 use std::io;
+use std::path::PathBuf;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
@@ -10,7 +12,7 @@ use replicator::types::NodeId;
 
 use super::args::Flags;
 use super::listeners::InheritedSockets;
-use super::reexec_order::collect_children;
+use super::reexec_order::{HELD_PORTS, collect_children};
 use super::running::{End, Prepared, Running};
 use super::security::Security;
 use super::{Program, log, prepare, words};
@@ -39,16 +41,13 @@ pub(super) fn run(program: Program, flags: &Flags) -> Result<End, Failure> {
     // Before this process opens anything of its own.
     let mut inherited = InheritedSockets::take();
     // Before a newer one takes its place on the disk.
-    let program_path =
-        std::env::current_exe().map_err(|error| prepare::system("path of this program", &error))?;
+    let program_path = program_path(std::env::args_os().next(), std::env::current_exe());
     let Checked { config, warnings } = load_config(program, flags)?;
     let node = own_id(program, &config, flags)?;
     let security = Security::open(&config, node, &flags.state_dir)?;
     // Before any thread is started, so that all of them leave the signals to this one.
     let signals = block_signals().map_err(|error| prepare::system("signals", &error))?;
-    let level = std::env::var("TWINBLK_LOG").unwrap_or_else(|_| config.log.level.clone());
-    let _log = log::start(&level)
-        .map_err(|why| ErrorReport::new(ErrorId::BadValue, "the log cannot be started", why))?;
+    let _log = log::start(&log_level(&config)).map_err(log_refusal)?;
     collect_children();
     for warning in warnings {
         let place = warning.place.as_ref().map_or_else(String::new, |place| {
@@ -67,6 +66,7 @@ pub(super) fn run(program: Program, flags: &Flags) -> Result<End, Failure> {
         .node(node)
         .map(|it| it.addresses.clone())
         .unwrap_or_default();
+    inherited.close_addresses_but(config.nbd.listen_of(node));
     let sockets = prepare::bind_all(&addresses)?;
     let metrics = prepare::bind_metrics(&config.metrics)?;
     let nbd_tcp = prepare::nbd_tcp(&config, node, &mut inherited)?;
@@ -90,7 +90,33 @@ pub(super) fn rehearse(program: Program, flags: &Flags) -> Result<(), Failure> {
     let node = own_id(program, &config, flags)?;
     Security::open(&config, node, &flags.state_dir)?;
     prepare::check_nbd_tcp(&config, node)?;
+    log::check(&log_level(&config)).map_err(log_refusal)?;
+    let held = std::env::var(HELD_PORTS).ok().map(|ports| {
+        let ports = ports.split(',').filter_map(|it| it.parse().ok());
+        ports.collect::<Vec<u16>>()
+    });
+    prepare::check_addresses(&config, node, held)?;
+    prepare::check_directories(&config, node, flags)?;
     Ok(())
+}
+
+fn log_level(config: &Config) -> String {
+    std::env::var("TWINBLK_LOG").unwrap_or_else(|_| config.log.level.clone())
+}
+
+fn log_refusal(why: String) -> ErrorReport {
+    ErrorReport::new(ErrorId::BadValue, "the log cannot be started", why)
+}
+
+/// Where a newer program is looked for: under the name by which this one was started, which may be a
+/// link that leads elsewhere by then, or else where this one is. Without either nothing is there that
+/// could say that it would start.
+fn program_path(called: Option<OsString>, found: io::Result<PathBuf>) -> PathBuf {
+    let called = called.map(PathBuf::from);
+    called
+        .filter(|path| path.is_absolute() && path.is_file())
+        .or_else(|| found.ok())
+        .unwrap_or_default()
 }
 
 fn load_config(program: Program, flags: &Flags) -> Result<Checked, Failure> {
@@ -163,4 +189,25 @@ fn block_signals() -> io::Result<SignalFd> {
         &set,
         SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK,
     )?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_newer_program_is_looked_for_where_a_link_leads_then() {
+        let dir = std::env::temp_dir().join(format!("twinblk-link-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let (link, program) = (dir.join("current"), std::env::current_exe().unwrap());
+        std::os::unix::fs::symlink(&program, &link).unwrap();
+        let found = || Ok(program.clone());
+        assert_eq!(program_path(Some(link.clone().into()), found()), link);
+        for called in ["twinblkd", "./twinblkd", "/nonexistent/twinblkd", "/", ""] {
+            assert_eq!(program_path(Some(called.into()), found()), program);
+        }
+        let lost = || Err(io::Error::from(io::ErrorKind::NotFound));
+        assert_eq!(program_path(None, lost()), PathBuf::new());
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
 }

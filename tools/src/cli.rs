@@ -228,6 +228,7 @@ pub enum Verb {
     /// happens. Then everything acknowledged is made durable and NBD clients are cut off without an error:
     /// who reconnects waits in the listening sockets, which stay. Give guests a reconnect delay. Waits
     /// until this node, or its peer, serves again what it served. With --node, the daemon of that node.
+    /// Refused while clients reach the Primary through this node: they would not be let in again.
     Reexec,
     /// Show how everything is
     Status(Status),

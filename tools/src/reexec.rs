@@ -47,8 +47,12 @@ pub(crate) fn reexec(context: &Context) -> Result<u8, Failure> {
                 served => format!("; it serves {}", served.join(", ")),
             };
             let seconds = took.as_secs_f64();
+            let earlier = match before.version == *version {
+                true => "as before".to_owned(),
+                false => format!("{} before", before.version),
+            };
             context.tell(&format!(
-                "{node} runs {program} {version} again after {seconds:.1} s{words}"
+                "{node} runs {program} {version} ({earlier}) again after {seconds:.1} s{words}"
             ));
         }
         Output::Json => {

@@ -376,16 +376,7 @@ impl VoterStore {
             path: path.clone(),
             what,
         })?;
-        let node = entries.node();
-        if node.cluster != identity.cluster || node.node != identity.node {
-            return Err(OpenStoreError::Foreign {
-                dir: dir.to_owned(),
-                node: identity.node.clone(),
-                cluster: identity.cluster.clone(),
-                found_node: node.node.clone(),
-                found_cluster: node.cluster.clone(),
-            });
-        }
+        is_of(entries.node(), dir, identity)?;
         // As with the file's pages: a name that is seen need not be on the disk yet.
         sync_names(dir).map_err(system(dir))?;
         entries.begin_life().map_err(system(&path))?;
@@ -394,6 +385,23 @@ impl VoterStore {
             _lock: lock,
             created,
         })
+    }
+
+    /// Whether the store in `dir`, if there is one, could be opened but for its lock. Changes nothing.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn check(dir: &Path, identity: &StoreIdentity) -> Result<(), OpenStoreError> {
+        let path = dir.join(STORE_FILE);
+        let file = match OpenOptions::new().read(true).write(true).open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            opened => opened.map_err(|error| OpenStoreError::System {
+                path: path.clone(),
+                error,
+            })?,
+        };
+        let entries = Entries::load(file).map_err(|what| OpenStoreError::Damaged { path, what })?;
+        is_of(entries.node(), dir, identity)
     }
 
     /// The node's own record, this life counted.
@@ -432,6 +440,19 @@ impl VoterStore {
     pub fn write(&mut self, records: BTreeMap<ResourceId, VoterRecord>) -> io::Result<()> {
         self.entries.write(records)
     }
+}
+
+fn is_of(node: &NodeRecord, dir: &Path, identity: &StoreIdentity) -> Result<(), OpenStoreError> {
+    if node.cluster == identity.cluster && node.node == identity.node {
+        return Ok(());
+    }
+    Err(OpenStoreError::Foreign {
+        dir: dir.to_owned(),
+        node: identity.node.clone(),
+        cluster: identity.cluster.clone(),
+        found_node: node.node.clone(),
+        found_cluster: node.cluster.clone(),
+    })
 }
 
 fn lock_dir(dir: &Path) -> Result<Flock<File>, OpenStoreError> {

@@ -408,19 +408,24 @@ fn a_store_made_anew_repeats_no_life_of_the_one_before() {
 #[test]
 fn a_state_directory_in_use_or_of_another_node_is_refused() {
     let dir = TestDir::new("store-refused");
+    VoterStore::check(&dir.0, &identity()).unwrap();
     let first = VoterStore::open(&dir.0, &identity()).unwrap();
     let second = VoterStore::open(&dir.0, &identity()).unwrap_err();
     assert!(matches!(second, OpenStoreError::Locked { .. }), "{second}");
+    VoterStore::check(&dir.0, &identity()).unwrap();
     drop(first);
     let other = StoreIdentity {
         node: "kvm-b".to_owned(),
         ..identity()
     };
     let foreign = VoterStore::open(&dir.0, &other).unwrap_err();
-    assert!(
-        matches!(foreign, OpenStoreError::Foreign { .. }),
-        "{foreign}"
-    );
+    let checked = VoterStore::check(&dir.0, &other).unwrap_err();
+    for foreign in [foreign, checked] {
+        assert!(
+            matches!(foreign, OpenStoreError::Foreign { .. }),
+            "{foreign}"
+        );
+    }
 }
 
 #[test]
