@@ -7,7 +7,8 @@
 //! else knows what operators told it.
 //!
 //! Invariant: one resource at a time, with a pause after each, and each no more often than
-//! [`FAILBACKS_MAX`] times in [`FLAP_WINDOW`].
+//! [`FAILBACKS_MAX`] times in [`FLAP_WINDOW`], whatever became of them: a host that fails whenever it
+//! becomes Primary answers nothing.
 
 use core::time::Duration;
 use std::collections::BTreeMap;
@@ -16,7 +17,7 @@ use replicator::types::{Failback, Instant, NodeId, ResourceId};
 
 use super::output::Blocker;
 
-/// Most failbacks of one resource in [`FLAP_WINDOW`]: a host that fails for the third time in a day is
+/// Most failbacks of one resource that are begun in [`FLAP_WINDOW`]: a host that fails for the third time in a day is
 /// to be looked at.
 pub const FAILBACKS_MAX: usize = 3;
 
@@ -70,6 +71,8 @@ pub struct Facts {
     pub blocker: Option<Blocker>,
     /// What is better not interrupted.
     pub busy: Option<Busy>,
+    /// It has a guest, and that does not run here: a failback would start it.
+    pub guest_idle: bool,
 }
 
 /// Work at a Primary that is waited for.
@@ -94,8 +97,23 @@ pub enum Away {
     Maintenance,
     /// An operator moved it away from there, and that order holds.
     ByHand,
-    /// It did not answer.
+    /// Its own file says otherwise: `prefer` or `failback` differ.
+    OtherWish,
+    /// The guest could not be started there.
+    Guest,
+    /// It did not answer, or what it said is not understood.
     Unknown,
+}
+
+/// What became of a failback.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// The preferred node serves.
+    Home,
+    /// There was nothing to do any more.
+    Idle,
+    /// Anything else: refused, or left and not known to be served.
+    Failed,
 }
 
 /// How a resource stands to its preferred node, as seen by this one.
@@ -150,6 +168,8 @@ pub enum Stay {
     },
     /// The preferred node does not want it.
     PeerAway(Away),
+    /// Its guest does not run here, and is not started by a failback.
+    GuestIdle,
     /// Something is not to be interrupted.
     Busy(Busy),
     /// A move would be refused.
@@ -186,6 +206,8 @@ impl Stay {
             Self::FlapLimit { .. } => "flap-limit",
             Self::BackOff { .. } => "back-off",
             Self::PeerAway(Away::Standby) => "standby",
+            Self::PeerAway(Away::OtherWish) => "other-wish",
+            Self::GuestIdle | Self::PeerAway(Away::Guest) => "guest",
             Self::PeerAway(Away::Unknown) => "unknown",
             Self::Busy(_) => "busy",
             Self::Blocked(_) => "blocked",
@@ -208,8 +230,10 @@ impl Stay {
 /// What is remembered of one resource.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Memory {
-    /// When it went back, in seconds since 1970, oldest first; at most [`FAILBACKS_MAX`].
+    /// When a move back was begun, in seconds since 1970, oldest first; at most [`FAILBACKS_MAX`].
     went: Vec<u64>,
+    /// What is wanted, and since when in this life.
+    wish: Option<(Wish, Instant)>,
     /// Tries in a row that came to nothing.
     failures: u32,
     /// The next one not before.
@@ -312,44 +336,71 @@ impl Placement {
         });
     }
 
-    /// Its move begins.
-    pub fn begin(&mut self, id: ResourceId) {
-        self.under_way = Some(id);
-    }
-
-    /// Its move ended: the preferred node serves it, or not.
-    pub fn end(&mut self, id: ResourceId, moved: bool, clocks: Clocks) {
-        self.under_way = None;
-        self.breath_until = Some(clocks.now.plus(BREATH));
+    /// What is wanted from now on: one that is new waits for the whole hold-down.
+    pub fn note_wish(&mut self, id: ResourceId, wish: &Wish, now: Instant) {
         let memory = self.memories.entry(id).or_default();
-        memory.refusal = None;
-        if moved {
-            memory.failures = 0;
-            memory.retry_at = None;
-            memory.note_went(clocks.unix_seconds);
-        } else {
-            let doublings = memory.failures.min(16);
-            memory.failures += 1;
-            let pause = (BACK_OFF_MIN * (1 << doublings)).min(BACK_OFF_MAX);
-            memory.retry_at = Some(clocks.now.plus(pause));
+        if memory.wish.is_none_or(|(known, _)| known != *wish) {
+            memory.wish = Some((*wish, now));
         }
     }
 
-    /// It is not served here any more, for whatever reason: what hindered it here is over.
+    /// What is noted for later than now was noted before the clock was set back: it counts from now on,
+    /// for a day and no longer.
+    pub fn note_clock(&mut self, unix_seconds: u64) {
+        for memory in self.memories.values_mut() {
+            for went in &mut memory.went {
+                *went = (*went).min(unix_seconds);
+            }
+        }
+    }
+
+    /// Its move begins, and counts whatever becomes of it.
+    pub fn begin(&mut self, id: ResourceId, clocks: Clocks) {
+        self.under_way = Some(id);
+        let memory = self.memories.entry(id).or_default();
+        memory.note_went(clocks.unix_seconds);
+    }
+
+    /// Its move ended, or did not begin at all.
+    pub fn end(&mut self, id: ResourceId, ended: Ended, clocks: Clocks) {
+        let begun = self.under_way.take() == Some(id);
+        self.breath_until = Some(clocks.now.plus(BREATH));
+        let memory = self.memories.entry(id).or_default();
+        memory.refusal = None;
+        match ended {
+            Ended::Home => {
+                memory.failures = 0;
+                memory.retry_at = None;
+            }
+            Ended::Idle if begun => drop(memory.went.pop()),
+            Ended::Idle => {}
+            Ended::Failed => {
+                let long_ago = |at: Instant| clocks.now.since(at) >= BACK_OFF_MAX;
+                if memory.retry_at.is_some_and(long_ago) {
+                    memory.failures = 0;
+                }
+                let doublings = memory.failures.min(16);
+                memory.failures = memory.failures.saturating_add(1);
+                let pause = (BACK_OFF_MIN * (1 << doublings)).min(BACK_OFF_MAX);
+                memory.retry_at = Some(clocks.now.plus(pause));
+            }
+        }
+    }
+
+    /// It is not served here any more, for whatever reason: what the peer said of it is old. What failed
+    /// is not forgotten, since a host that fails whenever it becomes Primary comes by here each time.
     pub fn note_gone(&mut self, id: ResourceId) {
         if let Some(memory) = self.memories.get_mut(&id) {
-            memory.failures = 0;
-            memory.retry_at = None;
             memory.refusal = None;
         }
     }
 
-    /// An earlier life of this node had it go back then.
+    /// An earlier life of this node began a move back then.
     pub fn remember(&mut self, id: ResourceId, unix_seconds: u64) {
         self.memories.entry(id).or_default().note_went(unix_seconds);
     }
 
-    /// When it went back, as far as that still counts.
+    /// When its moves back began, as far as that still counts.
     #[must_use]
     pub fn went(&self, id: ResourceId) -> &[u64] {
         self.memories.get(&id).map_or(&[], |memory| &memory.went)
@@ -400,6 +451,8 @@ fn stay(memory: Option<&Memory>, wish: &Wish, facts: &Facts, clocks: Clocks) -> 
     if let Some(left) = memory.and_then(|memory| memory.flap_limit(unix_seconds)) {
         return Some(Stay::FlapLimit { left });
     }
+    let wished = memory.and_then(|memory| memory.wish);
+    let since = wished.map_or(since, |(_, wished)| since.max(wished));
     let left = since.plus(wish.hold_down).since(now);
     if !left.is_zero() {
         return Some(Stay::HoldDown { left });
@@ -420,6 +473,9 @@ fn stay(memory: Option<&Memory>, wish: &Wish, facts: &Facts, clocks: Clocks) -> 
     }
     if let Some(blocker) = facts.blocker {
         return Some(Stay::Blocked(blocker));
+    }
+    if facts.guest_idle {
+        return Some(Stay::GuestIdle);
     }
     facts.busy.map(Stay::Busy)
 }

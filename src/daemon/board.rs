@@ -144,6 +144,10 @@ pub struct GuestShown {
     pub stopped: bool,
     /// It did not go when it was told to.
     pub stop_failed: bool,
+    /// It runs here.
+    pub runs: bool,
+    /// It could be started here.
+    pub can_start: bool,
 }
 
 impl GuestBoard {

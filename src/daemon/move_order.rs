@@ -148,6 +148,17 @@ impl Node {
         to: &str,
         timeout: Option<Duration>,
     ) -> Outcome {
+        self.move_if(resource, to, timeout, || Ok(()))
+    }
+
+    /// `still` is asked last, once nothing is left but the order itself: its guest is stopped by then.
+    pub(super) fn move_if(
+        &self,
+        resource: &ResourceConfig,
+        to: &str,
+        timeout: Option<Duration>,
+        still: impl FnOnce() -> Result<(), ErrorReport>,
+    ) -> Outcome {
         let name = &resource.name;
         if self.successor(to)? == self.node {
             // Asked as the one it goes to: by now it serves, or nobody does.
@@ -161,6 +172,7 @@ impl Node {
         self.check_movable(resource)?;
         // Held to the end: an order that fails gives the guest back.
         let _stopped = self.stop_guest(resource, false)?;
+        still()?;
         // After it left, the Primary waits for its successor, or for its own return, on its own time.
         let after = timing(self.config.quorum.timing).grant * 3;
         let timeout = timeout.unwrap_or(ORDER_TIMEOUT);

@@ -28,6 +28,9 @@ use crate::controller::{Done, Order, OrderRefusal};
 /// How long `primary` waits for what can still arrive, unless the client says otherwise.
 const PRIMARY_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// No order of itself takes longer.
+pub(super) const LONGEST_ORDER: Duration = PRIMARY_TIMEOUT;
+
 /// How long every other order waits: a commit and a few disk operations.
 pub(super) const ORDER_TIMEOUT: Duration = Duration::from_secs(15);
 
@@ -220,10 +223,10 @@ impl Node {
             Verb::Up { resource } => Some(resource.clone()),
             _ => None,
         };
-        let choice = self.begin_choice(&verb, asker)?;
+        let choice = self.begin_choice(&verb, asker);
         let mut outcome = self.carry_out(verb, timeout, answers);
         if let Some(choice) = choice {
-            self.end_choice(choice, &mut outcome);
+            self.end_choice(&choice, timeout, &mut outcome);
         }
         if let Some(resource) = ends_choice {
             self.end_choice_by_up(&resource, &mut outcome);

@@ -278,13 +278,10 @@ impl Running {
             self.node.name(),
             self.node.config.cluster
         );
-        let placement = match self.program {
-            Program::Daemon => Some(
-                placement::start(&self.node)
-                    .map_err(|error| system("thread for the placement", &error))?,
-            ),
-            Program::Arbitrator => None,
-        };
+        if self.program == Program::Daemon {
+            placement::start(&self.node)
+                .map_err(|error| system("thread for the placement", &error))?;
+        }
         let again = match self.wait_for_the_end(signals) {
             Told::Stop => false,
             Told::Again => true,
@@ -295,7 +292,7 @@ impl Running {
         };
         drop(control);
         self.node.board.update(|board| board.stopping = true);
-        for up in ups.into_iter().chain(placement) {
+        for up in ups {
             up.join().ok();
         }
         let node = Arc::clone(&self.node);

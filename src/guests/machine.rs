@@ -87,6 +87,8 @@ pub struct Guest {
     fence_until: Instant,
     process: Option<Process>,
     looked: bool,
+    /// The hypervisor answered the last look, and knows the domain.
+    known_there: bool,
     look_at: Instant,
     /// A process ended by itself, and the hypervisor was not asked why yet.
     autopsy: bool,
@@ -140,6 +142,7 @@ impl Guest {
             fence_until: now,
             process: None,
             looked: false,
+            known_there: false,
             look_at: now,
             autopsy: false,
             by_hand: false,
@@ -264,6 +267,13 @@ impl Guest {
         self.looked && !creating && !ours
     }
 
+    /// Whether it could be started here, as far as the last look tells: it may be started at all, the
+    /// hypervisor answers and knows the domain.
+    #[must_use]
+    pub fn can_start(&self) -> bool {
+        self.settings.starts && self.known_there
+    }
+
     /// Its process, if it is watched.
     #[must_use]
     pub fn process(&self) -> Option<ProcessId> {
@@ -349,6 +359,7 @@ impl Guest {
 
     fn note_seen(&mut self, seen: Seen, after: Order) {
         let first = !core::mem::replace(&mut self.looked, true);
+        self.known_there = seen.domain.is_ok();
         let known = self.process.as_ref().map(|it| it.id);
         match seen.process {
             Some(id) if known == Some(id) => {

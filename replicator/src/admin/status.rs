@@ -148,12 +148,18 @@ pub struct ResourceStatus {
 pub struct PlacementStatus {
     /// `home`; `not-here` where the other node serves it or nobody does; `due` when it is about to go
     /// back; else why it does not: `never`, `manual`, `by-hand`, `maintenance`, `standby`, `lossy`,
-    /// `not-ready`, `hold-down`, `window`, `flap-limit`, `back-off`, `unknown`, `busy` or `blocked`.
+    /// `not-ready`, `hold-down`, `window`, `flap-limit`, `back-off`, `other-wish` (the two nodes'
+    /// files differ), `guest` (it does not run here, or could not be started there), `unknown`,
+    /// `busy` or `blocked`.
     pub word: String,
     /// The same in one sentence without a full stop.
     pub text: String,
     /// How long that lasts, where only time is missing.
     pub left_seconds: Option<f64>,
+    /// `failback` as this node's file has it, or `manual` where people decide: the node that serves
+    /// compares it with its own.
+    #[serde(default)]
+    pub failback: Option<String>,
 }
 
 /// A guest bound to a resource.

@@ -210,6 +210,8 @@ impl Guests {
             here: one.guest.process().is_some(),
             stopped: one.guest.is_stopped(),
             stop_failed: state == State::StopFailed,
+            runs: matches!(state, State::Running { .. }),
+            can_start: one.guest.can_start(),
         };
         if one.shown.as_ref() == Some(&shown) {
             return;

@@ -9,14 +9,17 @@
 //! went vm-mail 1795226520
 //! ```
 //!
-//! Invariant: what cannot be read is never taken for "nobody chose": then every resource stays where
-//! it is until `up` is given.
+//! Invariant: what cannot be read, or is of a newer version, is never taken for "nobody chose", and
+//! never overwritten: every resource stays where it is until `up` names it, and after a restart
+//! again, until somebody takes the file away.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Read, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use replicator::types::Instant;
 
 use crate::controller::placement::FAILBACKS_MAX;
 
@@ -36,6 +39,8 @@ pub(in crate::daemon) enum Chosen {
     Away,
     /// This node, though the other one is preferred.
     Here,
+    /// The file cannot be read: anything may have been chosen.
+    Unknown,
 }
 
 /// Such an order.
@@ -61,6 +66,8 @@ struct Known {
 pub(in crate::daemon) struct PlacementFile {
     /// `None`: kept in memory alone.
     dir: Option<PathBuf>,
+    /// Held while the file is written, so that nobody who reads waits for a disk.
+    writing: Mutex<()>,
     state: Mutex<State>,
 }
 
@@ -69,8 +76,10 @@ struct State {
     known: Known,
     /// The file was there and is damaged.
     distrusted: bool,
-    /// Marks whose order is still being carried out: how things are says nothing about them.
-    under_way: Vec<String>,
+    /// Resources that are free of that, by order.
+    freed: BTreeSet<String>,
+    /// Marks whose order may still be carried out, until then: how things are says nothing about them.
+    under_way: Vec<(String, Instant)>,
 }
 
 impl PlacementFile {
@@ -84,17 +93,19 @@ impl PlacementFile {
         };
         if let Err(why) = &read {
             tracing::error!(
-                "{}: {why}: nothing goes back to its preferred node by itself until `twinadm up`",
+                "{}: {why}: it is left alone, and nothing goes back to its preferred node by itself \
+                 until `twinadm up` names it; once the file is moved away, a restart ends that",
                 path.display()
             );
         }
         let state = State {
             distrusted: read.is_err(),
             known: read.unwrap_or_default(),
-            under_way: Vec::new(),
+            ..State::default()
         };
         Self {
             dir: Some(dir.to_owned()),
+            writing: Mutex::default(),
             state: Mutex::new(state),
         }
     }
@@ -107,62 +118,70 @@ impl PlacementFile {
     /// The order by hand that holds for `resource`, if one does.
     pub(in crate::daemon) fn mark(&self, resource: &str) -> Option<Mark> {
         let state = self.lock();
-        let distrust = state.distrusted.then(|| Mark {
-            chosen: Chosen::Here,
+        let distrust = state.distrusts(resource).then(|| Mark {
+            chosen: Chosen::Unknown,
             unix_seconds: 0,
             by: "somebody: what was chosen is not known any more".to_owned(),
         });
         state.known.marks.get(resource).cloned().or(distrust)
     }
 
-    /// Whether its order is still being carried out.
-    pub(in crate::daemon) fn is_under_way(&self, resource: &str) -> bool {
-        self.lock().under_way.iter().any(|it| it == resource)
+    /// Whether its order may still be carried out.
+    pub(in crate::daemon) fn is_under_way(&self, resource: &str, now: Instant) -> bool {
+        let state = self.lock();
+        let mut all = state.under_way.iter();
+        all.any(|(name, until)| name == resource && now < *until)
     }
 
-    /// An order by hand begins to be carried out: it holds from now on, durably.
-    pub(in crate::daemon) fn begin(&self, resource: &str, mark: Mark) -> io::Result<()> {
-        let mut state = self.lock();
-        self.change(&mut state, |known| {
-            known.marks.insert(resource.to_owned(), mark);
-        })?;
-        state.under_way.push(resource.to_owned());
-        Ok(())
-    }
-
-    /// It ended; one that was refused leaves what held before.
-    pub(in crate::daemon) fn end(&self, resource: &str, before: Option<Mark>, done: bool) {
-        let mut state = self.lock();
-        if let Some(at) = state.under_way.iter().position(|it| it == resource) {
-            state.under_way.remove(at);
-        }
-        if !done {
-            let restored = self.change(&mut state, |known| {
-                match before.filter(|_| known.marks.contains_key(resource)) {
-                    Some(mark) => drop(known.marks.insert(resource.to_owned(), mark)),
-                    None => drop(known.marks.remove(resource)),
-                }
-            });
-            if let Err(error) = restored {
-                tracing::error!(%error, "{resource}: a refused order still keeps it where it is");
-            }
+    /// An order by hand begins to be carried out: it holds from now on, durably if that is possible; a
+    /// disk that is full keeps nobody from moving a resource.
+    pub(in crate::daemon) fn begin(&self, resource: &str, mark: Mark) {
+        self.lock()
+            .under_way
+            .push((resource.to_owned(), Instant::NEVER));
+        let kept = self.change(|known| drop(known.marks.insert(resource.to_owned(), mark)));
+        if let Err(error) = kept {
+            tracing::error!(%error, "{resource}: an order by hand is kept in memory only");
         }
     }
 
-    /// No order by hand holds any more. Whether one did.
+    /// It was answered, and may have its effect until then. The mark stays, whatever the answer was: one
+    /// that came to nothing is over as soon as the resource is seen at home.
+    pub(in crate::daemon) fn end(&self, resource: &str, until: Instant) {
+        let mut state = self.lock();
+        let mut all = state.under_way.iter_mut();
+        if let Some((_, end)) = all.find(|(name, end)| name == resource && *end == Instant::NEVER) {
+            *end = until;
+        }
+    }
+
+    /// Forgets orders that were answered long enough ago.
+    pub(in crate::daemon) fn forget_ended(&self, now: Instant) {
+        self.lock().under_way.retain(|(_, until)| now < *until);
+    }
+
+    /// No order by hand holds any more, by order. Whether one did.
     pub(in crate::daemon) fn clear(&self, resource: &str) -> io::Result<bool> {
-        let mut state = self.lock();
-        let held = state.distrusted || state.known.marks.contains_key(resource);
+        let distrusted = self.lock().distrusts(resource);
+        let held = self.end_mark(resource)?;
+        if distrusted {
+            self.lock().freed.insert(resource.to_owned());
+        }
+        Ok(held || distrusted)
+    }
+
+    /// The order that is known to hold is over. Whether there was one.
+    pub(in crate::daemon) fn end_mark(&self, resource: &str) -> io::Result<bool> {
+        let held = self.lock().known.marks.contains_key(resource);
         if held {
-            self.change(&mut state, |known| drop(known.marks.remove(resource)))?;
-            state.distrusted = false;
+            let without = |known: &mut Known| drop(known.marks.remove(resource));
+            self.change(without)?;
         }
         Ok(held)
     }
 
-    /// It went back then. What cannot be written counts in this life.
+    /// A move back begins then. What cannot be written counts in this life.
     pub(in crate::daemon) fn note_went(&self, resource: &str, unix_seconds: u64) {
-        let mut state = self.lock();
         let note = |known: &mut Known| {
             let went = known.went.entry(resource.to_owned()).or_default();
             if went.len() >= FAILBACKS_MAX {
@@ -170,12 +189,32 @@ impl PlacementFile {
             }
             went.push(unix_seconds);
         };
-        if let Err(error) = self.change(&mut state, note) {
-            tracing::warn!(%error, "{resource}: that it went back is kept in memory only");
+        self.change_if_possible(resource, note);
+    }
+
+    /// The newest did not begin after all.
+    pub(in crate::daemon) fn forget_newest(&self, resource: &str) {
+        let forget = |known: &mut Known| {
+            if let Some(went) = known.went.get_mut(resource) {
+                went.pop();
+            }
+        };
+        self.change_if_possible(resource, forget);
+    }
+
+    /// What is noted for later than now counts from now on.
+    pub(in crate::daemon) fn note_clock(&self, resource: &str, unix_seconds: u64) {
+        if self.went(resource).iter().any(|it| *it > unix_seconds) {
+            let clamp = |known: &mut Known| {
+                for went in known.went.get_mut(resource).into_iter().flatten() {
+                    *went = (*went).min(unix_seconds);
+                }
+            };
+            self.change_if_possible(resource, clamp);
         }
     }
 
-    /// When it went back, as far as that was kept.
+    /// When moves back began, as far as that was kept.
     pub(in crate::daemon) fn went(&self, resource: &str) -> Vec<u64> {
         self.lock()
             .known
@@ -185,17 +224,26 @@ impl PlacementFile {
             .unwrap_or_default()
     }
 
-    /// Durable first, unless the file is one that cannot be read.
-    fn change(&self, state: &mut State, change: impl FnOnce(&mut Known)) -> io::Result<()> {
-        let mut next = state.known.clone();
-        change(&mut next);
-        if next != state.known || state.distrusted {
-            if let Some(dir) = &self.dir {
-                write(dir, &text(&next))?;
-            }
-            state.known = next;
+    fn change_if_possible(&self, resource: &str, change: impl FnOnce(&mut Known)) {
+        if let Err(error) = self.change(change) {
+            tracing::warn!(%error, "{resource}: that it went back is kept in memory only");
         }
-        Ok(())
+    }
+
+    /// In memory in any case, and durable unless that fails or the file is one that cannot be read.
+    fn change(&self, change: impl FnOnce(&mut Known)) -> io::Result<()> {
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let text = {
+            let mut state = self.lock();
+            let before = state.known.clone();
+            change(&mut state.known);
+            let is_news = state.known != before && !state.distrusted;
+            is_news.then(|| text(&state.known))
+        };
+        match (&self.dir, text) {
+            (Some(dir), Some(text)) => write(dir, &text),
+            _ => Ok(()),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -204,12 +252,19 @@ impl PlacementFile {
     }
 }
 
+impl State {
+    fn distrusts(&self, resource: &str) -> bool {
+        self.distrusted && !self.freed.contains(resource)
+    }
+}
+
 fn text(known: &Known) -> String {
     let mut text = format!("{HEAD}\n");
     for (resource, mark) in &known.marks {
         let word = match mark.chosen {
             Chosen::Away => "away",
-            Chosen::Here => "here",
+            // Unknown is never kept; if it were, it would hold the resource where it is.
+            Chosen::Here | Chosen::Unknown => "here",
         };
         let Mark {
             unix_seconds, by, ..
@@ -311,13 +366,15 @@ mod tests {
         let dir = TestDir::new("kept");
         let file = PlacementFile::open(&dir.0);
         assert_eq!(file.mark("vm-web"), None);
-        file.begin("vm-web", mark(Chosen::Away)).unwrap();
-        assert!(file.is_under_way("vm-web"));
-        file.end("vm-web", None, true);
+        file.begin("vm-web", mark(Chosen::Away));
+        assert!(file.is_under_way("vm-web", Instant(7)));
+        file.end("vm-web", Instant(9));
+        assert!(file.is_under_way("vm-web", Instant(8)));
+        assert!(!file.is_under_way("vm-web", Instant(9)));
         file.note_went("vm-db", 7);
         let again = PlacementFile::open(&dir.0);
         assert_eq!(again.mark("vm-web"), Some(mark(Chosen::Away)));
-        assert!(!again.is_under_way("vm-web"));
+        assert!(!again.is_under_way("vm-web", Instant(0)));
         assert_eq!(again.went("vm-db"), [7]);
         assert!(again.clear("vm-web").unwrap());
         assert!(!again.clear("vm-web").unwrap());
@@ -325,19 +382,35 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_order_leaves_what_held_before() {
-        let dir = TestDir::new("refused");
+    fn of_two_orders_the_end_of_one_says_nothing_about_the_other() {
+        let file = PlacementFile::in_memory();
+        file.begin("vm-web", mark(Chosen::Here));
+        file.begin("vm-web", mark(Chosen::Here));
+        file.end("vm-web", Instant(5));
+        file.forget_ended(Instant(9));
+        assert!(file.is_under_way("vm-web", Instant(9)));
+        assert_eq!(file.mark("vm-web"), Some(mark(Chosen::Here)));
+        file.end("vm-web", Instant(10));
+        assert!(!file.is_under_way("vm-web", Instant(10)));
+    }
+
+    #[test]
+    fn a_mark_holds_in_memory_where_it_cannot_be_kept() {
+        let file = PlacementFile::open(Path::new("/nonexistent/state"));
+        file.begin("vm-web", mark(Chosen::Away));
+        assert_eq!(file.mark("vm-web"), Some(mark(Chosen::Away)));
+    }
+
+    #[test]
+    fn a_clock_that_was_ahead_is_mended_in_the_file_too() {
+        let dir = TestDir::new("clock");
         let file = PlacementFile::open(&dir.0);
-        file.begin("vm-web", mark(Chosen::Away)).unwrap();
-        file.end("vm-web", None, false);
-        assert_eq!(file.mark("vm-web"), None);
-        file.begin("vm-web", mark(Chosen::Here)).unwrap();
-        file.end("vm-web", None, true);
-        let before = file.mark("vm-web");
-        file.begin("vm-web", mark(Chosen::Away)).unwrap();
-        file.end("vm-web", before, false);
-        let again = PlacementFile::open(&dir.0);
-        assert_eq!(again.mark("vm-web"), Some(mark(Chosen::Here)));
+        file.note_went("vm-web", 7);
+        file.note_went("vm-web", 9_000);
+        file.note_clock("vm-web", 100);
+        assert_eq!(PlacementFile::open(&dir.0).went("vm-web"), [7, 100]);
+        file.forget_newest("vm-web");
+        assert_eq!(PlacementFile::open(&dir.0).went("vm-web"), [7]);
     }
 
     #[test]
@@ -365,14 +438,31 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_holds_everything_until_up_is_given() {
-        let dir = TestDir::new("damaged");
-        fs::write(dir.0.join(NAME), b"twinblk-placement 1\nawa").unwrap();
-        let file = PlacementFile::open(&dir.0);
-        assert!(file.mark("vm-web").is_some() && file.mark("vm-db").is_some());
-        assert!(file.clear("vm-web").unwrap());
-        assert_eq!(file.mark("vm-db"), None);
-        assert_eq!(PlacementFile::open(&dir.0).mark("vm-web"), None);
+    fn what_cannot_be_read_is_never_overwritten_and_holds_until_up_names_the_resource() {
+        for content in ["twinblk-placement 1\nawa", "twinblk-placement 2\n", ""] {
+            let dir = TestDir::new("damaged");
+            fs::write(dir.0.join(NAME), content).unwrap();
+            let file = PlacementFile::open(&dir.0);
+            let chosen = |name| file.mark(name).map(|mark| mark.chosen);
+            // What the thread does by itself.
+            for name in ["vm-web", "vm-db"] {
+                assert!(!file.end_mark(name).unwrap());
+                file.note_went(name, 7);
+                file.note_clock(name, 1);
+                assert_eq!(chosen(name), Some(Chosen::Unknown));
+            }
+            file.begin("vm-db", mark(Chosen::Away));
+            file.end("vm-db", Instant(0));
+            assert!(file.clear("vm-web").unwrap());
+            assert_eq!(
+                (chosen("vm-web"), chosen("vm-db")),
+                (None, Some(Chosen::Away))
+            );
+            assert!(file.end_mark("vm-db").unwrap());
+            assert_eq!(chosen("vm-db"), Some(Chosen::Unknown));
+            assert_eq!(fs::read_to_string(dir.0.join(NAME)).unwrap(), content);
+            assert!(PlacementFile::open(&dir.0).mark("vm-web").is_some());
+        }
     }
 
     #[test]

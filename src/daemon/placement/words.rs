@@ -18,9 +18,15 @@ pub(super) struct Told<'a> {
     pub(super) is_preferred: bool,
     pub(super) mark: Option<&'a Mark>,
     pub(super) automation: Automation,
+    /// A guest is bound, and could not be started here.
+    pub(super) guest_fails: bool,
+    /// When it goes back, by this node's file.
+    pub(super) failback: &'a str,
     /// What was found when it was looked at last.
     pub(super) shown: Option<PlacementShown>,
     pub(super) now: Instant,
+    /// The same of the wall clock.
+    pub(super) unix_seconds: u64,
 }
 
 pub(super) fn tell(told: &Told<'_>) -> PlacementStatus {
@@ -29,6 +35,7 @@ pub(super) fn tell(told: &Told<'_>) -> PlacementStatus {
         word: word.to_owned(),
         text,
         left_seconds: None,
+        failback: Some(told.failback.to_owned()),
     };
     let Names {
         resource,
@@ -39,7 +46,7 @@ pub(super) fn tell(told: &Told<'_>) -> PlacementStatus {
         Standing::NoPreference => plain("none", "no node is preferred".to_owned()),
         Standing::Home => plain("home", format!("{node} is preferred, and serves it")),
         Standing::Due => plain("due", format!("goes back to {peer} now")),
-        Standing::NotHere => match told.mark.filter(|mark| mark.chosen == Chosen::Away) {
+        Standing::NotHere => match told.mark.filter(|mark| mark.chosen != Chosen::Here) {
             Some(mark) if told.is_preferred => plain(
                 "by-hand",
                 format!(
@@ -54,6 +61,13 @@ pub(super) fn tell(told: &Told<'_>) -> PlacementStatus {
             _ if told.is_preferred && told.automation.maintenance => plain(
                 "maintenance",
                 format!("{node} is preferred, and maintenance is on there"),
+            ),
+            _ if told.is_preferred && told.guest_fails => plain(
+                "guest",
+                format!(
+                    "{node} is preferred, but its guest could not be started there: libvirt does not \
+                     answer or does not know it, or `on-failover` leaves it off"
+                ),
             ),
             _ if told.is_preferred => plain(
                 "not-here",
@@ -73,6 +87,7 @@ pub(super) fn tell(told: &Told<'_>) -> PlacementStatus {
                 word: stay.word().to_owned(),
                 text: format!("stays on {node}: {}", stay_words(told, stay, left)),
                 left_seconds: left.map(|left| left.as_secs_f64()),
+                failback: Some(told.failback.to_owned()),
             }
         }
     }
@@ -94,6 +109,7 @@ fn stay_words(told: &Told<'_>, stay: Stay, left: Option<Duration>) -> String {
         node,
         peer,
     } = told.names;
+    let seconds = left.map_or(0, |left| left.as_secs() + 1);
     let left = left.map_or_else(String::new, |left| {
         // Nobody waits for fractions of a second.
         duration_words(Duration::from_secs(left.as_secs() + 1))
@@ -118,9 +134,16 @@ fn stay_words(told: &Told<'_>, stay: Stay, left: Option<Duration>) -> String {
             format!("{peer} is preferred, and is not connected, in sync and ready to take it over")
         }
         Stay::HoldDown { .. } => format!("{peer} is well; hold-down ends in {left}"),
-        Stay::Window { .. } => format!("the window of its failback opens in {left}"),
+        Stay::Window { .. } => format!(
+            "the window of its failback opens in {left}, at {}",
+            rfc3339_seconds(
+                told.unix_seconds
+                    .saturating_add(seconds)
+                    .saturating_mul(1000)
+            )
+        ),
         Stay::FlapLimit { .. } => format!(
-            "flap limit: it went back {FAILBACKS_MAX} times within a day; again in {left}, or now: \
+            "flap limit: a move back was begun {FAILBACKS_MAX} times within a day; again in {left}, or now: \
              twinadm move {resource} {peer}"
         ),
         Stay::BackOff { .. } => format!(
@@ -135,6 +158,16 @@ fn stay_words(told: &Told<'_>, stay: Stay, left: Option<Duration>) -> String {
         Stay::PeerAway(Away::ByHand) => format!(
             "moved here by hand; {peer} is preferred again after: twinadm up {resource} --node {peer}"
         ),
+        Stay::PeerAway(Away::OtherWish) => format!(
+            "the files of {node} and {peer} differ in its `prefer`, `failback` or `failover`: make them \
+             the same, then on both: twinadm adjust {resource}"
+        ),
+        Stay::PeerAway(Away::Guest) => format!(
+            "its guest could not be started on {peer}: twinadm why {resource} --node {peer}"
+        ),
+        Stay::GuestIdle => {
+            format!("its guest does not run here, and going back to {peer} would start it")
+        }
         Stay::PeerAway(Away::Unknown) => {
             format!("{peer} did not say whether it wants it back; it is asked again")
         }
@@ -181,11 +214,14 @@ mod tests {
             is_preferred: false,
             mark: None,
             automation: Automation::default(),
+            guest_fails: false,
+            failback: "when-synced",
             shown: Some(PlacementShown {
                 standing,
                 at: Instant(0),
             }),
             now: Instant(10_000_000_000),
+            unix_seconds: 1_795_226_400,
         }
     }
 
@@ -231,6 +267,8 @@ mod tests {
             Stay::BackOff { left },
             Stay::PeerAway(Away::Standby),
             Stay::PeerAway(Away::Unknown),
+            Stay::PeerAway(Away::OtherWish),
+            Stay::GuestIdle,
             Stay::Busy(Busy::Verify),
             Stay::Blocked(Blocker::NoQuorum { seen: 1 }),
         ];
@@ -269,5 +307,20 @@ mod tests {
             ..away
         };
         assert_eq!(tell(&standby).word, "standby");
+        let unknown = Mark {
+            chosen: Chosen::Unknown,
+            ..mark.clone()
+        };
+        let guest = Told {
+            automation: Automation::default(),
+            guest_fails: true,
+            ..standby
+        };
+        assert_eq!(tell(&guest).word, "guest");
+        let damaged = Told {
+            mark: Some(&unknown),
+            ..guest
+        };
+        assert_eq!(tell(&damaged).word, "by-hand");
     }
 }

@@ -5,7 +5,9 @@
 
 use replicator::engine::Snapshot;
 use replicator::types::{Failback, Failover, NodeId, ReplicationProtocol, Role, View};
-use twinblk::controller::placement::{Away, Busy, Clocks, Facts, Placement, Standing, Wish};
+use twinblk::controller::placement::{
+    Away, Busy, Clocks, Ended, Facts, Placement, Standing, Stay, Wish,
+};
 use twinblk::controller::{Automation, Order, OrderId, ResourceSnapshot};
 
 use crate::clock::MILLIS;
@@ -94,10 +96,11 @@ impl World {
         let places = &mut self.places[node.index()];
         places.placement.note_peer(id, away, clocks.now);
         if away.is_none() {
-            places.placement.begin(id);
-            self.order(node, Order::Move);
+            places.placement.begin(id, clocks);
+            // Before it is given: it may end in this very step.
             let orders = self.node(node).process.as_ref().map(|it| it.orders);
-            self.places[node.index()].moving = orders.map(OrderId);
+            self.places[node.index()].moving = orders.map(|it| OrderId(it + 1));
+            self.order(node, Order::Move);
         }
     }
 
@@ -120,7 +123,8 @@ impl World {
         let places = &mut self.places[node.index()];
         if places.moving == Some(order) {
             places.moving = None;
-            places.placement.end(self.resource, done, clocks);
+            let ended = if done { Ended::Home } else { Ended::Failed };
+            places.placement.end(self.resource, ended, clocks);
             self.figures.failbacks += u64::from(done);
         }
     }
@@ -136,10 +140,16 @@ impl World {
         let preferred = self.plan.options.prefer?;
         let view = self.writer.newest()?;
         let people_decide = self.wish().manual || view.lossy;
-        (primary != preferred && !people_decide).then(|| {
-            let standing = self.standing_of(primary);
-            format!("{primary:?} serves, {preferred:?} is preferred: {standing:?}")
-        })
+        let standing = self.standing_of(primary);
+        // After tries that failed it waits for longer than a run lasts.
+        let waits = matches!(
+            standing,
+            Some(Standing::Stays(
+                Stay::BackOff { .. } | Stay::FlapLimit { .. }
+            ))
+        );
+        (primary != preferred && !people_decide && !waits)
+            .then(|| format!("{primary:?} serves, {preferred:?} is preferred: {standing:?}"))
     }
 
     /// After the heal no choice by hand holds.
@@ -209,5 +219,6 @@ fn facts(controller: &ResourceSnapshot, engine: &Snapshot, places: &Places) -> F
         peer_well_since: controller.peer_well_since,
         blocker: controller.move_blocker,
         busy,
+        guest_idle: false,
     }
 }
