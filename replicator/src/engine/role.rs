@@ -83,10 +83,12 @@ impl Engine {
             add_begun: None,
             add_stage: AddStage::default(),
         });
+        // Guests are told of a loss when they are served (`note_told`). A process that dies before that
+        // leaves it to the next activation, which must be a lossy one, too (R17): of no boot.
         if let Some(replica) = &mut self.replica {
-            replica.lost_volatile = false;
+            replica.lost_volatile = view.lossy;
         }
-        let boot_id = self.config.boot_id;
+        let boot_id = if view.lossy { 0 } else { self.config.boot_id };
         let under_a = self.config.protocol == ReplicationProtocol::A;
         self.record(
             |superblock| {
@@ -126,9 +128,27 @@ impl Engine {
             && !active.serving
         {
             active.serving = true;
+            let lossy = active.view.lossy;
             out.push(Action::Event(Event::Serving));
             out.push(Action::Event(Event::Changed));
+            if lossy && self.local == LocalDisk::Attached {
+                self.note_told(out);
+            }
         }
+    }
+
+    /// The loss that the view speaks of is no secret any more. Told twice is told, so nothing waits
+    /// for the record.
+    fn note_told(&mut self, out: &mut Outbox) {
+        if let Some(replica) = &mut self.replica {
+            replica.lost_volatile = false;
+        }
+        let boot_id = self.config.boot_id;
+        self.record(
+            |superblock| superblock.boot_id = boot_id,
+            MetaThen::Nothing,
+            out,
+        );
     }
 
     /// R9: everything in flight fails for ever; its blocks are remembered as marks.

@@ -392,3 +392,29 @@ fn a_claim_serves_nobody_before_the_old_primarys_writes_have_landed() {
         "what was read is what was flushed"
     );
 }
+
+/// Story: acknowledged writes are gone, the process records that it may serve, and dies before it does.
+#[test]
+fn a_loss_that_no_guest_was_told_of_is_left_to_the_next_activation() {
+    let mut pair = Pair::in_sync();
+    let lossy = |pair: &mut Pair| pair.commit(A, |view| view.lossy = true);
+    let committed = lossy(&mut pair);
+    pair.input(
+        A,
+        Input::Activate(crate::types::Activation::of(committed, A).unwrap()),
+    );
+    while !pair.queue.is_empty() && pair.snapshot(A).role != Role::Primary {
+        let (at, pending) = pair.queue.pop_front().unwrap();
+        if let super::pair::Pending::Meta(_, request) = pending {
+            pair.meta(at, request);
+        }
+    }
+    pair.crash(A);
+    pair.restart(A);
+    assert!(pair.facts(A).unwrap().lost_volatile);
+    let committed = lossy(&mut pair);
+    pair.activate(A, committed);
+    pair.crash(A);
+    pair.restart(A);
+    assert!(!pair.facts(A).unwrap().lost_volatile, "they were served");
+}
