@@ -133,6 +133,13 @@ impl Engine {
         Some(runs)
     }
 
+    /// How many blocks of `range` the peer may lack; none without a local replica.
+    #[must_use]
+    pub fn marked_blocks(&self, range: BlockRange) -> BlockCount {
+        let replica = self.replica.as_ref();
+        replica.map_or(BlockCount(0), |replica| replica.bitmap.count_in(range))
+    }
+
     /// Size of the volume: what the view says, never more than the replica has.
     #[must_use]
     pub fn volume_blocks(&self) -> BlockCount {

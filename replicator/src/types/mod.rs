@@ -9,6 +9,7 @@ pub mod state;
 pub mod time;
 pub mod units;
 pub mod view;
+pub mod volumes;
 
 pub use error::{DiskError, StoreError};
 pub use ids::{
@@ -28,3 +29,4 @@ pub use units::{
 pub use view::{
     Activation, Ballot, CommittedView, InSync, QuorumEvidence, View, ViewCause, VoterSet,
 };
+pub use volumes::VolumeRow;

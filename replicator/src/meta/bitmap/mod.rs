@@ -170,6 +170,12 @@ impl Bitmap {
         BlockCount(self.marked.count())
     }
 
+    /// Number of marked blocks of `range`.
+    #[must_use]
+    pub fn count_in(&self, range: BlockRange) -> BlockCount {
+        BlockCount(self.marked.count_in(self.in_volume(range)))
+    }
+
     /// Whether no block is marked.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -156,6 +156,26 @@ impl SparseBits {
         })
     }
 
+    /// How many blocks of `range` are in the set. Whole pages cost no look at their words.
+    pub(super) fn count_in(&self, range: BlockRange) -> u64 {
+        if self.count == 0 {
+            return 0;
+        }
+        pieces(range)
+            .map(|piece| {
+                let page = page_of(piece);
+                match &self.pages[page.index()] {
+                    Page::Empty => 0,
+                    Page::Full => piece.count().0,
+                    Page::Mixed { count, .. } if piece.contains(self.volume_part(page)) => *count,
+                    Page::Mixed { words, .. } => masks(piece)
+                        .map(|word| u64::from((words[word.at] & word.mask).count_ones()))
+                        .sum(),
+                }
+            })
+            .sum()
+    }
+
     /// The first run of at most `max` blocks at or after `from`.
     pub(super) fn next_run(&self, from: BlockIndex, max: BlockCount) -> Option<BlockRange> {
         let start = self.find(from, true)?;

@@ -196,6 +196,15 @@ impl Bench {
     fn check(&self) {
         let marked = self.oracle.marked();
         assert_eq!(self.bitmap.count().0, marked.len() as u64);
+        for part in [
+            blocks(0, BITS_PER_PAGE),
+            blocks(67, SIZE / 2),
+            blocks(BITS_PER_PAGE - 3, 400),
+        ] {
+            let inside = |block: &&u64| part.contains(blocks(**block, 1));
+            let expected = marked.iter().filter(inside).count();
+            assert_eq!(self.bitmap.count_in(part).0, expected as u64, "{part:?}");
+        }
         assert_eq!(self.bitmap.is_empty(), marked.is_empty());
         assert_eq!(marked_blocks(&self.bitmap), marked);
         // What memory knows and the disk does not is exactly what the grown pages hold.
