@@ -319,7 +319,10 @@ impl Config {
         for volume in &resource.volumes {
             tables.push(Table {
                 repeated: true,
-                ..table(&[path[0], path[1], "volume"], self.volume_entries(volume))
+                ..table(
+                    &[path[0], path[1], "volume"],
+                    self.volume_entries(volume, resource.volumes.first() == Some(volume)),
+                )
             });
         }
         if let Some(guest) = &resource.guest {
@@ -327,10 +330,16 @@ impl Config {
         }
     }
 
-    fn volume_entries(&self, volume: &VolumeConfig) -> Vec<Entry> {
+    /// What counts for all volumes of a resource stands beside the first.
+    fn volume_entries(&self, volume: &VolumeConfig, is_first: bool) -> Vec<Entry> {
         let mut entries = vec![required("id", Value::Number(volume.id.0.into()))];
         if let Some(size) = volume.size {
             entries.push(required("size", text(&size_text(size.0))));
+        }
+        let disk = self.path_value(volume, |paths| &paths.disk);
+        if !is_first {
+            entries.push(required("disk", disk));
+            return entries;
         }
         let patience =
             |timeout: Option<Duration>| text(&duration_text(timeout.unwrap_or_default()));
@@ -345,14 +354,9 @@ impl Config {
             slots(volume.al_extents),
             &slots(SLOTS_DEFAULT),
         ));
-        entries.push(required(
-            "disk",
-            self.path_value(volume, |paths| &paths.disk),
-        ));
-        entries.push(required(
-            "meta",
-            self.path_value(volume, |paths| &paths.meta),
-        ));
+        entries.push(required("disk", disk));
+        let meta = self.path_value(volume, |paths| &paths.meta);
+        entries.push(required("meta", meta));
         entries
     }
 

@@ -147,9 +147,11 @@ impl ResourceConfig {
         mixed.priority = new.priority;
         mixed.failover = new.failover;
         mixed.nbd_allow.clone_from(&new.nbd_allow);
-        for volume in &mut mixed.volumes {
-            let known = new.volumes.iter().find(|it| it.id == volume.id);
-            volume.size = known.map_or(volume.size, |it| it.size);
+        // Of several volumes only the last can grow; where the others end the next one begins.
+        if let (Some(last), Some(known)) = (mixed.volumes.last_mut(), new.volumes.last())
+            && last.id == known.id
+        {
+            last.size = known.size;
         }
         (mixed != *new).then_some(mixed)
     }
@@ -161,6 +163,22 @@ impl ResourceConfig {
             .strip_prefix(&self.name)
             .and_then(|it| it.strip_prefix('.'));
         own.is_some_and(|own| LIVE.contains(&own)) || self.is_size(key)
+    }
+
+    /// Whether this key says which volumes there are, or where another than the first one starts: that is
+    /// fixed when metadata are made.
+    #[must_use]
+    pub fn is_fixed(&self, new: &Self, key: &str) -> bool {
+        let own = key
+            .strip_prefix(&self.name)
+            .and_then(|own| own.strip_prefix(".volume["));
+        let Some((nr, key)) = own.and_then(|own| own.split_once("].")) else {
+            return false;
+        };
+        let nr = nr.parse().unwrap_or(usize::MAX);
+        let id = |of: &Self| of.volumes.get(nr).map(|volume| volume.id);
+        let last = self.volumes.len().max(new.volumes.len()).saturating_sub(1);
+        id(self) != id(new) || key == "size" && nr < last
     }
 
     /// Whether it is the `size` of one of its volumes, which counts when metadata are made.
@@ -193,7 +211,12 @@ pub fn device_used_twice(resources: &[ResourceConfig], node: NodeId) -> Option<U
     for resource in resources {
         for volume in &resource.volumes {
             let paths = volume.replica(node);
-            for path in [&paths.disk, &paths.meta] {
+            let is_first = resource.volumes.first() == Some(volume);
+            // One metadata area serves all volumes of a resource.
+            for path in [&paths.disk]
+                .into_iter()
+                .chain(is_first.then_some(&paths.meta))
+            {
                 if let Some(first) = seen.insert(path, &resource.name) {
                     return Some(UsedTwice {
                         path: path.clone(),
@@ -301,6 +324,48 @@ meta = "/dev/two.md"
             };
             assert_eq!(one.is_live(&key), key.ends_with(".failover"), "{key}");
         }
+    }
+
+    #[test]
+    fn where_volumes_start_is_not_changed_and_only_the_last_one_grows() {
+        let volumes = |sizes: &[&str]| {
+            let tables = (0..).zip(sizes).map(|(nr, size)| {
+                let meta = if nr == 0 { "meta = \"/m\"\n" } else { "" };
+                format!(
+                    "[[resource.one.volume]]\nid = {nr}\nsize = \"{size}\"\ndisk = \"/{nr}\"\n{meta}"
+                )
+            });
+            let (before, after) = BASE.split_once("[[resource.one.volume]]").unwrap();
+            let (_, after) = after.split_once("[resource.two]").unwrap();
+            let all: String = tables.collect();
+            config(&format!("{before}{all}[resource.two]{after}"))
+        };
+        let old = volumes(&["4MiB", "4MiB"]);
+        let one = &old.resources[0];
+        let fixed = |new: &Config| {
+            let keys = old.differences(new).into_iter().map(|it| match it {
+                Difference::Key { key, .. } => key,
+                other => panic!("{other:?}"),
+            });
+            let fixed = |key: &String| one.is_fixed(&new.resources[0], key);
+            keys.filter(fixed).collect::<Vec<_>>()
+        };
+        let longer = volumes(&["4MiB", "8MiB"]);
+        assert_eq!(fixed(&longer), [""; 0]);
+        assert_eq!(one.with_live_values_of(&longer.resources[0]), None);
+        let shifted = volumes(&["8MiB", "4MiB"]);
+        assert_eq!(fixed(&shifted), ["one.volume[0].size"]);
+        assert_eq!(
+            one.with_live_values_of(&shifted.resources[0]).as_ref(),
+            Some(one)
+        );
+        let more = volumes(&["4MiB", "4MiB", "4MiB"]);
+        let of_third = ["disk", "id", "size"].map(|key| format!("one.volume[2].{key}"));
+        assert_eq!(fixed(&more), of_third);
+        assert_eq!(
+            one.with_live_values_of(&more.resources[0]).as_ref(),
+            Some(one)
+        );
     }
 
     #[test]

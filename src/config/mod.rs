@@ -24,6 +24,7 @@ mod source;
 mod subject;
 mod types;
 mod units;
+mod volumes;
 
 use replicator::admin::ErrorId;
 use toml::de::DeTable;

@@ -5,25 +5,18 @@ use std::net::SocketAddr;
 use std::path::{Component, Path, PathBuf};
 
 use replicator::admin::ErrorId;
-use replicator::types::{
-    BLOCK_LEN, ByteLen, Failover, NodeId, ReplicationProtocol, ResourceId, VolumeId,
-};
+use replicator::types::{Failover, NodeId, ReplicationProtocol, ResourceId};
 
 use super::diagnostic::Findings;
 use super::nbd;
 use super::reader::{PerNode, bad_value, shown};
 use super::shape::{
-    Draft, DraftNode, DraftResource, DraftVolume, default_log, default_metrics, default_net,
-    default_resync,
+    Draft, DraftNode, DraftResource, default_log, default_metrics, default_net, default_resync,
 };
 use super::source::{Located, Span};
-use super::types::{
-    Config, NetConfig, NodeConfig, NodeRole, ReplicaPaths, ResourceConfig, Tls, VolumeConfig,
-};
-use super::units::{did_you_mean, size_text};
-
-/// Largest volume: its bitmap, one bit for 4 KiB, is held in memory, 2 GiB for this.
-const VOLUME_LEN_MAX: u64 = 64 << 40;
+use super::types::{Config, NetConfig, NodeConfig, NodeRole, ResourceConfig, Tls};
+use super::units::did_you_mean;
+use super::volumes;
 
 /// Checks the rules; `None` when a part is missing so that there is no configuration to speak of.
 /// Other errors are only noted: the caller looks at `found`.
@@ -249,10 +242,7 @@ fn resolve(
     let prefer = draft
         .prefer
         .and_then(|name| data_node(&name, nodes, "prefer", found));
-    let volumes = draft.volumes.into_iter();
-    let volumes: Option<Vec<_>> = volumes
-        .map(|v| resolve_volume(&draft.name.value, v, nodes, devices, found))
-        .collect();
+    let volumes = volumes::resolve(&draft.name.value, draft.volumes, nodes, devices, found);
     Some(ResourceConfig {
         name: draft.name.value,
         prefer,
@@ -292,78 +282,8 @@ pub(super) fn data_node(
     [NodeId::A, NodeId::B].get(place?).copied()
 }
 
-fn resolve_volume(
-    resource: &str,
-    draft: DraftVolume<'_>,
-    nodes: &[NodeConfig],
-    devices: &mut Devices,
-    found: &mut Findings,
-) -> Option<VolumeConfig> {
-    if draft.id.value != 0 {
-        let message = format!("volume {} is not in this version", draft.id.value);
-        found.at(
-            ErrorId::NotInThisVersion,
-            draft.id.span,
-            message,
-            "one volume, id = 0",
-        );
-    }
-    let size = draft.size.map(|size| check_size(&size, found));
-    let disk = draft
-        .disk
-        .and_then(|disk| paths(disk, nodes, "disk", found));
-    let meta = draft
-        .meta
-        .and_then(|meta| paths(meta, nodes, "meta", found));
-    let (disk, meta) = (disk?, meta?);
-    for node in [NodeId::A, NodeId::B] {
-        devices.note(node, format!("disk of {resource}"), &disk[node.index()]);
-        devices.note(node, format!("meta of {resource}"), &meta[node.index()]);
-    }
-    let [disk_a, disk_b] = disk.map(|path| path.value);
-    let [meta_a, meta_b] = meta.map(|path| path.value);
-    Some(VolumeConfig {
-        id: VolumeId(u16::try_from(draft.id.value).unwrap_or(0)),
-        size: size.map(ByteLen),
-        disk_timeout: draft.disk_timeout,
-        al_extents: draft.al_extents,
-        replicas: [
-            ReplicaPaths {
-                disk: disk_a,
-                meta: meta_a,
-            },
-            ReplicaPaths {
-                disk: disk_b,
-                meta: meta_b,
-            },
-        ],
-    })
-}
-
-fn check_size(size: &Located<u64>, found: &mut Findings) -> u64 {
-    let text = size_text(size.value);
-    if size.value == 0 || !size.value.is_multiple_of(BLOCK_LEN) {
-        bad_value(
-            found,
-            "size",
-            &text,
-            size.span,
-            "a size is a multiple of 4KiB, and not 0",
-        );
-    } else if size.value > VOLUME_LEN_MAX {
-        bad_value(
-            found,
-            "size",
-            &text,
-            size.span,
-            "the largest volume is 64TiB",
-        );
-    }
-    size.value
-}
-
 /// A path for each data node.
-fn paths(
+pub(super) fn paths(
     written: Located<PerNode<'_>>,
     nodes: &[NodeConfig],
     key: &str,
@@ -431,7 +351,7 @@ pub(super) fn path(
 
 /// Which paths are used for what, to find those used twice.
 #[derive(Default)]
-struct Devices {
+pub(super) struct Devices {
     used: Vec<Use>,
 }
 
@@ -442,7 +362,7 @@ struct Use {
 }
 
 impl Devices {
-    fn note(&mut self, node: NodeId, what: String, path: &Located<PathBuf>) {
+    pub(super) fn note(&mut self, node: NodeId, what: String, path: &Located<PathBuf>) {
         self.used.push(Use {
             node,
             what,

@@ -85,6 +85,8 @@ pub(super) struct DraftVolume<'a> {
     pub(super) al_extents: u16,
     pub(super) disk: Option<Located<PerNode<'a>>>,
     pub(super) meta: Option<Located<PerNode<'a>>>,
+    /// Of the keys that count for all volumes of a resource, those that are written here.
+    pub(super) of_replica: Vec<(&'static str, Span)>,
 }
 
 /// Keys of `twinblk.toml`, for the hint in other files.
@@ -512,6 +514,9 @@ pub(super) const DISK_TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
 /// Shorter than this a healthy disk that is busy for a moment would be written off.
 pub(super) const DISK_TIMEOUT_MIN: Duration = Duration::from_millis(100);
 
+/// Keys of a volume that are of the whole replica: those of volume 0 count.
+const OF_REPLICA: [&str; 3] = ["disk-timeout", "al-extents", "meta"];
+
 fn read_volume<'a>(mut section: Section<'a>, found: &mut Findings) -> Option<DraftVolume<'a>> {
     let id = section.integer("id", 0..=u32::from(u16::MAX), found);
     let size = section.size("size", found);
@@ -524,7 +529,13 @@ fn read_volume<'a>(mut section: Section<'a>, found: &mut Findings) -> Option<Dra
     let meta = section.string_per_node("meta", "path", found);
     section.require("id", "id = 0", found);
     section.require("disk", "disk = \"/dev/VG/LV\"", found);
-    section.require("meta", "meta = \"/dev/VG/LV.md\"", found);
+    if id.as_ref().is_none_or(|id| id.value == 0) {
+        section.require("meta", "meta = \"/dev/VG/LV.md\"", found);
+    }
+    let of_replica = OF_REPLICA
+        .iter()
+        .filter_map(|key| Some((*key, section.key_span(key)?)))
+        .collect();
     section.finish(&[], found);
     Some(DraftVolume {
         id: id?,
@@ -536,6 +547,7 @@ fn read_volume<'a>(mut section: Section<'a>, found: &mut Findings) -> Option<Dra
             .unwrap_or(SLOTS_DEFAULT),
         disk,
         meta,
+        of_replica,
     })
 }
 

@@ -57,6 +57,32 @@ fn the_example_is_accepted_whole_and_means_what_it_says() {
 }
 
 #[test]
+fn the_volumes_of_a_resource_are_in_the_order_of_their_numbers_and_share_metadata() {
+    let (before, volume) = DB.split_once("[[resource.vm-db.volume]]").unwrap();
+    let log = "[[resource.vm-db.volume]]\nid = 3\ndisk = \"/dev/vg0/vm-db.log\"\n";
+    let text = format!("{before}{log}[[resource.vm-db.volume]]{volume}");
+    let read = |text: &str| {
+        let mut files = example();
+        files[1] = file(FileKind::Resources, "vm-db.toml", text);
+        parse(&files).unwrap().config
+    };
+    let config = read(&text);
+    let db = config.resource("vm-db").unwrap();
+    let numbers: Vec<_> = db.volumes.iter().map(|volume| volume.id.0).collect();
+    assert_eq!(numbers, [0, 3]);
+    assert_eq!(db.row().offset(1).0, 200 << 30, "behind the first");
+    for node in [NodeId::A, NodeId::B] {
+        let [first, log] = [0, 1].map(|nr: usize| db.volumes[nr].replica(node));
+        assert_eq!(log.disk, Path::new("/dev/vg0/vm-db.log"));
+        assert_eq!(log.meta, first.meta);
+    }
+    let alone = parse(&example()).unwrap().config;
+    let alone = alone.resource("vm-db").unwrap();
+    assert_eq!(alone.replica_id(), alone.id(), "as before");
+    assert_ne!(db.replica_id(), db.id());
+}
+
+#[test]
 fn the_example_is_accepted_as_one_file_too() {
     let whole = format!("{CLUSTER}\n{WEB}\n{DB}");
     let one = parse(&[file(FileKind::Cluster, "twinblk.toml", &whole)]).unwrap();

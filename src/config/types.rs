@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use replicator::types::{
-    ByteLen, Failback, Failover, NodeId, ReplicationProtocol, ResourceId, ResyncRate, VolumeId,
+    BlockCount, ByteLen, Failback, Failover, NodeId, ReplicationProtocol, ResourceId, ResyncRate,
+    VolumeId, VolumeRow,
 };
 
 use super::subject::CertificateSubject;
@@ -264,9 +265,11 @@ pub struct VolumeConfig {
     pub id: VolumeId,
     /// As configured, whole blocks; `None`: as the smaller disk.
     pub size: Option<ByteLen>,
-    /// A disk operation that is not over after this long counts as failed; `None`: never.
+    /// A disk operation that is not over after this long counts as failed; `None`: never. The first
+    /// volume's counts for all of a resource.
     pub disk_timeout: Option<Duration>,
-    /// Slots of the activity log that `create-md` makes.
+    /// Slots of the activity log that `create-md` makes: the first volume's count for all of a
+    /// resource.
     pub al_extents: u16,
     /// Where it is, by data node.
     pub replicas: [ReplicaPaths; 2],
@@ -277,7 +280,7 @@ pub struct VolumeConfig {
 pub struct ReplicaPaths {
     /// The data.
     pub disk: PathBuf,
-    /// The metadata, external.
+    /// The metadata, external: one area for all volumes of a resource.
     pub meta: PathBuf,
 }
 
@@ -357,6 +360,27 @@ impl ResourceConfig {
     #[must_use]
     pub fn id(&self) -> ResourceId {
         ResourceId::of_name(&self.name)
+    }
+
+    /// Where its volumes lie.
+    #[must_use]
+    pub fn row(&self) -> VolumeRow {
+        let sizes: Vec<_> = self
+            .volumes
+            .iter()
+            .map(|volume| {
+                let size = volume.size.unwrap_or(ByteLen(0));
+                (volume.id, BlockCount::whole_blocks_in(size))
+            })
+            .collect();
+        // A checked configuration makes one.
+        VolumeRow::new(&sizes).unwrap_or_else(|| VolumeRow::only(VolumeId(0)))
+    }
+
+    /// What its replicas call it: its id, unless it has several volumes.
+    #[must_use]
+    pub fn replica_id(&self) -> ResourceId {
+        self.row().identity(self.id())
     }
 }
 

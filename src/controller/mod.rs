@@ -137,6 +137,8 @@ pub struct Configured {
     pub failover: Failover,
     /// The node that serves if it is as good as the other.
     pub prefer: Option<NodeId>,
+    /// What has fewer blocks is no replica of it: some of its volumes would be missing.
+    pub blocks_min: u64,
 }
 
 impl Configured {
@@ -148,6 +150,7 @@ impl Configured {
             protocol: ReplicationProtocol::C,
             failover: Failover::Auto,
             prefer: None,
+            blocks_min: 0,
         }
     }
 }

@@ -32,6 +32,23 @@ fn a_new_resource_is_founded_by_the_first_primary_and_both_get_in_sync() {
 }
 
 #[test]
+fn a_peer_that_knows_fewer_volumes_does_not_make_the_resource_smaller() {
+    let mut world = World::new(5, Timing::FAST, true);
+    world.configured = Configured {
+        // The last of its volumes begins behind all that the peer has.
+        blocks_min: 101,
+        ..world.configured
+    };
+    world.configure(B, vec![world.configured]);
+    world.up(A);
+    world.up(B);
+    world.run(ms(500));
+    world.order(1, B, Order::Primary);
+    world.run(ms(2_000));
+    assert_eq!(world.view(B).size_blocks, 101, "{}", world.story());
+}
+
+#[test]
 fn without_the_peer_a_resource_is_founded_alone_and_the_third_voter_is_added_later() {
     let mut world = World::of(2, Timing::FAST, true, &[A, T]);
     world.up(A);

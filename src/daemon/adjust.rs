@@ -78,7 +78,7 @@ impl Node {
         let changes: Vec<_> = differences
             .iter()
             .filter(of_asked)
-            .map(|difference| change(difference, &in_force, &busy))
+            .map(|difference| change(difference, &in_force, &new, &busy))
             .collect();
         if !dry_run {
             self.put_in_force(list);
@@ -165,12 +165,27 @@ impl Node {
             protocol,
             failover,
             prefer: resource.prefer,
+            blocks_min: blocks_min(resource),
         }
     }
 }
 
+/// With one volume any size will do; of several the last one has a block at least.
+pub(super) fn blocks_min(resource: &ResourceConfig) -> u64 {
+    let row = resource.row();
+    match row.is_several() {
+        true => row.start(row.last_place()).0 + 1,
+        false => 0,
+    }
+}
+
 /// A difference with what becomes of it.
-fn change(difference: &Difference, in_force: &Config, busy: &[&str]) -> ConfigChange {
+fn change(difference: &Difference, in_force: &Config, new: &Config, busy: &[&str]) -> ConfigChange {
+    let is_fixed = |name: &str, key: &str| {
+        let (old, new) = (in_force.resource(name), new.resource(name));
+        old.zip(new)
+            .is_some_and(|(old, new)| old.is_fixed(new, key))
+    };
     let is_busy = |name: &str| busy.contains(&name);
     match difference {
         Difference::Added(name) => ConfigChange {
@@ -202,6 +217,7 @@ fn change(difference: &Difference, in_force: &Config, busy: &[&str]) -> ConfigCh
             to: to.clone(),
             effect: match resource.as_deref() {
                 None => ChangeEffect::WaitsForRestart,
+                Some(name) if is_fixed(name, key) => ChangeEffect::OnlyForNewMetadata,
                 Some(name) if in_force.resource(name).is_some_and(|it| it.is_size(key)) => {
                     ChangeEffect::ForNewMetadata
                 }

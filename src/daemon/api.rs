@@ -16,11 +16,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use replicator::engine::{AttachError, Event, Input, ReplicaMark, Snapshot};
+use replicator::engine::{AttachError, Event, GuestKind, Input, ReplicaMark, Snapshot};
 use replicator::io::{Disk, OpenError};
 use replicator::types::{
-    ByteLen, Instant, NodeId, OpId, ReplicaId, ReplicationProtocol, ResourceId, ResyncRate,
-    StoreError, ViewNumber, VolumeId,
+    BlockIndex, ByteLen, Instant, NodeId, OpId, ReplicaId, ReplicationProtocol, ResourceId,
+    ResyncRate, StoreError, ViewNumber, VolumeRow,
 };
 
 use super::certificates::Certificates;
@@ -100,8 +100,8 @@ pub struct ResourceSetup {
     pub resource: ResourceId,
     /// Its name; also the NBD export name.
     pub name: String,
-    /// Its volume.
-    pub volume: VolumeId,
+    /// Where its volumes lie.
+    pub row: VolumeRow,
     /// Where its NBD socket is to be.
     pub nbd_socket: PathBuf,
     /// Whose certificate opens it over TCP; `None`: any of the authority's, and clear text.
@@ -131,8 +131,8 @@ pub struct ResourceSetup {
 /// to the engine.
 #[derive(Clone, Debug)]
 pub struct AttachSetup {
-    /// The data device or file.
-    pub disk: PathBuf,
+    /// The data devices or files, one for each volume.
+    pub disks: Vec<PathBuf>,
     /// The metadata area, external.
     pub meta: PathBuf,
     /// What the voter store remembers.
@@ -209,7 +209,7 @@ pub enum ShardCommand {
         /// Of which attach.
         order: u64,
         /// Data and metadata.
-        devices: Result<Box<(Disk, Disk)>, OpenError>,
+        devices: Result<Box<(Vec<Disk>, Disk)>, OpenError>,
     },
     /// Hand this to the resource's engine.
     Engine {
@@ -328,6 +328,8 @@ pub struct NbdClient {
     pub forwarded: bool,
     /// Address, over TCP.
     pub address: Option<SocketAddr>,
+    /// Place of the volume it has; 0 while that is not known.
+    pub place: usize,
 }
 
 impl NbdClient {
@@ -337,6 +339,7 @@ impl NbdClient {
         uid: None,
         forwarded: true,
         address: None,
+        place: 0,
     };
 }
 
@@ -354,6 +357,52 @@ pub struct ResourceSnapshot {
     pub io_backend: Option<&'static str>,
     /// Outcome of the newest attach that failed; `None` once one succeeded.
     pub attach_error: Option<AttachFailure>,
+    /// What is different from one volume to the next; empty where there is only one.
+    pub volumes: Vec<VolumeSnapshot>,
+    /// Place of the volume whose disk failed, since the last attach that succeeded.
+    pub failed_place: Option<usize>,
+}
+
+/// One of several volumes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct VolumeSnapshot {
+    /// Where it starts in the row.
+    pub start: BlockIndex,
+    /// Its size; 0 while it is not known.
+    pub size_blocks: u64,
+    /// Marked blocks toward the peer.
+    pub marked_blocks: u64,
+    /// What guests asked of it since the resource is up here.
+    pub traffic: Traffic,
+}
+
+/// Guests' requests, counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names say it")]
+pub struct Traffic {
+    pub reads: u64,
+    pub read_bytes: u64,
+    pub writes: u64,
+    pub written_bytes: u64,
+    pub flushes: u64,
+}
+
+impl Traffic {
+    /// One more.
+    pub fn note(&mut self, kind: &GuestKind) {
+        match kind {
+            GuestKind::Read { len, .. } => {
+                self.reads += 1;
+                self.read_bytes += len.0;
+            }
+            GuestKind::Write { payload, .. } => {
+                self.writes += 1;
+                self.written_bytes += payload.len() as u64;
+            }
+            GuestKind::Flush => self.flushes += 1,
+            GuestKind::Trim { .. } | GuestKind::Zeroes { .. } => {}
+        }
+    }
 }
 
 /// Why there is no disk although one was asked for.

@@ -25,21 +25,22 @@ pub(super) struct StatusQuestion {
     pub(super) one: bool,
 }
 
-/// What an NBD request comes to.
-pub(super) fn order(kind: RequestKind<AlignedBuf>) -> Order {
+/// What an NBD request comes to, of a volume that starts at `start` of the resource's row.
+pub(super) fn order(kind: RequestKind<AlignedBuf>, start: ByteOffset) -> Order {
+    let in_row = |offset: u64| ByteOffset(start.0.saturating_add(offset));
     let kind = match kind {
         RequestKind::Read { offset, len } => GuestKind::Read {
-            offset: ByteOffset(offset),
+            offset: in_row(offset),
             len: ByteLen(len.into()),
         },
         RequestKind::Write { offset, data, fua } => GuestKind::Write {
-            offset: ByteOffset(offset),
+            offset: in_row(offset),
             payload: data.freeze(),
             fua,
         },
         RequestKind::Flush => GuestKind::Flush,
         RequestKind::Trim { offset, len, fua } => GuestKind::Trim {
-            offset: ByteOffset(offset),
+            offset: in_row(offset),
             len: ByteLen(len),
             fua,
         },
@@ -51,7 +52,7 @@ pub(super) fn order(kind: RequestKind<AlignedBuf>) -> Order {
             fua,
         } => {
             let kind = GuestKind::Zeroes {
-                offset: ByteOffset(offset),
+                offset: in_row(offset),
                 len: ByteLen(len),
                 may_unmap: !no_hole,
                 fua,
@@ -68,7 +69,7 @@ pub(super) fn order(kind: RequestKind<AlignedBuf>) -> Order {
             contexts,
             one,
         } => {
-            let range = ByteRange::new(ByteOffset(offset), ByteLen(len))
+            let range = ByteRange::new(in_row(offset), ByteLen(len))
                 .expect("the session checked the range against the size");
             return Order::Status(StatusQuestion {
                 range,
@@ -121,15 +122,59 @@ mod tests {
     }
 
     #[test]
+    fn a_request_means_the_blocks_of_its_own_volume() {
+        let start = ByteOffset(1 << 20);
+        let in_row = |kind| match order(kind, start) {
+            Order::Engine(
+                GuestKind::Read { offset, .. }
+                | GuestKind::Write { offset, .. }
+                | GuestKind::Trim { offset, .. }
+                | GuestKind::Zeroes { offset, .. },
+            ) => offset.0,
+            Order::Status(question) => question.range.offset().0,
+            other => panic!("{other:?} has no place"),
+        };
+        let (offset, fua) = (5, false);
+        let data = replicator::io::BufferPool::new().take(1);
+        let contexts = Contexts::default();
+        let one = false;
+        for kind in [
+            RequestKind::Read { offset, len: 1 },
+            RequestKind::Write { offset, data, fua },
+            RequestKind::Trim {
+                offset,
+                len: 1,
+                fua,
+            },
+            RequestKind::WriteZeroes {
+                offset,
+                len: 1,
+                no_hole: false,
+                fast: false,
+                fua,
+            },
+            RequestKind::BlockStatus {
+                offset,
+                len: 1,
+                contexts,
+                one,
+            },
+        ] {
+            assert_eq!(in_row(kind), (1 << 20) + 5);
+        }
+    }
+
+    #[test]
     fn zeroes_may_be_unmapped_unless_the_client_forbids_holes() {
         let kind = |no_hole, fast| {
-            order(RequestKind::WriteZeroes {
+            let zeroes = RequestKind::WriteZeroes {
                 offset: 1,
                 len: 2,
                 no_hole,
                 fast,
                 fua: true,
-            })
+            };
+            order(zeroes, ByteOffset(0))
         };
         for no_hole in [false, true] {
             let expected = GuestKind::Zeroes {

@@ -193,7 +193,7 @@ impl Node {
                 self.config.node_name(view.primary)
             ),
             ViewCause::Resized => format!(
-                "the volume is {} now",
+                "it has {} now",
                 crate::config::size_text(view.size_blocks.saturating_mul(BLOCK_LEN))
             ),
         };

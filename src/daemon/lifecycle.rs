@@ -6,7 +6,7 @@ use std::time::Duration;
 use replicator::admin::{ErrorId, ErrorReport};
 use replicator::engine::{AdminRequest, AttachError, Input};
 use replicator::io::clock;
-use replicator::types::{DiskState, Instant, ResourceId, Role, VolumeId};
+use replicator::types::{DiskState, Instant, ResourceId, Role};
 
 use super::api::{AttachFailure, AttachSetup, ResourceSetup, ResourceSnapshot, ShardCommand};
 use super::board::{BoardState, Presence};
@@ -14,7 +14,7 @@ use super::control::Answers;
 use super::node::Node;
 use super::orders::{Outcome, done, no_such_resource};
 use super::{status, words};
-use crate::config::ResourceConfig;
+use crate::config::{ResourceConfig, VolumeConfig};
 use crate::controller::{Order, OrderRefusal};
 
 /// How long bringing up may take: metadata of a large volume is read meanwhile.
@@ -269,10 +269,7 @@ impl Node {
         self.command(ShardCommand::Add(Box::new(ResourceSetup {
             resource: id,
             name: resource.name.clone(),
-            volume: resource
-                .volumes
-                .first()
-                .map_or(VolumeId(0), |volume| volume.id),
+            row: resource.row(),
             nbd_socket: status::nbd_socket(&self.run_dir, &resource.name),
             nbd_allow: resource.nbd_allow.clone(),
             lease,
@@ -307,7 +304,7 @@ impl Node {
         }
     }
 
-    /// Opens and attaches the backing devices of the resource's volume.
+    /// Opens and attaches the backing devices of the resource's volumes.
     pub(super) fn attach(
         &self,
         resource: &ResourceConfig,
@@ -341,16 +338,16 @@ impl Node {
         timeout: Duration,
     ) -> Result<Result<(), AttachFailure>, ErrorReport> {
         let id = resource.id();
-        let Some(volume) = resource.volumes.first() else {
+        let Some(first) = resource.volumes.first() else {
             return Ok(Ok(()));
         };
-        let paths = volume.replica(self.node);
+        let disk = |volume: &VolumeConfig| volume.replica(self.node).disk.clone();
         self.board.update(|board| board.resource(id).attach = None);
         self.command(ShardCommand::Attach {
             resource: id,
             setup: Box::new(AttachSetup {
-                disk: paths.disk.clone(),
-                meta: paths.meta.clone(),
+                disks: resource.volumes.iter().map(disk).collect(),
+                meta: first.replica(self.node).meta.clone(),
                 stored: self.marks(id),
             }),
         });

@@ -19,6 +19,7 @@ use super::control::{Answers, Asker, ControlHandler};
 use super::lifecycle::Claim;
 use super::move_order::as_passed_on;
 use super::node::Node;
+use super::resize_orders::ResizeOrder;
 use super::what_if::as_asked_of;
 use super::wire::Wire;
 use super::{status, words};
@@ -90,8 +91,13 @@ impl ControlHandler for Node {
         let order = words::order_words(&request.verb);
         let node_order = words::node_order_words(&request.verb);
         let response = match request.verb {
-            Verb::Resize { resource, size } => {
-                self.resize_order(&resource, size, timeout, asker, answers)
+            Verb::Resize {
+                resource,
+                volume,
+                size,
+            } => {
+                let order = ResizeOrder { volume, size };
+                self.resize_order(&resource, &order, timeout, asker, answers)
             }
             verb => self.carry_out_and_place(verb, timeout, asker, answers),
         };
@@ -594,7 +600,10 @@ impl Node {
         self.attach(resource, timeout)?;
         self.board
             .update(|board| board.resource(resource.id()).retried = false);
-        done(true, format!("{} is attached", resource.name))
+        done(
+            true,
+            format!("{}{} is attached", resource.name, all_volumes(resource)),
+        )
     }
 
     /// A disk that failed is attached anew from the beginning, once nothing can land on it any more.
@@ -664,7 +673,7 @@ impl Node {
         }
         self.admin(resource, AdminRequest::Detach);
         if self.wait_engine(resource, timeout, |it| it.disk == DiskState::Diskless) {
-            return done(true, format!("{name} is detached"));
+            return done(true, format!("{name}{} is detached", all_volumes(resource)));
         }
         let what = format!("{name} is still attached on {}", self.name());
         Err(ErrorReport::new(
@@ -750,6 +759,14 @@ impl Node {
             shard.filter(|it| is_so(&it.engine)).map(|_| ())
         });
         found.is_some()
+    }
+}
+
+/// One replica has them all: they are attached and detached together, whichever is named.
+fn all_volumes(resource: &ResourceConfig) -> String {
+    match resource.volumes.len() {
+        1 => String::new(),
+        count => format!(", with its {count} volumes,"),
     }
 }
 

@@ -9,7 +9,7 @@ use replicator::engine::{AdminRequest, GrowEnd, GrowReport, Room, Snapshot};
 use replicator::io::clock;
 use replicator::meta::Layout;
 use replicator::types::{
-    BLOCK_LEN, BlockCount, ConnectionState, DiskState, ReplicationState, Role,
+    BLOCK_LEN, BlockCount, ByteLen, ConnectionState, DiskState, ReplicationState, Role,
 };
 
 use super::api::ShardCommand;
@@ -17,30 +17,107 @@ use super::control::{Answers, Asker};
 use super::node::Node;
 use super::orders::{ORDER_TIMEOUT, Outcome, done};
 use super::relay::Kept;
-use crate::config::{ResourceConfig, size_text};
+use crate::config::{ResourceConfig, VolumeConfig, size_text};
 
 /// How often the client hears how far it is.
 const TELL_EVERY: Duration = Duration::from_secs(1);
+
+/// What is wanted.
+pub(super) struct ResizeOrder {
+    /// Of several volumes which.
+    pub(super) volume: Option<u16>,
+    /// How large it is to be; `None`: as large as both disks allow.
+    pub(super) size: Option<u64>,
+}
+
+/// The volume that can grow, the last of its resource. What lies before it stays as it is.
+struct Growing<'a> {
+    resource: &'a ResourceConfig,
+    volume: &'a VolumeConfig,
+    /// For people.
+    name: String,
+    /// Bytes of the volumes before it.
+    before: u64,
+}
+
+impl Growing<'_> {
+    /// Its size, of so many blocks of all volumes.
+    fn own(&self, blocks: u64) -> u64 {
+        let total = blocks.saturating_mul(BLOCK_LEN);
+        total.saturating_sub(self.before)
+    }
+
+    /// Blocks of all volumes when it has that size.
+    fn total(&self, own: u64) -> BlockCount {
+        BlockCount::whole_blocks_in(ByteLen(self.before.saturating_add(own)))
+    }
+}
+
+/// Which volume is meant, if it can grow.
+fn growing(resource: &ResourceConfig, volume: Option<u16>) -> Result<Growing<'_>, ErrorReport> {
+    let name = &resource.name;
+    let row = resource.row();
+    let Some(last) = resource.volumes.last() else {
+        let what = format!("{name} is not resized");
+        return Err(ErrorReport::new(
+            ErrorId::NoSuchPart,
+            what,
+            "it has no volume",
+        ));
+    };
+    let next = format!("twinadm resize {name}/{} [--size SIZE]", last.id.0);
+    match volume {
+        None if row.is_several() => {
+            let what = format!("which volume of {name} is to be larger is not said");
+            let why = "only the last one can be, since the others lie before it";
+            return Err(ErrorReport::new(ErrorId::NotTheLast, what, why).next(next));
+        }
+        Some(wanted) if resource.volumes.iter().all(|it| it.id.0 != wanted) => {
+            let what = format!("{name} has no volume {wanted}");
+            let why = "it is not configured";
+            return Err(ErrorReport::new(ErrorId::NoSuchPart, what, why));
+        }
+        Some(wanted) if wanted != last.id.0 => {
+            let what = format!("{name}/{wanted} stays as large as it is");
+            let why = "another volume lies behind it: only the last one of a resource can grow";
+            return Err(ErrorReport::new(ErrorId::NotTheLast, what, why)
+                .next(next)
+                .next("or make a resource of its own for what needs the room"));
+        }
+        Some(_) | None => {}
+    }
+    Ok(Growing {
+        resource,
+        volume: last,
+        name: match row.is_several() {
+            true => format!("{name}/{}", last.id.0),
+            false => name.clone(),
+        },
+        before: row.offset(row.last_place()).0,
+    })
+}
 
 impl Node {
     pub(super) fn resize_order(
         &self,
         name: &str,
-        size: Option<u64>,
+        order: &ResizeOrder,
         timeout: Option<Duration>,
         asker: Asker,
         answers: &mut dyn Answers,
     ) -> Outcome {
         let resource = &*self.resource(name)?;
+        let growing = growing(resource, order.volume)?;
+        let (name, size) = (growing.name.as_str(), order.size);
         self.check_running(resource)?;
         let engine = self.snapshot_of(resource)?;
         self.check_may_resize(resource, &engine)?;
-        let now = engine.size_blocks.unwrap_or(0).saturating_mul(BLOCK_LEN);
+        let now = growing.own(engine.size_blocks.unwrap_or(0));
         let running = engine.grow.filter(|report| report.end.is_none());
         let before = engine.grow.map_or(0, |report| report.number);
         let wanted = match running {
-            Some(report) => Some(report.to_blocks.saturating_mul(BLOCK_LEN)),
-            None => self.size_to_be(resource, size, now, asker)?,
+            Some(report) => Some(growing.own(report.to_blocks)),
+            None => self.size_to_be(&growing, size, now, asker)?,
         };
         let Some(wanted) = wanted else {
             return done(false, format!("{name} is {} already", size_text(now)));
@@ -53,12 +130,12 @@ impl Node {
         let since = if running.is_some() {
             before - 1
         } else {
-            let to = BlockCount(wanted / BLOCK_LEN);
+            let to = growing.total(wanted);
             self.admin(resource, AdminRequest::Grow { to });
             before
         };
-        let report = self.await_growth(resource, since, timeout, answers)?;
-        let to = report.to_blocks.saturating_mul(BLOCK_LEN);
+        let report = self.await_growth(&growing, since, timeout, answers)?;
+        let to = growing.own(report.to_blocks);
         if to != wanted {
             // Two at once: the engine takes one.
             let why = format!("another order enlarged it to {}", size_text(to));
@@ -66,22 +143,22 @@ impl Node {
             let report = ErrorReport::new(ErrorId::OrderUnderWay, what, why);
             return Err(report.next("give the order again if it is to be larger still"));
         }
-        self.grown_outcome(resource, &report, now)
+        self.grown_outcome(&growing, &report, now)
     }
 
     /// The size in bytes that it is to have, both nodes having room for it; `None`: it has it.
     fn size_to_be(
         &self,
-        resource: &ResourceConfig,
+        growing: &Growing<'_>,
         size: Option<u64>,
         now: u64,
         asker: Asker,
     ) -> Result<Option<u64>, ErrorReport> {
-        let name = &resource.name;
+        let Growing { resource, name, .. } = growing;
         let here = self.room_here(resource, None)?;
         let there = self.room_there(resource, None, asker)?;
         let both = here.disk_bytes.min(there.disk_bytes);
-        let listed = resource.volumes.first().and_then(|it| it.size);
+        let listed = growing.volume.size;
         if let Some(listed) = listed.filter(|listed| size.is_none() && both > listed.0) {
             let listed = size_text(listed.0);
             let why = format!("size = \"{listed}\" in its file is less than both disks have");
@@ -189,8 +266,10 @@ impl Node {
     ) -> Result<RoomReport, ErrorReport> {
         self.check_running(resource)?;
         let mut room = self.measure(resource, None)?;
+        let row = resource.row();
+        let before = row.offset(row.last_place()).0;
         let needed = size.map(|size| {
-            let blocks = BlockCount::whole_blocks_in(replicator::types::ByteLen(size));
+            let blocks = BlockCount::whole_blocks_in(ByteLen(before.saturating_add(size)));
             Layout::for_volume(blocks, room.al_slots).map_or(u64::MAX, |it| it.total().0)
         });
         // Long enough is not enough: a sparse file has no space yet.
@@ -198,10 +277,10 @@ impl Node {
             room = self.measure(resource, Some(needed))?;
         }
         let path = |path: &Path| path.display().to_string();
-        let paths = resource.volumes.first().map(|it| it.replica(self.node));
+        let paths = resource.volumes.last().map(|it| it.replica(self.node));
         Ok(RoomReport {
             disk: paths.map_or_else(String::new, |it| path(&it.disk)),
-            disk_bytes: room.device.0,
+            disk_bytes: room.device.0.saturating_sub(before),
             meta: paths.map_or_else(String::new, |it| path(&it.meta)),
             meta_bytes: room.meta.0,
             meta_needed_bytes: needed,
@@ -213,7 +292,7 @@ impl Node {
         let before = self.snapshot_of(resource)?.room.map_or(0, |it| it.number);
         self.command(ShardCommand::Measure {
             resource: id,
-            meta: meta.map(replicator::types::ByteLen),
+            meta: meta.map(ByteLen),
         });
         let measured = self.board.wait(ORDER_TIMEOUT, |board| {
             let shard = board.resources.get(&id)?.shard.as_ref()?;
@@ -265,12 +344,12 @@ impl Node {
     /// Waits for the end of the first order after the one with that number.
     fn await_growth(
         &self,
-        resource: &ResourceConfig,
+        growing: &Growing<'_>,
         since: u64,
         timeout: Option<Duration>,
         answers: &mut dyn Answers,
     ) -> Result<GrowReport, ErrorReport> {
-        let (id, name) = (resource.id(), &resource.name);
+        let (id, name) = (growing.resource.id(), &growing.name);
         let deadline = clock::now().plus(timeout.unwrap_or(ORDER_TIMEOUT));
         let mut told = None;
         loop {
@@ -301,16 +380,16 @@ impl Node {
         }
     }
 
-    fn grown_outcome(&self, resource: &ResourceConfig, report: &GrowReport, now: u64) -> Outcome {
-        let name = &resource.name;
+    fn grown_outcome(&self, growing: &Growing<'_>, report: &GrowReport, now: u64) -> Outcome {
+        let name = &growing.name;
         let peer = self.config.node_name(self.node.peer());
-        let size = size_text(report.to_blocks.saturating_mul(BLOCK_LEN));
+        let size = size_text(growing.own(report.to_blocks));
         let why = match report.end {
             Some(GrowEnd::Undecided) => {
                 let what = format!("whether {name} is {size} is not known yet");
                 let why = "its new size was being decided when this node lost its role or its disk";
                 let report = ErrorReport::new(ErrorId::NotResized, what, why);
-                return Err(report.next(format!("twinadm status {name}")));
+                return Err(report.next(format!("twinadm status {}", growing.resource.name)));
             }
             Some(GrowEnd::Done) | None => {
                 let message = format!(

@@ -19,6 +19,7 @@ use replicator::admin::{ErrorId, ErrorReport, Response};
 use replicator::io::{clock, realtime};
 use replicator::types::NodeId;
 
+use super::adjust::blocks_min;
 use super::api::{InheritedSocket, NbdTcp, ShardCommand, ShardSetup, StoredMarks};
 use super::args::Flags;
 use super::beacon_io::Carrier;
@@ -127,6 +128,7 @@ impl Running {
                     protocol: config.protocol_of(resource),
                     failover: resource.failover,
                     prefer: resource.prefer,
+                    blocks_min: blocks_min(resource),
                 })
                 .collect(),
             stored: store

@@ -13,11 +13,11 @@ use replicator::engine::handshake::Rule;
 use replicator::engine::{Counters, HeldReason, Progress, Snapshot, VerifyEnd, VerifyReport};
 use replicator::protocol::Refusal;
 use replicator::types::{
-    BLOCK_LEN, BlockRange, ConnectionState, DiskState, Instant, NodeId, ReplicationState,
-    ResyncRate, Role, View,
+    BLOCK_LEN, BlockCount, BlockIndex, BlockRange, ConnectionState, DiskState, Instant, NodeId,
+    ReplicationState, ResyncRate, Role, View,
 };
 
-use super::api::{READ_ONLY_SUFFIX, ResourceSnapshot};
+use super::api::{READ_ONLY_SUFFIX, ResourceSnapshot, Traffic, VolumeSnapshot};
 use super::board::{BoardState, Presence, ResourceBoard};
 use super::words;
 use crate::config::{Config, GuestConfig, ResourceConfig, VolumeConfig};
@@ -170,6 +170,7 @@ fn resource_status(
         volumes: resource
             .volumes
             .iter()
+            .enumerate()
             .map(|volume| volume_status(place, resource, volume, known, up))
             .collect(),
         peers: vec![peer_status(place, resource, board, known, engine, moment)],
@@ -231,15 +232,26 @@ fn suspended(engine: &Snapshot) -> Option<&'static str> {
 fn volume_status(
     place: Place<'_>,
     resource: &ResourceConfig,
-    volume: &VolumeConfig,
+    (nr, volume): (usize, &VolumeConfig),
     known: &ResourceBoard,
     up: bool,
 ) -> VolumeStatus {
     let shard = known.shard.as_ref().filter(|_| up);
     let view = known.controller.as_ref().and_then(|it| it.view.as_ref());
-    let size_blocks = shard
-        .and_then(|it| it.engine.size_blocks)
-        .or(view.map(|view| view.size_blocks).filter(|size| *size > 0));
+    let own = shard.and_then(|it| it.volumes.get(nr));
+    let of_row = |total: u64| resource.row().blocks(nr, BlockCount(total)).count().0;
+    let size_blocks = match own {
+        Some(own) => Some(own.size_blocks),
+        None => shard
+            .and_then(|it| it.engine.size_blocks)
+            .or(view.map(|view| view.size_blocks))
+            .map(of_row),
+    };
+    let size_blocks = size_blocks.filter(|size| *size > 0);
+    // Of several the one that broke is the one to look at.
+    let failed = shard.and_then(|it| it.failed_place.filter(|_| !it.volumes.is_empty()));
+    let export = export_name(resource, nr, volume);
+    let clients = |it: &ResourceSnapshot| it.nbd_clients.iter().filter(|it| it.place == nr).count();
     let socket = nbd_socket(place.run_dir, &resource.name);
     VolumeStatus {
         volume: volume.id.0,
@@ -248,30 +260,42 @@ fn volume_status(
             Some(shard) if known.retried && shard.engine.disk == DiskState::Diskless => {
                 DiskState::Attaching
             }
-            Some(shard) => shard.engine.disk,
+            Some(shard) => match (shard.engine.disk, failed) {
+                (DiskState::Diskless, Some(failed)) if failed == nr => DiskState::Failed,
+                (DiskState::Failed, Some(failed)) if failed != nr => DiskState::Detaching,
+                (disk, _) => disk,
+            },
             None => DiskState::Diskless,
         }),
         size_bytes: size_blocks.map(|blocks| blocks.saturating_mul(BLOCK_LEN)),
         disk_path: Some(volume.replica(place.node).disk.display().to_string()),
-        export: up.then(|| format!("nbd+unix:///{}?socket={}", resource.name, socket.display())),
+        export: up.then(|| format!("nbd+unix:///{export}?socket={}", socket.display())),
         export_read_only: (up && resource.read_only_export).then(|| {
             format!(
-                "nbd+unix:///{}{READ_ONLY_SUFFIX}?socket={}",
-                resource.name,
+                "nbd+unix:///{export}{READ_ONLY_SUFFIX}?socket={}",
                 socket.display()
             )
         }),
-        export_tcp: nbd_tcp_uri(place, &resource.name).filter(|_| up),
-        nbd_clients: shard.map_or(0, |it| {
-            u32::try_from(it.nbd_clients.len()).unwrap_or(u32::MAX)
-        }),
+        export_tcp: nbd_tcp_uri(place, &export).filter(|_| up),
+        nbd_clients: shard.map_or(0, |it| u32::try_from(clients(it)).unwrap_or(u32::MAX)),
         disk_error: match known.presence {
             Presence::Leaving => Some(words::STILL_LEAVING.to_owned()),
             Presence::Running | Presence::Away => shard.and_then(disk_words),
         },
         statistics: shard
             .filter(|it| it.engine.disk != DiskState::Diskless)
-            .map(|it| statistics(it.engine.counters)),
+            .map(|it| match it.volumes.get(nr) {
+                Some(own) => statistics_of_one(it.engine.counters, nr, own.traffic),
+                None => statistics(it.engine.counters),
+            }),
+    }
+}
+
+/// What a client asks for to get the volume.
+fn export_name(resource: &ResourceConfig, nr: usize, volume: &VolumeConfig) -> String {
+    match nr {
+        0 => resource.name.clone(),
+        _ => format!("{}/{}", resource.name, volume.id.0),
     }
 }
 
@@ -312,6 +336,29 @@ fn statistics(counters: Counters) -> VolumeStatistics {
     }
 }
 
+/// Of one of several volumes. What is counted of a replica as a whole is said of its first.
+fn statistics_of_one(counters: Counters, nr: usize, traffic: Traffic) -> VolumeStatistics {
+    let Traffic {
+        reads,
+        read_bytes,
+        writes,
+        written_bytes,
+        flushes,
+    } = traffic;
+    let of_replica = match nr {
+        0 => statistics(counters),
+        _ => VolumeStatistics::default(),
+    };
+    VolumeStatistics {
+        reads,
+        read_bytes,
+        writes,
+        written_bytes,
+        flushes,
+        ..of_replica
+    }
+}
+
 fn peer_status(
     place: Place<'_>,
     resource: &ResourceConfig,
@@ -341,22 +388,28 @@ fn peer_status(
         volumes: resource
             .volumes
             .iter()
+            .enumerate()
             .map(|volume| peer_volume_status(volume, known, engine, moment))
             .collect(),
     }
 }
 
 fn peer_volume_status(
-    volume: &VolumeConfig,
+    (nr, volume): (usize, &VolumeConfig),
     known: &ResourceBoard,
     engine: Option<&Snapshot>,
     moment: Moment,
 ) -> PeerVolumeStatus {
-    let progress = engine.and_then(|it| it.resync);
-    let running = progress.filter(|it| it.ended.is_none());
+    let volumes = known.shard.as_ref().map_or(&[][..], |it| &it.volumes);
+    let own = volumes.get(nr).filter(|_| engine.is_some());
+    // Resyncs and verifies are the resource's, and told once.
+    let resync = engine.and_then(|it| it.resync);
+    let running = resync.filter(|it| it.ended.is_none() && nr == resynced_now(volumes));
     let verify = engine.and_then(|it| it.verify.as_ref());
+    let differs = |it: &VerifyReport| !own_ranges(it, own).is_empty();
+    let verify = verify.filter(|it| nr == 0 || differs(it));
     // What differed then was copied anew since.
-    let copied_since = progress.is_some_and(|it| {
+    let copied_since = resync.is_some_and(|it| {
         let after = verify.and_then(|verify| verify.end).map(|(at, _)| at);
         it.full && it.ended.is_some() && after.is_some_and(|at| it.began >= at)
     });
@@ -366,12 +419,15 @@ fn peer_volume_status(
         replication: engine.map_or(ReplicationState::Off, |it| it.replication),
         out_of_sync_bytes: engine
             .filter(|it| it.disk != DiskState::Diskless)
-            .map(|it| bytes(it.out_of_sync_blocks)),
-        lag_bytes: engine.map_or(0, |it| it.lag_bytes),
+            .map(|it| bytes(own.map_or(it.out_of_sync_blocks, |own| own.marked_blocks))),
+        // Of one stream, whatever its volumes.
+        lag_bytes: engine.filter(|_| nr == 0).map_or(0, |it| it.lag_bytes),
         lag_seconds: engine
+            .filter(|_| nr == 0)
             .and_then(|it| it.lag_since)
             .map_or(0.0, |since| moment.now.since(since).as_secs_f64()),
-        last_resync: progress
+        last_resync: resync
+            .filter(|_| nr == 0)
             .map(|it| last_resync(&it, moment))
             .unwrap_or_default(),
         resync: running.map(|it| {
@@ -381,11 +437,64 @@ fn peer_volume_status(
                 .limited(engine.and_then(|it| it.resync_pace))
         }),
         verify: verify
-            .filter(|it| it.end.is_none())
+            .filter(|it| it.end.is_none() && nr == 0)
             .map(|it| verify_status(it, known, engine)),
         last_verify: verify
-            .and_then(|it| Some(last_verify(it, it.end?, moment)))
+            .and_then(|it| {
+                let all = last_verify(it, it.end?, moment);
+                Some(match own {
+                    None => all,
+                    Some(_) => last_verify_of_one(all, it, nr, own),
+                })
+            })
             .filter(|_| !copied_since),
+    }
+}
+
+/// Place of the volume that the running resync is at: it goes from the first block to the last.
+fn resynced_now(volumes: &[VolumeSnapshot]) -> usize {
+    let marked = volumes.iter().position(|volume| volume.marked_blocks > 0);
+    marked.unwrap_or(volumes.len().saturating_sub(1))
+}
+
+/// The first differences that a verify found on one of several volumes, from that volume's start on.
+fn own_ranges(report: &VerifyReport, own: Option<&VolumeSnapshot>) -> Vec<BlockRange> {
+    let Some(own) = own else {
+        return report.ranges.clone();
+    };
+    let (start, end) = (own.start.0, own.start.0 + own.size_blocks);
+    let of_volume = |range: &BlockRange| {
+        let (from, to) = (range.start().0.max(start), range.end().0.min(end));
+        (from < to).then(|| BlockRange::between(BlockIndex(from - start), BlockIndex(to - start)))
+    };
+    report.ranges.iter().filter_map(of_volume).collect()
+}
+
+/// The sums stay with the first volume, the places go to their own.
+fn last_verify_of_one(
+    all: LastVerify,
+    report: &VerifyReport,
+    nr: usize,
+    own: Option<&VolumeSnapshot>,
+) -> LastVerify {
+    let ranges = own_ranges(report, own).iter().map(span).collect();
+    let sums = match nr {
+        0 => all,
+        _ => LastVerify {
+            checked_bytes: 0,
+            differing_bytes: 0,
+            unreadable_bytes: 0,
+            repaired_bytes: 0,
+            ..all
+        },
+    };
+    LastVerify { ranges, ..sums }
+}
+
+fn span(range: &BlockRange) -> ByteSpan {
+    ByteSpan {
+        offset_bytes: range.offset().0,
+        len_bytes: range.len().0,
     }
 }
 
@@ -437,10 +546,6 @@ fn verify_status(
 
 fn last_verify(report: &VerifyReport, end: (Instant, VerifyEnd), moment: Moment) -> LastVerify {
     let (at, why) = end;
-    let span = |range: &BlockRange| ByteSpan {
-        offset_bytes: range.offset().0,
-        len_bytes: range.len().0,
-    };
     LastVerify {
         repair: report.repair,
         checked_bytes: bytes(report.checked_blocks),
@@ -484,7 +589,9 @@ fn bytes(blocks: u64) -> u64 {
 #[must_use]
 pub fn refusal_words(refusal: Refusal) -> String {
     match refusal {
-        Refusal::Foreign => "the peer's replica belongs to another resource or volume",
+        Refusal::Foreign => {
+            "the peer's replica belongs to another resource, or to one with other volumes"
+        }
         Refusal::Diverged => "the two replicas have different histories",
         Refusal::SizeMismatch => "the two replicas have different sizes",
         Refusal::BothActive => "both nodes claimed to be Primary",

@@ -174,7 +174,8 @@ pub(super) fn attach_failure_words(failure: &AttachFailure) -> String {
             }
             AttachError::TooNew => "the metadata was made by a newer version".to_owned(),
             AttachError::Foreign => {
-                "the metadata belongs to another resource, volume or node".to_owned()
+                "the metadata belongs to another resource or node, or to other volumes of this one"
+                    .to_owned()
             }
             AttachError::DeviceTooSmall => "the disk is smaller than the metadata says".to_owned(),
             AttachError::OtherReplica => {
@@ -207,7 +208,8 @@ pub(super) fn attach_report(
         AttachFailure::Open(OpenError::Permission { .. }) => ErrorId::Permission,
         AttachFailure::Open(OpenError::NotFound { path }) if is_meta(path) => ErrorId::NoMetadata,
         AttachFailure::Engine(AttachError::NoMetadata) => ErrorId::NoMetadata,
-        AttachFailure::Engine(AttachError::DeviceTooSmall) => ErrorId::DeviceTooSmall,
+        AttachFailure::Engine(AttachError::DeviceTooSmall)
+        | AttachFailure::Open(OpenError::TooShort { .. }) => ErrorId::DeviceTooSmall,
         AttachFailure::Engine(
             AttachError::Foreign | AttachError::OtherReplica | AttachError::TooNew,
         ) => ErrorId::MetadataForeign,
@@ -219,6 +221,12 @@ pub(super) fn attach_report(
     match id {
         ErrorId::LastGoodCopy => report.next(format!("twinadm secondary {}", resource.name)),
         ErrorId::NoMetadata => report.next(format!("twinadm create-md {}", resource.name)),
+        ErrorId::MetadataForeign if resource.volumes.len() > 1 => report
+            .next("check `disk` and `meta` of this node: they may be swapped")
+            .next(
+                "the volumes of a resource, and the `size` of each but the last, stay as they were \
+                 when create-md made its metadata: write them so again",
+            ),
         _ => report,
     }
 }

@@ -8,7 +8,7 @@ use replicator::admin::MaxRate;
 use twinblk::config::Rate;
 
 use crate::demo::DemoArgs;
-use crate::selector::{Selector, one_resource, whole_resource, with_peer, with_volume};
+use crate::selector::{Selector, one_resource, one_volume, whole_resource, with_peer, with_volume};
 
 /// Exit codes, at the end of every help text and man page.
 pub const EXIT_CODES: &str = "\
@@ -345,10 +345,10 @@ pub struct Resync {
 /// `resize`.
 #[derive(Clone, Debug, Args)]
 pub struct Resize {
-    /// A resource
-    #[arg(value_name = "RES", value_parser = one_resource)]
+    /// A resource; of several volumes the last one, RES/VOL
+    #[arg(value_name = "RES[/VOL]", value_parser = one_volume)]
     pub resource: Selector,
-    /// Its size afterwards, such as 50GiB [default: as large as both disks allow]
+    /// The volume's size afterwards, such as 50GiB [default: as large as both disks allow]
     #[arg(long, value_name = "SIZE", value_parser = twinblk::config::parse_size)]
     pub size: Option<u64>,
 }

@@ -15,7 +15,7 @@ const RECONNECT_DELAY: u32 = 30;
 /// The disk's name in the guest where the configuration does not say.
 const TARGET: &str = "vda";
 
-/// Prints the disk element.
+/// Prints the disk element, one for each volume.
 ///
 /// # Errors
 /// If the configuration is invalid or has no such resource.
@@ -28,8 +28,32 @@ pub(crate) fn xml(context: &Context, arguments: &OneResource) -> Result<u8, Fail
     let socket = context.run_dir.join(format!("nbd/{}.sock", resource.name));
     // libvirt and QEMU have other working directories.
     let socket = std::path::absolute(&socket).unwrap_or(socket);
-    context.put(&disk(&resource.name, &socket, target.unwrap_or(TARGET)))?;
+    let first = target.unwrap_or(TARGET);
+    for (nr, volume) in resource.volumes.iter().enumerate() {
+        let export = match nr {
+            0 => resource.name.clone(),
+            _ => format!("{}/{}", resource.name, volume.id.0),
+        };
+        context.put(&disk(&export, &socket, &target_after(first, nr)))?;
+    }
     Ok(exit::OK)
+}
+
+/// The name so many places behind `first`: `vdb` after `vda`, and `vdaa` after `vdz`.
+fn target_after(first: &str, places: usize) -> String {
+    const LETTERS: &[u8; 26] = b"abcdefghijklmnopqrstuvwxyz";
+    let last = first.char_indices().next_back();
+    let (at, letter) = last.unwrap_or((0, ' '));
+    let known = LETTERS.iter().position(|it| char::from(*it) == letter);
+    let letter = |nr: usize| char::from(LETTERS[nr % LETTERS.len()]);
+    match (known, places) {
+        (_, 0) => first.to_owned(),
+        (Some(nr), _) if nr + places < LETTERS.len() => {
+            format!("{}{}", &first[..at], letter(nr + places))
+        }
+        (Some(nr), _) => format!("{}a{}", &first[..at], letter(nr + places)),
+        (None, _) => format!("{first}{}", letter(places)),
+    }
 }
 
 /// An error stops the guest and is no error inside: once the volume is served again the guest is let
@@ -74,6 +98,14 @@ fn escaped(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn further_volumes_have_the_next_names() {
+        let names = |first, places| target_after(first, places);
+        assert_eq!([0, 1, 15].map(|nr| names("vda", nr)), ["vda", "vdb", "vdp"]);
+        assert_eq!([1, 2].map(|nr| names("sdy", nr)), ["sdz", "sdaa"]);
+        assert_eq!(names("hd1", 1), "hd1b");
+    }
 
     #[test]
     fn the_element_names_socket_export_and_what_an_error_does() {

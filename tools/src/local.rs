@@ -63,15 +63,32 @@ pub(crate) fn data_node(config: &Config, name: &str) -> Result<NodeId, ErrorRepo
     }
 }
 
-/// The selected volumes, in the order of the selectors.
+/// What has metadata of its own: all volumes of a resource.
+pub(crate) struct Replica<'c> {
+    pub(crate) resource: &'c ResourceConfig,
+    /// Its first volume, beside which stands what counts for all of them.
+    pub(crate) first: &'c VolumeConfig,
+    /// Only volumes behind it were selected.
+    pub(crate) further: bool,
+}
+
+/// For people: `RES/VOL`, or `RES` where there are several volumes.
+pub(crate) fn label(resource: &ResourceConfig) -> String {
+    match resource.volumes.as_slice() {
+        [only] => format!("{}/{}", resource.name, only.id.0),
+        _ => resource.name.clone(),
+    }
+}
+
+/// The replicas of the selected volumes, each once, in the order of the selectors.
 ///
 /// # Errors
 /// If a selector fits none.
-pub(crate) fn volumes<'c>(
+pub(crate) fn replicas<'c>(
     config: &'c Config,
     selectors: &[Selector],
-) -> Result<Vec<(&'c ResourceConfig, &'c VolumeConfig)>, ErrorReport> {
-    let mut targets = Vec::new();
+) -> Result<Vec<Replica<'c>>, ErrorReport> {
+    let mut targets: Vec<Replica<'c>> = Vec::new();
     for selector in selectors {
         let resources: Vec<&ResourceConfig> = match &selector.resource {
             None => config.resources.iter().collect(),
@@ -83,16 +100,21 @@ pub(crate) fn volumes<'c>(
         };
         for resource in resources {
             let fits = |volume: &&VolumeConfig| selector.volume.is_none_or(|id| volume.id.0 == id);
-            let before = targets.len();
-            targets.extend(
-                resource
-                    .volumes
-                    .iter()
-                    .filter(fits)
-                    .map(|volume| (resource, volume)),
-            );
-            if targets.len() == before {
+            let found = resource.volumes.iter().find(fits);
+            let (Some(found), Some(first)) = (found, resource.volumes.first()) else {
                 return Err(no_such_volume(&resource.name, selector.volume));
+            };
+            let further = found.id != first.id;
+            match targets
+                .iter_mut()
+                .find(|it| it.resource.name == resource.name)
+            {
+                Some(known) => known.further &= further,
+                None => targets.push(Replica {
+                    resource,
+                    first,
+                    further,
+                }),
             }
         }
     }

@@ -60,7 +60,11 @@ impl MakeVerb {
             Self::Disconnect => Verb::Disconnect { resource, peer },
             Self::PauseSync => Verb::PauseSync { resource },
             Self::ResumeSync => Verb::ResumeSync { resource },
-            Self::Resize(size) => Verb::Resize { resource, size },
+            Self::Resize(size) => Verb::Resize {
+                resource,
+                volume,
+                size,
+            },
             Self::SuspendIo => Verb::SuspendIo { resource },
             Self::ResumeIo => Verb::ResumeIo { resource },
             Self::Resync(max_rate) => Verb::Resync { resource, max_rate },

@@ -58,7 +58,8 @@ pub fn plan(verb: &Verb, resource: &ResourceStatus) -> Vec<String> {
             step(resource.sync_paused, format!("{name}: let resyncs go on"));
         }
         Verb::Resize { size: wanted, .. } => {
-            let now = resource.volumes.first().and_then(|it| it.size_bytes);
+            // Of several only the last can be meant.
+            let now = resource.volumes.last().and_then(|it| it.size_bytes);
             let to = wanted.map_or("as large as both disks allow".to_owned(), |wanted| {
                 format!("to {}", size(wanted))
             });

@@ -78,6 +78,17 @@ pub(crate) fn with_volume(text: &str) -> Result<Selector, String> {
     }
 }
 
+/// One resource by its name, or one of its volumes.
+///
+/// # Errors
+/// If it is `all`, or a peer is named.
+pub(crate) fn one_volume(text: &str) -> Result<Selector, String> {
+    with_volume(text).and_then(|selector| match selector.resource {
+        Some(_) => Ok(selector),
+        None => Err("one at a time: write RES or RES/VOL".to_owned()),
+    })
+}
+
 /// A resource, or one of its peers.
 ///
 /// # Errors
@@ -115,6 +126,7 @@ mod tests {
         }
         assert!(whole_resource("r/0").is_err());
         assert!(with_volume("r:p").is_err());
+        assert!(one_volume("r/1").is_ok() && one_volume("all").is_err());
         assert!(with_peer("r/0").is_err());
     }
 }

@@ -66,7 +66,7 @@ fn primary_elsewhere(resource: &ResourceStatus) -> Option<String> {
 }
 
 /// What was found, once nothing is compared any more.
-fn ended(resource: &ResourceStatus) -> Option<Vec<LastVerify>> {
+fn ended(resource: &ResourceStatus) -> Option<Vec<(u16, LastVerify)>> {
     let volumes: Vec<&PeerVolumeStatus> = resource
         .peers
         .iter()
@@ -81,28 +81,28 @@ fn ended(resource: &ResourceStatus) -> Option<Vec<LastVerify>> {
     Some(
         volumes
             .iter()
-            .filter_map(|volume| volume.last_verify.clone())
+            .filter_map(|volume| Some((volume.volume, volume.last_verify.clone()?)))
             .collect(),
     )
 }
 
-fn conclude(context: &Context, name: &str, found: &[LastVerify]) -> Result<(), ErrorReport> {
-    let Some(worst) = found.iter().max_by_key(|it| it.unrepaired_bytes()) else {
+fn conclude(context: &Context, name: &str, found: &[(u16, LastVerify)]) -> Result<(), ErrorReport> {
+    let Some((_, first)) = found.first() else {
         return Err(unfinished(name, "the daemon knows of no verify"));
     };
-    let why = worst.why.as_deref().unwrap_or("it is not known why");
+    let why = first.why.as_deref().unwrap_or("it is not known why");
     if why != VERIFY_DONE {
         return Err(unfinished(name, why));
     }
-    let compared = size(worst.checked_bytes);
-    if worst.unrepaired_bytes() > 0 {
+    let compared = size(sum(found, |it| it.checked_bytes));
+    if sum(found, LastVerify::unrepaired_bytes) > 0 {
         let what = format!("the replicas of {name} differ");
-        let report = ErrorReport::new(ErrorId::ReplicasDiffer, what, difference(worst));
+        let report = ErrorReport::new(ErrorId::ReplicasDiffer, what, difference(found));
         return Err(report.next(format!(
             "if the Primary's copy is the good one: twinadm verify {name} --repair"
         )));
     }
-    let repaired = match worst.repaired_bytes {
+    let repaired = match sum(found, |it| it.repaired_bytes) {
         0 => "nothing differs".to_owned(),
         bytes => format!("{} differed and are repaired", size(bytes)),
     };
@@ -110,25 +110,41 @@ fn conclude(context: &Context, name: &str, found: &[LastVerify]) -> Result<(), E
     Ok(())
 }
 
+/// Of all volumes of the resource, which are compared as one.
+fn sum(found: &[(u16, LastVerify)], of: impl Fn(&LastVerify) -> u64) -> u64 {
+    found.iter().map(|(_, it)| of(it)).sum()
+}
+
 /// How much differs, and where.
-fn difference(found: &LastVerify) -> String {
-    let mut places: Vec<String> = found
-        .ranges
-        .iter()
-        .map(|range| format!("{} at {}", size(range.len_bytes), range.offset_bytes))
-        .collect();
-    let told: u64 = found.ranges.iter().map(|range| range.len_bytes).sum();
-    if told < found.differing_bytes {
+fn difference(found: &[(u16, LastVerify)]) -> String {
+    let place = |(volume, it): &(u16, LastVerify)| {
+        let of_volume = match volume {
+            0 => String::new(),
+            volume => format!(" of volume {volume}"),
+        };
+        let ranges = it.ranges.iter();
+        let ranges = ranges.map(move |range| {
+            let len = size(range.len_bytes);
+            format!("{len} at {}{of_volume}", range.offset_bytes)
+        });
+        ranges.collect::<Vec<_>>()
+    };
+    let mut places: Vec<String> = found.iter().flat_map(place).collect();
+    let told = sum(found, |it| {
+        it.ranges.iter().map(|range| range.len_bytes).sum()
+    });
+    let differing = sum(found, |it| it.differing_bytes);
+    if told < differing {
         places.push("and more".to_owned());
     }
-    let unreadable = match found.unreadable_bytes {
+    let unreadable = match sum(found, |it| it.unreadable_bytes) {
         0 => String::new(),
         bytes => format!(", {} could not be read", size(bytes)),
     };
     format!(
         "{} of {} differ{unreadable}: {}",
-        size(found.differing_bytes),
-        size(found.checked_bytes),
+        size(differing),
+        size(sum(found, |it| it.checked_bytes)),
         places.join(", ")
     )
 }
@@ -137,4 +153,34 @@ fn unfinished(name: &str, why: &str) -> ErrorReport {
     let what = format!("{name} was not compared to its end");
     ErrorReport::new(ErrorId::VerifyUnfinished, what, why)
         .next(format!("twinadm verify {name}, once both are up to date"))
+}
+
+#[cfg(test)]
+mod tests {
+    use replicator::admin::ByteSpan;
+
+    use super::*;
+
+    /// The daemon says the sums with the first volume, and each volume's places with it.
+    #[test]
+    fn what_differs_is_told_of_all_volumes_with_its_place() {
+        let place = |offset_bytes| ByteSpan {
+            offset_bytes,
+            len_bytes: 4096,
+        };
+        let first = LastVerify {
+            checked_bytes: 8 << 20,
+            differing_bytes: 12_288,
+            ranges: vec![place(0)],
+            ..LastVerify::default()
+        };
+        let log = LastVerify {
+            ranges: vec![place(4096)],
+            ..LastVerify::default()
+        };
+        assert_eq!(
+            difference(&[(0, first), (3, log)]),
+            "12.0 KiB of 8.0 MiB differ: 4.0 KiB at 0, 4.0 KiB at 4096 of volume 3, and more"
+        );
+    }
 }

@@ -1,7 +1,9 @@
 //! What is wrong, in one plain sentence, and what to do about it: the last lines of `status`.
 
 use super::catalogue::ErrorId;
-use super::status::{ClusterStatus, PeerStatus, PeerVolumeStatus, ResourceStatus, Status};
+use super::status::{
+    ClusterStatus, PeerStatus, PeerVolumeStatus, ResourceStatus, Status, VolumeStatus,
+};
 use crate::types::{ConnectionState, DiskState, Failover, ReplicationProtocol, Role};
 
 /// How long a session may be away before that is a problem: each change of roles makes a new one,
@@ -171,16 +173,23 @@ fn guest_trouble(node: &str, resource: &ResourceStatus) -> Option<Advice> {
 }
 
 fn local_disk_away(node: &str, resource: &ResourceStatus) -> Option<Advice> {
-    let volume = resource.volumes.iter().find(|volume| match volume.disk {
+    let away = |volume: &&VolumeStatus| match volume.disk {
         None | Some(DiskState::Diskless | DiskState::Detaching | DiskState::Failed) => true,
         // It tries again and again.
         Some(DiskState::Attaching) => volume.disk_error.is_some(),
         Some(_) => false,
-    })?;
+    };
+    // One that failed takes the others of its replica with it.
+    let failed = |volume: &&VolumeStatus| volume.disk == Some(DiskState::Failed);
+    let volumes = || resource.volumes.iter();
+    let volume = volumes().find(failed).or_else(|| volumes().find(away))?;
     let disk = volume.disk.unwrap_or(DiskState::Diskless);
-    let why = match &volume.disk_error {
-        Some(why) => format!(": {why}"),
-        None => ", so there is one copy at most".to_owned(),
+    let several = resource.volumes.len() > 1 && disk == DiskState::Failed;
+    let path = volume.disk_path.as_deref().filter(|_| several);
+    let why = match (&volume.disk_error, path) {
+        (Some(why), _) => format!(": {why}"),
+        (None, Some(path)) => format!(" (volume {}, {path})", volume.volume),
+        (None, None) => ", so there is one copy at most".to_owned(),
     };
     let name = &resource.name;
     // What guests see is elsewhere now; the disk is attached where they are not served.

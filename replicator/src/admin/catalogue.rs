@@ -111,6 +111,8 @@ catalogue! {
     Insecure = "W0132", exit::OK, ["keep that network to the cluster alone"];
     /// Both nodes on one machine with one path.
     SharedPath = "W0133", exit::OK, ["give each node its own path: { NODE = \"...\", NODE = \"...\" }"];
+    /// A key that counts for a whole resource stands beside another volume than the first.
+    NoEffectHere = "W0134", exit::OK, ["write it beside volume 0, or leave it out"];
     /// Degraded: the peer's replica is not up to date and no resync runs.
     PeerDiskAway = "W0136", exit::DEGRADED, ["look at the other node: twinadm status RES there"];
     /// Degraded: made Primary by force, and the other replica's data of before are nowhere else.
@@ -224,6 +226,10 @@ catalogue! {
     ];
     /// A disk or a metadata area has no room for a larger volume.
     NoRoom = "E0452", exit::REFUSED, ["extend it (lvextend, truncate -s), then give the order again"];
+    /// Of several volumes only the last can be made larger.
+    NotTheLast = "E0454", exit::REFUSED, [
+        "enlarge the last volume, or make a new resource: the others lie before it",
+    ];
     /// The volume could not be made larger; it has the size it had.
     NotResized = "E1012", exit::FAILED, ["twinadm status RES, then give the order again"];
     /// The guest that uses the resource could not be stopped.

@@ -104,9 +104,11 @@ pub enum Verb {
     Resize {
         resource: String,
         #[serde(default, skip_serializing_if = "Option::is_none")]
+        volume: Option<u16>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
         size: Option<u64>,
     },
-    /// How large the volume could be here, asked by the Primary: with `size` a metadata file is
+    /// How large the volume, of several the last, could be here, asked by the Primary: with `size` a metadata file is
     /// lengthened for it first. Answered by [`Response::Room`].
     Room {
         resource: String,
@@ -264,6 +266,8 @@ pub enum ChangeEffect {
     WaitsForRestart,
     /// Counts for metadata that are made from now on: a volume that is there is resized by order.
     ForNewMetadata,
+    /// The same, and no order changes what is there: where each volume of a replica starts is fixed.
+    OnlyForNewMetadata,
 }
 
 impl ConfigChange {
@@ -272,7 +276,9 @@ impl ConfigChange {
     pub fn is_carried_out(&self) -> bool {
         !matches!(
             self.effect,
-            ChangeEffect::WaitsForDown | ChangeEffect::WaitsForRestart
+            ChangeEffect::WaitsForDown
+                | ChangeEffect::WaitsForRestart
+                | ChangeEffect::OnlyForNewMetadata
         )
     }
 }
@@ -295,6 +301,10 @@ impl std::fmt::Display for ConfigChange {
             ChangeEffect::ForNewMetadata => (
                 '~',
                 "for create-md; the volume that is there: twinadm resize",
+            ),
+            ChangeEffect::OnlyForNewMetadata => (
+                '!',
+                "for create-md only: a replica that is there keeps its volumes, or is not attached",
             ),
         };
         write!(f, "{sign} {}", self.key)?;

@@ -74,6 +74,16 @@ pub enum OpenError {
         /// Its logical sector size in bytes.
         sector_len: u32,
     },
+    /// It ends before the volume that is to be on it does.
+    #[error("{path} has {} bytes, and its volume {}", len.0, needed.0)]
+    TooShort {
+        /// Which.
+        path: PathBuf,
+        /// Its length.
+        len: ByteLen,
+        /// Length of the volume.
+        needed: ByteLen,
+    },
     /// The kernel has not said anything yet.
     #[error("{path} does not answer: opening it takes too long")]
     NoAnswer {

@@ -1,13 +1,15 @@
-//! The engine's disk commands as operations on the data device.
+//! The engine's disk commands as operations on the data devices: one for each volume, laid end to end
+//! ([`VolumeRow`]). A command that meets several of them is over when its last piece is, and fails when
+//! one of them does; most meet one, and cost no more for it.
 
 use bytes::Bytes;
 
 use super::Backend;
-use super::buffer::{BUFFER_ALIGN, BufferPool};
+use super::buffer::{AlignedBuf, BUFFER_ALIGN, BufferPool};
 use super::disk::{Disk, DiskKind, disk_error};
 use super::op::{Completion, Op, Token, ZeroMode};
 use crate::engine::{DiskCommand, DiskReply};
-use crate::types::{BlockRange, DiskError, OpId, Payload};
+use crate::types::{BlockRange, DiskError, OpId, Payload, VolumeRow};
 
 /// How a command ended, for `Input::DiskDone`.
 pub type DiskResult = Result<DiskReply, DiskError>;
@@ -16,22 +18,50 @@ pub type DiskResult = Result<DiskReply, DiskError>;
 /// not to hold up a guest's write behind it.
 const ZEROES_LEN_MAX: u64 = 1 << 20;
 
-/// Commands in flight on one data device. The engine bounds their number.
+/// Commands in flight on the data devices of one replica. The engine bounds their number.
 pub struct DiskQueue {
-    disk: Disk,
+    row: VolumeRow,
+    /// In the order of the row.
+    devices: Vec<Device>,
     pool: BufferPool,
     base: Token,
     commands: Vec<Option<Command>>,
     free: Vec<u32>,
+    /// Commands in several pieces. Few: a flush, and what crosses from one volume into the next.
+    split: Vec<Option<Split>>,
+    zeroes: Option<Payload>,
+    failed: Option<usize>,
+}
+
+struct Device {
+    disk: Disk,
     /// The fastest way to make zeroes that was not refused yet.
     zeroing: Zeroing,
-    zeroes: Option<Payload>,
 }
 
 #[derive(Clone, Copy)]
 struct Command {
-    op: OpId,
+    of: Of,
+    place: usize,
     stage: Stage,
+}
+
+/// What an operation ends.
+#[derive(Clone, Copy)]
+enum Of {
+    Whole(OpId),
+    /// A piece of the command with that index; a read puts what it read there.
+    Piece {
+        split: usize,
+        at: usize,
+    },
+}
+
+struct Split {
+    op: OpId,
+    left: usize,
+    result: Result<(), DiskError>,
+    read: Option<AlignedBuf>,
 }
 
 #[derive(Clone, Copy)]
@@ -66,34 +96,59 @@ impl DiskQueue {
     /// Bits of a token that are this queue's.
     pub const TOKEN_BITS: u32 = 16;
 
-    /// A queue whose operations carry tokens `base.0 + n`, n below [`Self::COMMANDS_MAX`].
+    /// A queue on these devices, one for each volume of the row, whose operations carry tokens
+    /// `base.0 + n`, n below [`Self::COMMANDS_MAX`].
+    ///
+    /// # Panics
+    /// If there are not as many devices as volumes.
     #[must_use]
-    pub fn new(disk: Disk, pool: BufferPool, base: Token) -> Self {
-        Self {
+    pub fn new(row: VolumeRow, disks: Vec<Disk>, pool: BufferPool, base: Token) -> Self {
+        assert_eq!(row.count(), disks.len(), "a device for each volume");
+        let device = |disk| Device {
             disk,
+            zeroing: Zeroing::default(),
+        };
+        Self {
+            row,
+            devices: disks.into_iter().map(device).collect(),
             pool,
             base,
             commands: Vec::new(),
             free: Vec::new(),
-            zeroing: Zeroing::default(),
+            split: Vec::new(),
             zeroes: None,
+            failed: None,
         }
     }
 
-    /// The device.
-    #[must_use]
-    pub fn disk(&self) -> &Disk {
-        &self.disk
+    /// The devices, in the order of the row.
+    pub fn disks(&self) -> impl ExactSizeIterator<Item = &Disk> {
+        self.devices.iter().map(|device| &device.disk)
     }
 
-    /// Whether zeroes are surely faster than a write of as many bytes: the filesystem or the device
-    /// makes them, and has never refused. A device may take longer over zeroes that stay allocated,
-    /// and says whether it can do without only when asked.
+    /// The device of the volume in that place.
     #[must_use]
-    pub fn zeroes_are_fast(&self, may_unmap: bool) -> bool {
-        match self.disk.kind() {
-            DiskKind::File if may_unmap => !self.zeroing.punch_refused,
-            DiskKind::File => !self.zeroing.zero_refused,
+    pub fn disk(&self, place: usize) -> Option<&Disk> {
+        self.devices.get(place).map(|device| &device.disk)
+    }
+
+    /// Place of the device that failed a command first, if one did.
+    #[must_use]
+    pub fn failed(&self) -> Option<usize> {
+        self.failed
+    }
+
+    /// Whether zeroes on the volume in that place are surely faster than a write of as many bytes: the
+    /// filesystem or the device makes them, and has never refused. A device may take longer over zeroes
+    /// that stay allocated, and says whether it can do without only when asked.
+    #[must_use]
+    pub fn zeroes_are_fast(&self, place: usize, may_unmap: bool) -> bool {
+        let Some(Device { disk, zeroing }) = self.devices.get(place) else {
+            return false;
+        };
+        match disk.kind() {
+            DiskKind::File if may_unmap => !zeroing.punch_refused,
+            DiskKind::File => !zeroing.zero_refused,
             DiskKind::BlockDevice => false,
         }
     }
@@ -106,7 +161,91 @@ impl DiskQueue {
 
     /// Begins a command; its result comes from [`Self::on_completion`], never from here.
     pub fn begin(&mut self, backend: &mut dyn Backend, op: OpId, command: DiskCommand) {
-        let file = self.disk.file().clone();
+        let range = match &command {
+            DiskCommand::Read(range)
+            | DiskCommand::Write { range, .. }
+            | DiskCommand::Zeroes { range, .. } => *range,
+            DiskCommand::Flush if self.devices.len() == 1 => {
+                return self.begin_piece(backend, Of::Whole(op), 0, command);
+            }
+            DiskCommand::Flush => {
+                let split = self.begin_split(op, self.devices.len(), None);
+                for place in 0..self.devices.len() {
+                    let of = Of::Piece { split, at: 0 };
+                    self.begin_piece(backend, of, place, DiskCommand::Flush);
+                }
+                return;
+            }
+        };
+        let first = self.row.pieces(range).next();
+        match first {
+            Some((_, piece)) if piece.count() != range.count() => {
+                self.begin_pieces(backend, op, range, &command);
+            }
+            Some((place, piece)) => {
+                self.begin_piece(backend, Of::Whole(op), place, in_device(command, piece));
+            }
+            // Of no block; the engine makes none such.
+            None => self.begin_piece(backend, Of::Whole(op), 0, command),
+        }
+    }
+
+    /// Begins a command that crosses from one volume into the next.
+    fn begin_pieces(
+        &mut self,
+        backend: &mut dyn Backend,
+        op: OpId,
+        range: BlockRange,
+        command: &DiskCommand,
+    ) {
+        let pieces: Vec<_> = self.row.pieces(range).collect();
+        let read = matches!(command, DiskCommand::Read(_));
+        let read = read.then(|| self.pool.take(as_len(range.len().0)));
+        let split = self.begin_split(op, pieces.len(), read);
+        let mut at = 0;
+        for (place, piece) in pieces {
+            let end = at + as_len(piece.len().0);
+            let command = match command {
+                DiskCommand::Write { payload, fua, .. } => DiskCommand::Write {
+                    range: piece,
+                    payload: payload.slice(at, end),
+                    fua: *fua,
+                },
+                other => in_device(other.clone(), piece),
+            };
+            self.begin_piece(backend, Of::Piece { split, at }, place, command);
+            at = end;
+        }
+    }
+
+    fn begin_split(&mut self, op: OpId, left: usize, read: Option<AlignedBuf>) -> usize {
+        let split = Some(Split {
+            op,
+            left,
+            result: Ok(()),
+            read,
+        });
+        match self.split.iter().position(Option::is_none) {
+            Some(free) => {
+                self.split[free] = split;
+                free
+            }
+            None => {
+                self.split.push(split);
+                self.split.len() - 1
+            }
+        }
+    }
+
+    /// Begins what is to be done on one device, in its own blocks.
+    fn begin_piece(
+        &mut self,
+        backend: &mut dyn Backend,
+        of: Of,
+        place: usize,
+        command: DiskCommand,
+    ) {
+        let file = self.devices[place].disk.file().clone();
         match command {
             DiskCommand::Read(range) => {
                 let len = as_len(range.len().0);
@@ -116,7 +255,7 @@ impl DiskQueue {
                     offset: range.offset().0,
                     buf,
                 };
-                self.submit(backend, op, Stage::Only { len }, read);
+                self.submit(backend, of, place, Stage::Only { len }, read);
             }
             DiskCommand::Write {
                 range,
@@ -133,7 +272,7 @@ impl DiskQueue {
                     payload,
                     durable: fua,
                 };
-                self.submit(backend, op, Stage::Only { len }, write);
+                self.submit(backend, of, place, Stage::Only { len }, write);
             }
             DiskCommand::Zeroes {
                 range,
@@ -145,10 +284,16 @@ impl DiskQueue {
                 } else {
                     ZeroMode::Zero
                 };
-                self.begin_zeroes(backend, op, range, mode, fua);
+                self.begin_zeroes(backend, of, place, range, mode, fua);
             }
             DiskCommand::Flush => {
-                self.submit(backend, op, Stage::Only { len: 0 }, Op::Sync { file });
+                self.submit(
+                    backend,
+                    of,
+                    place,
+                    Stage::Only { len: 0 },
+                    Op::Sync { file },
+                );
             }
         }
     }
@@ -162,62 +307,113 @@ impl DiskQueue {
         let index = u32::try_from(completion.token.0 - self.base.0).ok()?;
         let command = self.commands.get_mut(index as usize)?.take()?;
         self.free.push(index);
-        let Command { op, stage } = command;
+        let Command { of, place, stage } = command;
         let result = completion.count();
         match (stage, result) {
             (Stage::Zero { range, mode, fua }, Err(errno)) if falls_back(errno) => {
+                let zeroing = &mut self.devices[place].zeroing;
                 match mode {
-                    ZeroMode::Punch => self.zeroing.punch_refused = true,
-                    ZeroMode::Zero => self.zeroing.zero_refused = true,
+                    ZeroMode::Punch => zeroing.punch_refused = true,
+                    ZeroMode::Zero => zeroing.zero_refused = true,
                 }
-                self.begin_zeroes(backend, op, range, mode, fua);
+                self.begin_zeroes(backend, of, place, range, mode, fua);
                 None
             }
             (Stage::Zero { fua: true, .. }, Ok(_)) => {
                 let sync = Op::Sync {
-                    file: self.disk.file().clone(),
+                    file: self.devices[place].disk.file().clone(),
                 };
-                self.submit(backend, op, Stage::Only { len: 0 }, sync);
+                self.submit(backend, of, place, Stage::Only { len: 0 }, sync);
                 None
             }
             (Stage::WriteZeroes { at, end, len, fua }, Ok(count))
                 if count as u64 == len && at < end =>
             {
-                self.write_zeroes(backend, op, at, end, fua);
+                self.write_zeroes(backend, of, place, at, end, fua);
                 None
             }
-            (_, Err(errno)) => Some((op, Err(disk_error(errno)))),
-            (stage, Ok(count)) => Some((op, stage.check(count).map(|()| reply(completion.op)))),
+            (_, Err(errno)) => self.end_piece(of, place, Err(disk_error(errno))),
+            (stage, Ok(count)) => {
+                let result = stage.check(count).map(|()| completion.op);
+                self.end_piece(of, place, result)
+            }
         }
+    }
+
+    fn end_piece(
+        &mut self,
+        of: Of,
+        place: usize,
+        result: Result<Op, DiskError>,
+    ) -> Option<(OpId, DiskResult)> {
+        if result.is_err() {
+            self.failed.get_or_insert(place);
+        }
+        let (index, at) = match of {
+            Of::Whole(op) => return Some((op, result.map(reply))),
+            Of::Piece { split, at } => (split, at),
+        };
+        let split = self.split.get_mut(index)?.as_mut()?;
+        match (result, &mut split.read) {
+            (Ok(Op::Read { buf, .. }), Some(read)) => {
+                let len = buf.len();
+                read.as_mut()[at..at + len].copy_from_slice(buf.as_ref());
+            }
+            (Ok(_), _) => {}
+            // The first that failed says why. The command is over only with its last piece, whatever
+            // became of the others (R14).
+            (Err(error), _) => split.result = split.result.and(Err(error)),
+        }
+        split.left -= 1;
+        if split.left > 0 {
+            return None;
+        }
+        let Split {
+            op, result, read, ..
+        } = self.split[index].take()?;
+        let reply = match read {
+            Some(read) => DiskReply::Data(read.freeze()),
+            None => DiskReply::Done,
+        };
+        Some((op, result.map(|()| reply)))
     }
 
     fn begin_zeroes(
         &mut self,
         backend: &mut dyn Backend,
-        op: OpId,
+        of: Of,
+        place: usize,
         range: BlockRange,
         mode: ZeroMode,
         fua: bool,
     ) {
+        let Device { disk, zeroing } = &self.devices[place];
         let mode = match mode {
-            ZeroMode::Punch if !self.zeroing.punch_refused => ZeroMode::Punch,
-            _ if !self.zeroing.zero_refused => ZeroMode::Zero,
+            ZeroMode::Punch if !zeroing.punch_refused => ZeroMode::Punch,
+            _ if !zeroing.zero_refused => ZeroMode::Zero,
             _ => {
                 let at = range.offset().0;
-                return self.write_zeroes(backend, op, at, at + range.len().0, fua);
+                return self.write_zeroes(backend, of, place, at, at + range.len().0, fua);
             }
         };
-        let file = self.disk.file().clone();
         let zero = Op::Zero {
-            file,
+            file: disk.file().clone(),
             offset: range.offset().0,
             len: range.len().0,
             mode,
         };
-        self.submit(backend, op, Stage::Zero { range, mode, fua }, zero);
+        self.submit(backend, of, place, Stage::Zero { range, mode, fua }, zero);
     }
 
-    fn write_zeroes(&mut self, backend: &mut dyn Backend, op: OpId, at: u64, end: u64, fua: bool) {
+    fn write_zeroes(
+        &mut self,
+        backend: &mut dyn Backend,
+        of: Of,
+        place: usize,
+        at: u64,
+        end: u64,
+        fua: bool,
+    ) {
         let len = (end - at).min(ZEROES_LEN_MAX);
         let zeroes = self.zeroes.get_or_insert_with(|| {
             let mut buffer = self.pool.take(as_len(ZEROES_LEN_MAX));
@@ -225,37 +421,40 @@ impl DiskQueue {
             buffer.freeze()
         });
         let payload = zeroes.slice(0, as_len(len)).bytes().clone();
-        let file = self.disk.file().clone();
+        let file = self.devices[place].disk.file().clone();
         let write = Op::Write {
             file,
             offset: at,
             payload,
             durable: fua,
         };
-        self.submit(
-            backend,
-            op,
-            Stage::WriteZeroes {
-                at: at + len,
-                end,
-                len,
-                fua,
-            },
-            write,
-        );
+        let stage = Stage::WriteZeroes {
+            at: at + len,
+            end,
+            len,
+            fua,
+        };
+        self.submit(backend, of, place, stage, write);
     }
 
-    fn submit(&mut self, backend: &mut dyn Backend, op: OpId, stage: Stage, operation: Op) {
+    fn submit(
+        &mut self,
+        backend: &mut dyn Backend,
+        of: Of,
+        place: usize,
+        stage: Stage,
+        operation: Op,
+    ) {
         let index = self.free.pop().unwrap_or_else(|| {
             assert!(
                 self.commands.len() < Self::COMMANDS_MAX,
-                "{} commands on one disk",
+                "{} commands on one replica",
                 self.commands.len()
             );
             self.commands.push(None);
             u32::try_from(self.commands.len() - 1).expect("the engine bounds its operations")
         });
-        self.commands[index as usize] = Some(Command { op, stage });
+        self.commands[index as usize] = Some(Command { of, place, stage });
         backend.submit(Token(self.base.0 + u64::from(index)), operation);
     }
 }
@@ -268,6 +467,24 @@ impl Stage {
             Self::Zero { .. } => true,
         };
         complete.then_some(()).ok_or(DiskError::Short)
+    }
+}
+
+/// The command with its range counted from the start of the one device it meets.
+fn in_device(command: DiskCommand, range: BlockRange) -> DiskCommand {
+    match command {
+        DiskCommand::Read(_) => DiskCommand::Read(range),
+        DiskCommand::Write { payload, fua, .. } => DiskCommand::Write {
+            range,
+            payload,
+            fua,
+        },
+        DiskCommand::Zeroes { may_unmap, fua, .. } => DiskCommand::Zeroes {
+            range,
+            may_unmap,
+            fua,
+        },
+        DiskCommand::Flush => DiskCommand::Flush,
     }
 }
 

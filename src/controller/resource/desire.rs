@@ -159,11 +159,13 @@ impl Resource {
         configured == Some(ReplicationProtocol::A) || self.replica.is_some_and(|it| it.behind)
     }
 
-    /// The first view, of a size that both disks have.
+    /// The first view, of a size that both disks have. What the peer has of another configuration, with
+    /// fewer volumes, does not count: its engine is refused.
     fn found(&self, cx: &Context<'_>, replica: &ReplicaFacts) -> Change {
+        let least = self.configured.map_or(0, |it| it.blocks_min).max(1);
         let peer_size = self
             .fresh_claim(cx)
-            .filter(|claim| claim.attached && claim.size_blocks > 0)
+            .filter(|claim| claim.attached && claim.size_blocks >= least)
             .map_or(u64::MAX, |claim| claim.size_blocks);
         Change::Found {
             replica: replica.replica,

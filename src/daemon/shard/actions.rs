@@ -1,7 +1,7 @@
 //! Carrying out what engines ask for, and bringing the answers back.
 
 use replicator::engine::{Action, Event, Input};
-use replicator::io::Completion;
+use replicator::io::{Completion, DiskQueue};
 use replicator::types::DiskError;
 
 use super::Shard;
@@ -47,10 +47,17 @@ impl Shard {
         };
         resource.note_change();
         match &event {
-            Event::Attached(Ok(_)) => resource.attach_error = None,
+            Event::Attached(Ok(_)) => {
+                resource.attach_error = None;
+                resource.failed_place = None;
+            }
             Event::Attached(Err(error)) => {
                 resource.attach_error = Some(AttachFailure::Engine(*error));
                 resource.let_go();
+            }
+            Event::DiskFailed(_) => {
+                let failed = resource.disk.as_ref().and_then(DiskQueue::failed);
+                resource.failed_place = resource.failed_place.or(failed);
             }
             Event::Detached => resource.let_go(),
             _ => {}

@@ -6,13 +6,13 @@
 
 use core::time::Duration;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use nix::errno::Errno;
 use replicator::engine::{AdminRequest, AttachRequest, Input};
 use replicator::io::{Disk, DiskQueue, MetaQueue, OpenError};
-use replicator::types::{BLOCK_LEN, ByteLen, ByteOffset, DiskState, ResourceId};
+use replicator::types::{BLOCK_LEN, ByteLen, ByteOffset, DiskState, ResourceId, VolumeRow};
 
 use super::Shard;
 use super::resource::Attaching;
@@ -20,11 +20,11 @@ use super::slots::Key;
 use super::token::{Owner, Place};
 use crate::daemon::api::{AttachFailure, AttachSetup, ShardCommand, ShardEvent, ShardHandle};
 
-/// The data device and the metadata area, held.
-pub type Devices = (Disk, Disk);
+/// The data device of each volume and the metadata area, held.
+pub type Devices = (Vec<Disk>, Disk);
 
-/// Opens both; may block.
-pub type Opener = Arc<dyn Fn(&Path, &Path) -> Result<Devices, OpenError> + Send + Sync>;
+/// Opens all of them; may block.
+pub type Opener = Arc<dyn Fn(&[PathBuf], &Path) -> Result<Devices, OpenError> + Send + Sync>;
 
 /// Devices in use are tried again this often, and given up after [`ATTACH_WAIT`].
 const ATTACH_PAUSE: Duration = Duration::from_millis(100);
@@ -33,8 +33,9 @@ const ATTACH_PAUSE: Duration = Duration::from_millis(100);
 /// look.
 const ATTACH_WAIT: Duration = Duration::from_secs(10);
 
-pub(super) fn open_devices(disk: &Path, meta: &Path) -> Result<Devices, OpenError> {
-    Disk::open(disk).and_then(|disk| Disk::open(meta).map(|meta| (disk, meta)))
+pub(super) fn open_devices(disks: &[PathBuf], meta: &Path) -> Result<Devices, OpenError> {
+    let opened: Result<Vec<_>, _> = disks.iter().map(|disk| Disk::open(disk)).collect();
+    opened.and_then(|disks| Disk::open(meta).map(|meta| (disks, meta)))
 }
 
 impl Shard {
@@ -71,7 +72,8 @@ impl Shard {
         }
         resource.note_change();
         let id = resource.setup.resource;
-        let path = attaching.setup.disk.clone();
+        let disks = attaching.setup.disks.clone();
+        let path = disks.first().cloned().unwrap_or_default();
         if closing {
             // Its own last operations hold the lock.
             self.attach_failed(key, attaching, OpenError::InUse { path });
@@ -89,7 +91,7 @@ impl Shard {
             let name = resource.setup.name.clone();
             let failed_path = path.clone();
             let open = move || {
-                let opened = catch_unwind(AssertUnwindSafe(|| opener(&path, &meta)));
+                let opened = catch_unwind(AssertUnwindSafe(|| opener(&disks, &meta)));
                 let devices = opened.unwrap_or_else(|_| {
                     // A bug; but without an answer the resource could never be attached again.
                     tracing::error!(name, "opening a device panicked; its message is above");
@@ -143,8 +145,13 @@ impl Shard {
             self.try_attach(key);
             return;
         };
-        match devices {
-            Ok(devices) => self.offer(key, &attaching.setup, devices),
+        let row = &resource.setup.row;
+        let measured = devices.and_then(|devices| {
+            let len = row_len(row, &attaching.setup.disks, &devices.0)?;
+            Ok((devices, len))
+        });
+        match measured {
+            Ok((devices, len)) => self.offer(key, &attaching.setup, devices, len),
             Err(error) => self.attach_failed(key, attaching, error),
         }
     }
@@ -180,7 +187,11 @@ impl Shard {
         let (Some(disk), Some(meta)) = (&resource.disk, &resource.meta) else {
             return;
         };
-        let (disk, meta) = (disk.disk(), meta.disk());
+        let last = resource.setup.row.last_place();
+        let before_last = resource.setup.row.offset(last).0;
+        let (Some(disk), meta) = (disk.disk(last), meta.disk()) else {
+            return;
+        };
         // A file without space for it counts as too short, however long it calls itself: whoever asked
         // sees that, and nothing is begun that would fail this replica.
         let most = meta_len.and_then(|len| {
@@ -190,7 +201,7 @@ impl Shard {
         });
         match (disk.measure(), meta.measure()) {
             (Ok(device), Ok(meta)) => {
-                let device = whole_blocks(device);
+                let device = ByteLen(before_last.saturating_add(whole_blocks(device).0));
                 let meta = most.map_or(meta, |most| meta.min(most));
                 let request = AdminRequest::Measured { device, meta };
                 self.inputs.push_back((key, Input::Admin(request)));
@@ -200,13 +211,14 @@ impl Shard {
         }
     }
 
-    fn offer(&mut self, key: Key, setup: &AttachSetup, (disk, meta): Devices) {
+    /// `len`: of the row of volumes.
+    fn offer(&mut self, key: Key, setup: &AttachSetup, (disks, meta): Devices, len: ByteLen) {
         let Some(resource) = self.resources.get_mut(key) else {
             return;
         };
         resource.note_change();
         let request = AttachRequest {
-            device_len: whole_blocks(disk.len()),
+            device_len: len,
             meta_len: meta.len(),
             boot_id: self.setup.boot_id,
             marked_failed: setup.stored.failed,
@@ -215,7 +227,8 @@ impl Shard {
         };
         let place = Place::of(key);
         let (disk_tokens, meta_tokens) = (Owner::Disk(place).token(), Owner::Meta(place).token());
-        resource.disk = Some(DiskQueue::new(disk, self.pool.clone(), disk_tokens));
+        let row = resource.setup.row.clone();
+        resource.disk = Some(DiskQueue::new(row, disks, self.pool.clone(), disk_tokens));
         resource.meta = Some(MetaQueue::new(
             meta,
             ByteOffset(0),
@@ -225,6 +238,35 @@ impl Shard {
         self.inputs
             .push_back((key, Input::Admin(AdminRequest::Attach(request))));
     }
+}
+
+/// Length of the row that these devices hold: each but the last has to have all of its volume, and of
+/// the last counts what it has.
+fn row_len(row: &VolumeRow, paths: &[PathBuf], disks: &[Disk]) -> Result<ByteLen, OpenError> {
+    if disks.len() != row.count() {
+        // A bug; but not one to end all resources for.
+        let path = paths.first().cloned().unwrap_or_default();
+        let errno = Errno::EINVAL;
+        return Err(OpenError::Os { path, errno });
+    }
+    let last = row.last_place();
+    let mut len = ByteLen(0);
+    for (place, (disk, path)) in disks.iter().zip(paths).enumerate() {
+        let start = row.offset(place).0;
+        let own = whole_blocks(disk.len());
+        if place < last {
+            let needed = ByteLen(row.offset(place + 1).0 - start);
+            if own < needed {
+                return Err(OpenError::TooShort {
+                    path: path.clone(),
+                    len: disk.len(),
+                    needed,
+                });
+            }
+        }
+        len = ByteLen(start.saturating_add(own.0));
+    }
+    Ok(len)
 }
 
 fn whole_blocks(device: ByteLen) -> ByteLen {

@@ -43,6 +43,8 @@ const LOOK_TIMEOUT: Duration = Duration::from_secs(1);
 pub(super) struct StatusQuery {
     request: Key,
     resource: Key,
+    /// Place of the volume asked about; the question's range is one of the row's.
+    place: usize,
     question: StatusQuestion,
     holes: Vec<FileExtent>,
     /// When the look for holes is given up; `None` while there is none.
@@ -50,17 +52,27 @@ pub(super) struct StatusQuery {
 }
 
 impl Shard {
-    pub(super) fn begin_status(&mut self, request: Key, resource: Key, question: StatusQuestion) {
+    pub(super) fn begin_status(
+        &mut self,
+        request: Key,
+        resource: Key,
+        place: usize,
+        question: StatusQuestion,
+    ) {
         let StatusQuestion { range, .. } = question;
-        let file = self.resources.get(resource).and_then(|resource| {
+        let own = self.resources.get(resource);
+        let start = own.map_or(0, |resource| resource.setup.row.offset(place).0);
+        let file = own.and_then(|resource| {
             let asked = question.contexts.allocation;
-            asked.then(|| resource.file_of_guests().cloned()).flatten()
+            let file = || resource.file_of_guests(place).cloned();
+            asked.then(file).flatten()
         });
         let file = file.filter(|_| self.looks < LOOKS_MAX);
         let look_until = file.is_some().then(|| self.now.plus(LOOK_TIMEOUT));
         let key = self.statuses.insert(StatusQuery {
             request,
             resource,
+            place,
             holes: Vec::new(),
             question,
             look_until,
@@ -75,7 +87,7 @@ impl Shard {
         self.timers.insert((until, Timer::Look(key)));
         let find = Op::FindExtents {
             file,
-            offset: range.offset().0,
+            offset: range.offset().0 - start,
             len: range.len().0,
             count_max: question.count_max(),
             found: Vec::new(),
@@ -135,7 +147,7 @@ impl Shard {
         }
         let mut known = BlockStatus::default();
         if let Some(resource) = self.resources.get(query.resource) {
-            if resource.file_of_guests().is_some() {
+            if resource.file_of_guests(query.place).is_some() {
                 known.allocation = query.holes.iter().map(allocation).collect();
             }
             let blocks = query.question.range.blocks_outward();

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 use nbd_frontend::{Phase, RequestHandle, Session};
 use replicator::io::{AlignedBuf, BUFFER_ALIGN, BufferPool, SendQueue, Socket};
+use replicator::types::ByteOffset;
 
 use super::slots::Key;
 use super::standing::Standing;
@@ -48,8 +49,11 @@ pub(super) struct GuestRef {
 pub(super) struct Client {
     /// `None`: came by TCP, and has not chosen.
     pub(super) resource: Option<Key>,
-    /// What it may choose from: resources in the order of its session's exports.
-    pub(super) choice: Vec<Key>,
+    /// What it may choose from: resources, and places of their volumes, in the order of its session's
+    /// exports.
+    pub(super) choice: Vec<(Key, usize)>,
+    /// The volume it chose.
+    pub(super) chosen: Chosen,
     pub(super) tls: Option<Box<Tls>>,
     pub(super) socket: Socket,
     pub(super) session: Session<AlignedBuf>,
@@ -70,6 +74,15 @@ pub(super) struct Client {
     pub(super) standing: Option<Standing>,
     /// What is in an engine's hands, by slot of the session; bounded by what that has in flight.
     requests: Vec<Option<Key>>,
+}
+
+/// A volume of the client's resource; the first until it chose.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Chosen {
+    /// Its place in the row.
+    pub(super) place: usize,
+    /// Where it starts there.
+    pub(super) start: ByteOffset,
 }
 
 /// The receiving side.
@@ -99,6 +112,7 @@ impl Client {
         Self {
             resource,
             choice: Vec::new(),
+            chosen: Chosen::default(),
             tls: None,
             socket,
             session,

@@ -1,7 +1,7 @@
 //! What the shard needs of an engine, so that it can be driven by a simpler one in tests.
 
 use replicator::engine::{Engine, EngineConfig, Input, MarkRun, Outbox, Snapshot};
-use replicator::types::{BlockRange, Instant, Role};
+use replicator::types::{BlockCount, BlockRange, Instant, Role};
 
 use crate::daemon::api::{ResourceSetup, ShardSetup};
 
@@ -29,6 +29,11 @@ pub trait ReplicationEngine {
     fn marks(&self, range: BlockRange, count_max: usize) -> Option<Vec<MarkRun>> {
         let _ = (range, count_max);
         None
+    }
+    /// See [`Engine::marked_blocks`].
+    fn marked_blocks(&self, range: BlockRange) -> BlockCount {
+        let _ = range;
+        BlockCount(0)
     }
 }
 
@@ -64,6 +69,10 @@ impl ReplicationEngine for Engine {
     fn marks(&self, range: BlockRange, count_max: usize) -> Option<Vec<MarkRun>> {
         Engine::marks(self, range, count_max)
     }
+
+    fn marked_blocks(&self, range: BlockRange) -> BlockCount {
+        Engine::marked_blocks(self, range)
+    }
 }
 
 /// Makes the engines that replicate.
@@ -75,8 +84,8 @@ pub fn engines() -> EngineFactory {
 pub(super) fn config(shard: &ShardSetup, resource: &ResourceSetup) -> EngineConfig {
     EngineConfig {
         node: shard.node,
-        resource: resource.resource,
-        volume: resource.volume,
+        resource: resource.row.identity(resource.resource),
+        volume: resource.row.first(),
         timeout: resource.peer_timeout,
         disk_timeout: resource.disk_timeout,
         protocol: resource.protocol,

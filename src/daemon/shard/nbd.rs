@@ -16,10 +16,10 @@ use nix::errno::Errno;
 use nix::sys::socket::{getsockopt, sockopt};
 use replicator::engine::{GuestError, GuestReply, GuestRequest, Input};
 use replicator::io::{AlignedBuf, Backend, Completion, Done, Op, Socket};
-use replicator::types::{BLOCK_LEN, Payload, RequestId, Role};
+use replicator::types::{BlockCount, Payload, RequestId, Role, VolumeId};
 
 use super::block_status::StatusQuery;
-use super::client::{Client, GuestRef, Incoming};
+use super::client::{Chosen, Client, GuestRef, Incoming};
 use super::resource::{Accept, Resource};
 use super::slots::Key;
 use super::standing::Standing;
@@ -109,7 +109,11 @@ impl Shard {
             return;
         };
         let refusal = refused.or_else(|| self.refusal(resource_key));
-        let exports = match ExportList::new(exports(resource, refusal.map(Refusal::NotNow))) {
+        let offered = exports(resource, refusal.map(Refusal::NotNow));
+        let choice = offered.iter().map(|(_, place)| (resource_key, *place));
+        let choice = choice.collect();
+        let exports = offered.into_iter().map(|(export, _)| export).collect();
+        let exports = match ExportList::new(exports) {
             Ok(exports) => exports,
             Err(error) => {
                 tracing::error!(name = resource.setup.name, %error, "no export to offer");
@@ -121,6 +125,7 @@ impl Shard {
         let buffers = &self.guest_buffers;
         let mut client = Client::new(Some(resource_key), socket, session, identity, born, buffers);
         client.tls = tls;
+        client.choice = choice;
         self.admit(client);
     }
 
@@ -228,8 +233,12 @@ impl Shard {
         if snapshot.role != Role::Primary {
             return Some(format!("{name} is not Primary on this node"));
         }
-        if snapshot.size_blocks.is_none() {
+        let Some(size) = snapshot.size_blocks else {
             return Some(format!("the size of {name} is not known yet"));
+        };
+        if !resource.setup.row.is_whole(BlockCount(size)) {
+            // Never one volume without the others.
+            return Some(format!("{name} was made without some of its volumes"));
         }
         let (attached, most) = (
             resource.clients.attached().len() + self.forwarded_clients(key).count(),
@@ -341,9 +350,8 @@ impl Shard {
         let phase = client.session.phase();
         let starved = client.session.pause() == Some(Pause::Pool);
         let receive = all_taken && client.session.can_receive();
-        let chooses = client.resource.is_none();
         let ended = before == Phase::Handshake && phase != Phase::Handshake;
-        if ended && chooses && !self.attach_chosen(key, phase) {
+        if ended && !self.attach_chosen(key, phase) {
             self.drop_client(key);
         }
         self.note_standing(key);
@@ -421,7 +429,8 @@ impl Shard {
             Output::Submit(request) => {
                 // None: it chose, asked and broke the protocol in one breath, and is being closed.
                 if let Some(resource) = client.resource {
-                    self.submit_request(key, resource, request);
+                    let chosen = client.chosen;
+                    self.submit_request(key, resource, chosen, request);
                 }
                 return;
             }
@@ -447,7 +456,13 @@ impl Shard {
         }
     }
 
-    fn submit_request(&mut self, client: Key, resource: Key, request: Request<AlignedBuf>) {
+    fn submit_request(
+        &mut self,
+        client: Key,
+        resource: Key,
+        chosen: Chosen,
+        request: Request<AlignedBuf>,
+    ) {
         let read_len = match request.kind {
             RequestKind::Read { len, .. } => usize::try_from(len).unwrap_or(usize::MAX),
             _ => 0,
@@ -461,18 +476,24 @@ impl Shard {
         if let Some(client) = self.clients.get_mut(client) {
             client.note_submitted(request.handle, id);
         }
-        let kind = match bridge::order(request.kind) {
+        let Chosen { place, start } = chosen;
+        let kind = match bridge::order(request.kind, start) {
             Order::Engine(kind) => kind,
             Order::FastZeroes { kind, may_unmap } => {
                 let resource = self.resources.get(resource);
-                if !resource.is_some_and(|resource| resource.zeroes_are_fast(may_unmap)) {
+                if !resource.is_some_and(|resource| resource.zeroes_are_fast(place, may_unmap)) {
                     self.refused.push_back((id, NbdError::NotSupported));
                     return;
                 }
                 kind
             }
-            Order::Status(question) => return self.begin_status(id, resource, question),
+            Order::Status(question) => return self.begin_status(id, resource, place, question),
         };
+        if let Some(own) = self.resources.get_mut(resource)
+            && let Some(traffic) = own.traffic.get_mut(place)
+        {
+            traffic.note(&kind);
+        }
         let request = RequestId(id.to_u64());
         let request = GuestRequest { request, kind };
         self.inputs.push_back((resource, Input::Guest(request)));
@@ -615,24 +636,35 @@ impl Shard {
     }
 }
 
-/// What clients of a resource may choose from; the first is the usual one.
-pub(super) fn exports(resource: &Resource, refusal: Option<Refusal>) -> Vec<Export> {
-    let mut usual = export(resource);
-    usual.refusal = refusal;
+/// What a resource has to offer, each with the place of its volume: its volumes in their order, the
+/// first being the usual one, and the same read-only where that is wanted.
+pub(super) fn exports(resource: &Resource, refusal: Option<Refusal>) -> Vec<(Export, usize)> {
+    let total = BlockCount(resource.snapshot().size_blocks.unwrap_or(0));
+    let row = &resource.setup.row;
     let named = |name: &String| format!("{name}{READ_ONLY_SUFFIX}");
-    let aliases = usual.aliases.iter().map(named).collect();
-    let read_only = usual.read_only(named(&usual.name), aliases);
-    let read_only = resource.setup.read_only_export.then_some(read_only);
-    std::iter::once(usual).chain(read_only).collect()
+    let mut offered = Vec::new();
+    for (place, volume) in row.ids().enumerate() {
+        let size = row.blocks(place, total).len().0;
+        let mut usual = export(&resource.setup.name, place, volume, size);
+        usual.refusal.clone_from(&refusal);
+        let aliases = usual.aliases.iter().map(named).collect();
+        let read_only = usual.read_only(named(&usual.name), aliases);
+        offered.push((usual, place));
+        if resource.setup.read_only_export {
+            offered.push((read_only, place));
+        }
+    }
+    offered
 }
 
-fn export(resource: &Resource) -> Export {
-    let blocks = resource.snapshot().size_blocks.unwrap_or(0);
-    let name = &resource.setup.name;
-    let mut export = Export::new(name.clone(), blocks.saturating_mul(BLOCK_LEN));
-    export
-        .aliases
-        .push(format!("{name}/{}", resource.setup.volume.0));
+/// Each under one name in a list; the first volume's is the resource's.
+fn export(name: &str, place: usize, volume: VolumeId, size: u64) -> Export {
+    let own = format!("{name}/{}", volume.0);
+    if place > 0 {
+        return Export::new(own, size);
+    }
+    let mut export = Export::new(name, size);
+    export.aliases.push(own);
     export
 }
 
@@ -643,5 +675,6 @@ fn identity(socket: &Socket) -> NbdClient {
         uid: credentials.map(|credentials| credentials.uid()),
         forwarded: false,
         address: None,
+        place: 0,
     }
 }

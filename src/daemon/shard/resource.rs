@@ -7,14 +7,17 @@ use replicator::engine::{Input, MarkRun, Outbox, Snapshot};
 use replicator::io::disk::DiskKind;
 use replicator::io::{BackendKind, DiskQueue, IoFile, MetaQueue, OpKey, Socket, clock};
 use replicator::types::{
-    BlockRange, ConnectionState, DiskState, Instant, Role, View, ViewNumber, time::earliest,
+    BlockCount, BlockRange, ConnectionState, DiskState, Instant, Role, View, ViewNumber,
+    time::earliest,
 };
 
 use super::PUBLISH_INTERVAL;
 use super::engine::ReplicationEngine;
 use super::slots::Key;
 use super::standing::Standings;
-use crate::daemon::api::{AttachFailure, AttachSetup, ResourceSetup, ResourceSnapshot};
+use crate::daemon::api::{
+    AttachFailure, AttachSetup, ResourceSetup, ResourceSnapshot, Traffic, VolumeSnapshot,
+};
 
 /// First and longest pause between two attempts to reach the peer.
 const DIAL_PAUSE_MIN: Duration = Duration::from_millis(50);
@@ -43,6 +46,10 @@ pub(super) struct Resource {
     letting_go: bool,
     pub(super) attaching: Option<Attaching>,
     pub(super) attach_error: Option<AttachFailure>,
+    /// Of each volume, where there are several; of one the engine knows.
+    pub(super) traffic: Vec<Traffic>,
+    /// Place of the volume whose disk failed first.
+    pub(super) failed_place: Option<usize>,
 
     pub(super) listener: Option<Socket>,
     pub(super) clients: Standings,
@@ -153,8 +160,13 @@ impl Resource {
         now: Instant,
     ) -> Self {
         let state = engine.snapshot();
+        let traffic = match setup.row.is_several() {
+            true => vec![Traffic::default(); setup.row.count()],
+            false => Vec::new(),
+        };
         Self {
             setup,
+            traffic,
             engine,
             lease_seen: 0,
             lease_void: false,
@@ -167,6 +179,7 @@ impl Resource {
             letting_go: false,
             attaching: None,
             attach_error: None,
+            failed_place: None,
             listener: None,
             clients: Standings::default(),
             own_listener: true,
@@ -268,21 +281,41 @@ impl Resource {
         self.meta.as_mut().filter(|_| !self.letting_go)
     }
 
-    /// Whether zeroes on the local disk are surely faster than a write.
-    pub(super) fn zeroes_are_fast(&self, may_unmap: bool) -> bool {
+    /// Whether zeroes on the local disk of the volume in that place are surely faster than a write.
+    pub(super) fn zeroes_are_fast(&self, place: usize, may_unmap: bool) -> bool {
         let disk = self.disk.as_ref().filter(|_| !self.letting_go);
-        disk.is_some_and(|queue| queue.zeroes_are_fast(may_unmap))
+        disk.is_some_and(|queue| queue.zeroes_are_fast(place, may_unmap))
     }
 
-    /// The file that holds what guests read now, if it is a file and the local one.
-    pub(super) fn file_of_guests(&self) -> Option<&IoFile> {
-        let disk = self.disk.as_ref().filter(|_| !self.letting_go)?.disk();
+    /// The file that holds what guests of the volume in that place read now, if it is a file and the
+    /// local one.
+    pub(super) fn file_of_guests(&self, place: usize) -> Option<&IoFile> {
+        let disk = self.disk.as_ref().filter(|_| !self.letting_go)?;
+        let disk = disk.disk(place)?;
         let knows_holes = disk.kind() == DiskKind::File && self.engine.reads_are_local();
         knows_holes.then(|| disk.file())
     }
 
     pub(super) fn marks(&self, range: BlockRange, count_max: usize) -> Option<Vec<MarkRun>> {
         self.engine.marks(range, count_max)
+    }
+
+    fn volumes(&self, total: BlockCount) -> Vec<VolumeSnapshot> {
+        let row = &self.setup.row;
+        if !row.is_several() {
+            return Vec::new();
+        }
+        (0..row.count())
+            .map(|place| {
+                let blocks = row.blocks(place, total);
+                VolumeSnapshot {
+                    start: blocks.start(),
+                    size_blocks: blocks.count().0,
+                    marked_blocks: self.engine.marked_blocks(blocks).0,
+                    traffic: self.traffic.get(place).copied().unwrap_or_default(),
+                }
+            })
+            .collect()
     }
 
     pub(super) fn is_letting_go(&self) -> bool {
@@ -380,6 +413,7 @@ impl Resource {
         if self.attaching.is_some() && engine.disk == DiskState::Diskless {
             engine.disk = DiskState::Attaching;
         }
+        let volumes = self.volumes(BlockCount(engine.size_blocks.unwrap_or(0)));
         let snapshot = ResourceSnapshot {
             engine,
             at: now,
@@ -388,8 +422,11 @@ impl Resource {
                 .disk
                 .as_ref()
                 .filter(|_| !self.letting_go)
-                .map(|queue| queue.disk().backend(of_loop).word()),
+                .and_then(|queue| queue.disk(0))
+                .map(|disk| disk.backend(of_loop).word()),
             attach_error: self.attach_error.clone(),
+            volumes,
+            failed_place: self.failed_place,
         };
         let differs = self.published.as_ref().is_none_or(|published| {
             published

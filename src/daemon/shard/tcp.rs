@@ -18,7 +18,7 @@ use nix::sys::socket::{SockaddrStorage, getpeername, setsockopt, sockopt};
 use replicator::io::{Completion, Done, Op, Socket, clock};
 use replicator::types::{Instant, ResourceId};
 
-use super::client::{Client, Incoming};
+use super::client::{Chosen, Client, Incoming};
 use super::links::send_at_once;
 use super::nbd::{ACCEPT_PAUSE, exports};
 use super::slots::Key;
@@ -157,14 +157,14 @@ impl Shard {
         }
     }
 
-    /// What a client may choose from, and the resources behind it.
-    fn choice_of(&self, who: &Who) -> (ExportList, Vec<Key>) {
-        let mut offered: Vec<(Export, Key)> = self
+    /// What a client may choose from, and the volumes behind it.
+    fn choice_of(&self, who: &Who) -> (ExportList, Vec<(Key, usize)>) {
+        let mut offered: Vec<(Export, (Key, usize))> = self
             .by_id
             .values()
             .flat_map(|key| {
-                let exports = self.exports_for(*key, who);
-                exports.into_iter().map(|export| (export, *key))
+                let exports = self.exports_for(*key, who).into_iter();
+                exports.map(|(export, place)| (export, (*key, place)))
             })
             .collect();
         offered.sort_by(|(a, _), (b, _)| a.name.cmp(&b.name));
@@ -180,9 +180,9 @@ impl Shard {
         }
     }
 
-    fn exports_for(&self, key: Key, who: &Who) -> Vec<Export> {
+    fn exports_for(&self, key: Key, who: &Who) -> Vec<(Export, usize)> {
         let resource = self.resources.get(key).filter(|it| !it.removing);
-        let (Some(resource), Some(door)) = (resource, self.tcp.as_ref()) else {
+        let (Some(resource), Some(door)) = (resource, &self.tcp) else {
             return Vec::new();
         };
         // An `up` under way when the files were taken over began with those before.
@@ -198,24 +198,36 @@ impl Shard {
         exports(resource, refusal)
     }
 
-    /// A client chose: it becomes one of that resource's, unless something changed since the offer.
-    /// Then it is cut off without an answer, and comes back.
+    /// A client chose: it becomes one of that volume's, unless something changed since the offer. Then
+    /// it is cut off without an answer, and comes back.
     pub(super) fn attach_chosen(&mut self, key: Key, phase: Phase) -> bool {
         let (Phase::Transmission(export) | Phase::Draining(export)) = phase else {
             // Closed: only waits for its last words.
             return true;
         };
-        let client = self.clients.get(key);
-        let chosen = client.and_then(|client| client.choice.get(export.0).copied());
-        let Some(resource) = chosen else {
+        let Some(client) = self.clients.get(key) else {
             return false;
         };
-        let is_served = self.resources.get(resource).is_some_and(|it| !it.removing)
-            && self.refusal(resource).is_none();
-        if is_served {
+        let Some(&(resource, place)) = client.choice.get(export.0) else {
+            return false;
+        };
+        let by_tcp = client.resource.is_none();
+        let Some(own) = self.resources.get(resource).filter(|it| !it.removing) else {
+            return false;
+        };
+        let start = own.setup.row.offset(place);
+        if by_tcp && self.refusal(resource).is_some() {
+            return false;
+        }
+        if let Some(client) = self.clients.get_mut(key) {
+            client.identity.place = place;
+            client.chosen = Chosen { place, start };
+            client.choice = Vec::new();
+        }
+        if by_tcp {
             self.choose(key, resource);
         }
-        is_served
+        true
     }
 
     /// What follows is TLS.

@@ -10,3 +10,4 @@ mod opening;
 mod pair;
 mod rig;
 mod secured;
+mod volumes;

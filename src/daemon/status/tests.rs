@@ -43,10 +43,14 @@ fn vm() -> ResourceId {
 }
 
 fn status_of(node: NodeId, board: &BoardState) -> Status {
+    status_with(CONFIG, node, board)
+}
+
+fn status_with(config: &str, node: NodeId, board: &BoardState) -> Status {
     let file = SourceFile {
         kind: FileKind::Cluster,
         path: "lab.toml".to_owned(),
-        text: CONFIG.to_owned(),
+        text: config.to_owned(),
     };
     let config = parse(&[file]).expect("the configuration holds").config;
     let resources: Vec<_> = config.resources.iter().cloned().map(Arc::new).collect();
@@ -141,10 +145,13 @@ fn serving() -> ResourceSnapshot {
             pid: Some(5),
             uid: Some(0),
             address: None,
+            place: 0,
         }]
         .into(),
         io_backend: Some("io_uring"),
         attach_error: None,
+        volumes: Vec::new(),
+        failed_place: None,
     }
 }
 
@@ -212,6 +219,118 @@ fn a_serving_primary_tells_its_export_its_clients_and_the_resync() {
     assert_eq!(peer.last_resync.copied_bytes, 3 * BLOCK_LEN);
     assert_eq!(peer.last_resync.ended, None);
     assert_eq!(vm.problem.as_deref(), Some("W0107"));
+}
+
+/// Of 100 and 156 blocks; the resync has reached the second.
+fn of_two_volumes(change: impl FnOnce(&mut ResourceSnapshot)) -> Status {
+    let config = CONFIG.replace("id = 0", "id = 0\nsize = \"400KiB\"")
+        + "[[resource.vm.volume]]\nid = 3\ndisk = { kvm-a = \"/d/log\", kvm-b = \"/d/b-log\" }\n";
+    let mut snapshot = serving();
+    let traffic = |writes| Traffic {
+        writes,
+        ..Traffic::default()
+    };
+    snapshot.volumes = vec![
+        VolumeSnapshot {
+            start: BlockIndex(0),
+            size_blocks: 100,
+            marked_blocks: 0,
+            traffic: traffic(5),
+        },
+        VolumeSnapshot {
+            start: BlockIndex(100),
+            size_blocks: 156,
+            marked_blocks: 6,
+            traffic: traffic(7),
+        },
+    ];
+    snapshot.engine.counters.superblock_writes = 9;
+    change(&mut snapshot);
+    let mut board = BoardState::default();
+    let known = board.resource(vm());
+    known.presence = Presence::Running;
+    known.controller = Some(known_to_the_controller(true));
+    known.note_shard(Some(snapshot));
+    status_with(&config, NodeId::A, &board)
+}
+
+#[test]
+fn each_of_several_volumes_says_its_own_and_what_is_the_resources_is_said_once() {
+    let report = |end| VerifyReport {
+        differing_blocks: 3,
+        ranges: vec![BlockRange::new(BlockIndex(99), BlockCount(3))],
+        end,
+        ..VerifyReport::default()
+    };
+    let status = of_two_volumes(|snapshot| {
+        let client = NbdClient {
+            place: 1,
+            ..snapshot.nbd_clients[0].clone()
+        };
+        snapshot.nbd_clients = vec![client].into();
+        snapshot.engine.verify = Some(report(Some((NOW.now, VerifyEnd::Done))));
+    });
+    let [data, log] = status.resources[0].volumes.as_slice() else {
+        panic!("two volumes");
+    };
+    assert_eq!((data.volume, log.volume), (0, 3));
+    assert_eq!(data.size_bytes, Some(100 * BLOCK_LEN));
+    assert_eq!(log.size_bytes, Some(156 * BLOCK_LEN));
+    assert_eq!(log.disk_path.as_deref(), Some("/d/log"));
+    assert_eq!(
+        log.export.as_deref(),
+        Some("nbd+unix:///vm/3?socket=/run/twinblk/nbd/vm.sock")
+    );
+    assert_eq!((data.nbd_clients, log.nbd_clients), (0, 1));
+    let counts = [data, log].map(|it| it.statistics.expect("attached"));
+    assert_eq!(counts.map(|it| it.writes), [5, 7]);
+    assert_eq!(counts.map(|it| it.superblock_writes), [9, 0]);
+    let [data, log] = status.resources[0].peers[0].volumes.as_slice() else {
+        panic!("two volumes");
+    };
+    assert_eq!(data.out_of_sync_bytes, Some(0));
+    assert_eq!(log.out_of_sync_bytes, Some(6 * BLOCK_LEN));
+    assert!(
+        data.resync.is_none() && log.resync.is_some(),
+        "it is there now"
+    );
+    let found = [data, log].map(|it| it.last_verify.clone().expect("both have some"));
+    assert_eq!(
+        found.each_ref().map(|it| it.differing_bytes),
+        [3 * BLOCK_LEN, 0]
+    );
+    let places = found.map(|it| (it.ranges[0].offset_bytes, it.ranges[0].len_bytes));
+    assert_eq!(places, [(99 * BLOCK_LEN, BLOCK_LEN), (0, 2 * BLOCK_LEN)]);
+}
+
+#[test]
+fn of_several_disks_the_one_that_failed_is_shown() {
+    for (engine, other) in [
+        (DiskState::Failed, DiskState::Detaching),
+        (DiskState::Diskless, DiskState::Diskless),
+    ] {
+        let status = of_two_volumes(|snapshot| {
+            snapshot.engine.disk = engine;
+            snapshot.failed_place = Some(1);
+        });
+        let vm = &status.resources[0];
+        let disks = vm.volumes.iter().map(|it| it.disk);
+        assert!(disks.eq([other, DiskState::Failed].map(Some)));
+        let said = vm.status.as_deref().expect("a problem");
+        assert!(said.contains("Failed (volume 3, /d/log)"), "{said}");
+    }
+}
+
+/// Before the shard said anything, and of a resource that is down.
+#[test]
+fn the_sizes_of_several_volumes_are_known_from_the_view() {
+    let config = CONFIG.replace("id = 0", "id = 0\nsize = \"400KiB\"")
+        + "[[resource.vm.volume]]\nid = 1\ndisk = \"/d/log\"\n";
+    let mut board = BoardState::default();
+    board.resource(vm()).controller = Some(known_to_the_controller(false));
+    let status = status_with(&config, NodeId::A, &board);
+    let sizes = status.resources[0].volumes.iter().map(|it| it.size_bytes);
+    assert!(sizes.eq([Some(100 * BLOCK_LEN), Some(156 * BLOCK_LEN)]));
 }
 
 /// Story: `secondary` was ordered, and the session is being made anew.

@@ -1,11 +1,11 @@
 //! What `create-md` may do with what it found. Pure.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use replicator::admin::{ErrorId, ErrorReport};
 use replicator::meta::Layout;
 use replicator::types::{BlockCount, ByteLen, NodeId, ResourceId, VolumeId};
-use twinblk::config::{ReplicaPaths, size_text};
+use twinblk::config::size_text;
 
 use crate::show::size::size;
 
@@ -13,15 +13,24 @@ use crate::show::size::size;
 #[derive(Clone, Debug)]
 pub(super) struct Wanted {
     pub(super) resource: ResourceId,
+    /// Number of the first volume.
     pub(super) volume: VolumeId,
     pub(super) node: NodeId,
-    /// `RES/VOL`, for people.
+    /// `RES/VOL`, or `RES` when it has several volumes, for people.
     pub(super) label: String,
     pub(super) node_name: String,
+    /// In the order of their numbers; never empty.
+    pub(super) volumes: Vec<WantedVolume>,
+    pub(super) al_slots: u16,
+    pub(super) meta: PathBuf,
+}
+
+/// One volume of it.
+#[derive(Clone, Debug)]
+pub(super) struct WantedVolume {
+    pub(super) disk: PathBuf,
     /// As configured.
     pub(super) size: Option<ByteLen>,
-    pub(super) al_slots: u16,
-    pub(super) paths: ReplicaPaths,
 }
 
 /// What is known of the data device.
@@ -71,22 +80,40 @@ pub(super) struct Recipe {
     pub(super) forget: bool,
 }
 
-/// Size of the volume and length of its metadata.
+/// Size of all volumes together and length of their metadata.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Sizes {
-    pub(super) volume: BlockCount,
+    pub(super) volumes: BlockCount,
     pub(super) meta: ByteLen,
 }
 
-/// How large both are with this disk, or why there can be none.
-pub(super) fn sizes(wanted: &Wanted, disk: &DiskFacts) -> Result<Sizes, ErrorReport> {
-    let volume = volume_size(wanted, disk)?;
-    match Layout::for_volume(volume, wanted.al_slots) {
+impl Wanted {
+    /// Whether the area holds this replica's metadata.
+    pub(super) fn is_made(&self, meta: &MetaFacts) -> bool {
+        let own = (self.resource, self.volume, self.node);
+        matches!(
+            *meta,
+            MetaFacts::Existing {
+                content: Content::Ours { resource, volume, node },
+                ..
+            } if (resource, volume, node) == own
+        )
+    }
+}
+
+/// How large both are with these disks, one for each volume, or why there can be none.
+pub(super) fn sizes(wanted: &Wanted, disks: &[DiskFacts]) -> Result<Sizes, ErrorReport> {
+    let mut volumes = BlockCount(0);
+    for (volume, disk) in wanted.volumes.iter().zip(disks) {
+        let own = volume_size(wanted, volume, disk)?;
+        volumes = BlockCount(volumes.0.saturating_add(own.0));
+    }
+    match Layout::for_volume(volumes, wanted.al_slots) {
         Some(layout) => Ok(Sizes {
-            volume,
+            volumes,
             meta: layout.total(),
         }),
-        None => Err(too_large(wanted, volume)),
+        None => Err(too_large(wanted, volumes)),
     }
 }
 
@@ -94,7 +121,7 @@ pub(super) fn sizes(wanted: &Wanted, disk: &DiskFacts) -> Result<Sizes, ErrorRep
 pub(super) fn decide(
     wanted: &Wanted,
     sizes: Sizes,
-    disk: &DiskFacts,
+    disks: &[DiskFacts],
     meta: &MetaFacts,
     force: bool,
 ) -> Result<Recipe, ErrorReport> {
@@ -110,9 +137,9 @@ pub(super) fn decide(
         }
     };
     Ok(Recipe {
-        size: sizes.volume,
+        size: sizes.volumes,
         needed: sizes.meta,
-        zero_proven: disk.zero,
+        zero_proven: disks.iter().all(|disk| disk.zero),
         make_file: matches!(meta, MetaFacts::Missing),
         forget,
     })
@@ -120,11 +147,15 @@ pub(super) fn decide(
 
 /// As configured, else all of the disk in whole blocks: the smaller of the two disks counts once
 /// both nodes have met.
-fn volume_size(wanted: &Wanted, disk: &DiskFacts) -> Result<BlockCount, ErrorReport> {
-    let path = wanted.paths.disk.display();
+fn volume_size(
+    wanted: &Wanted,
+    volume: &WantedVolume,
+    disk: &DiskFacts,
+) -> Result<BlockCount, ErrorReport> {
+    let path = volume.disk.display();
     let node = &wanted.node_name;
     let whole = BlockCount::whole_blocks_in(disk.len);
-    match wanted.size {
+    match volume.size {
         None if whole.0 > 0 => Ok(whole),
         None => Err(ErrorReport::new(
             ErrorId::DeviceTooSmall,
@@ -140,13 +171,13 @@ fn volume_size(wanted: &Wanted, disk: &DiskFacts) -> Result<BlockCount, ErrorRep
                 wanted_size.0.saturating_sub(disk.len.0)
             );
             Err(ErrorReport::new(ErrorId::DeviceTooSmall, what, why)
-                .next(enlarge(&wanted.paths.disk, wanted_size.0)))
+                .next(enlarge(&volume.disk, wanted_size.0)))
         }
     }
 }
 
 fn check_content(wanted: &Wanted, content: Content, force: bool) -> Result<bool, ErrorReport> {
-    let path = wanted.paths.meta.display();
+    let path = wanted.meta.display();
     let keep_or_force = |what: String, why: &str| {
         ErrorReport::new(ErrorId::MetadataExists, what, why)
             .next(format!(
@@ -173,7 +204,7 @@ fn check_content(wanted: &Wanted, content: Content, force: bool) -> Result<bool,
         }
         Content::Ours { .. } => Err(keep_or_force(
             format!("{path} holds the metadata of another replica"),
-            "it belongs to another resource, volume or node",
+            "it belongs to another resource or node, or to other volumes of this one",
         )),
         Content::OursUnreadable => Err(keep_or_force(
             format!("{path} holds metadata that cannot be read"),
@@ -187,13 +218,13 @@ fn check_content(wanted: &Wanted, content: Content, force: bool) -> Result<bool,
         .next("name another path as `meta`; one that does not exist is made")
         .next(format!(
             "if nothing on it is needed, zero it yourself: {}",
-            wipe(&wanted.paths.meta)
+            wipe(&wanted.meta)
         ))),
     }
 }
 
 fn area_too_small(wanted: &Wanted, len: ByteLen, needed: ByteLen) -> ErrorReport {
-    let path = &wanted.paths.meta;
+    let path = &wanted.meta;
     let what = format!("{} is too small for the metadata", path.display());
     let why = format!(
         "it has {} bytes and {} are needed ({})",
@@ -251,12 +282,12 @@ mod tests {
             node: NodeId::A,
             label: "vm-web/0".to_owned(),
             node_name: "kvm-a".to_owned(),
-            size: size.map(ByteLen),
-            al_slots: 1024,
-            paths: ReplicaPaths {
+            volumes: vec![WantedVolume {
                 disk: "/x/a.img".into(),
-                meta: "/x/a.md".into(),
-            },
+                size: size.map(ByteLen),
+            }],
+            al_slots: 1024,
+            meta: "/x/a.md".into(),
         }
     }
 
@@ -266,7 +297,8 @@ mod tests {
         meta: &MetaFacts,
         force: bool,
     ) -> Result<Recipe, ErrorReport> {
-        decide(wanted, sizes(wanted, disk)?, disk, meta, force)
+        let disks = [*disk];
+        decide(wanted, sizes(wanted, &disks)?, &disks, meta, force)
     }
 
     fn ours(resource: u64) -> Content {
@@ -315,6 +347,32 @@ mod tests {
         assert_eq!(recipe.size.bytes().0, MIB);
         let tiny = decide_with(&wanted(None), &disk(4095), &MetaFacts::Missing, false).unwrap_err();
         assert_eq!(tiny.id, "E0117");
+    }
+
+    #[test]
+    fn several_volumes_are_as_large_as_they_are_together_and_zero_only_all_of_them() {
+        let volume = |size: Option<u64>| WantedVolume {
+            disk: "/x/log.img".into(),
+            size: size.map(ByteLen),
+        };
+        let mut wanted = wanted(Some(2 * MIB));
+        wanted.volumes.push(volume(None));
+        let made = |second: DiskFacts| {
+            let disks = [disk(3 * MIB), second];
+            let sizes = sizes(&wanted, &disks).unwrap();
+            decide(&wanted, sizes, &disks, &MetaFacts::Missing, false).unwrap()
+        };
+        let both = made(disk(MIB));
+        assert_eq!((both.size.bytes().0, both.zero_proven), (3 * MIB, true));
+        let with_data = DiskFacts {
+            zero: false,
+            ..disk(MIB)
+        };
+        assert!(!made(with_data).zero_proven);
+        wanted.volumes[1] = volume(Some(MIB));
+        let refused = sizes(&wanted, &[disk(3 * MIB), disk(4096)]).unwrap_err();
+        assert_eq!(refused.id, "E0117");
+        assert!(refused.what.contains("/x/log.img"), "{}", refused.what);
     }
 
     #[test]

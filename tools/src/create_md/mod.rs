@@ -9,22 +9,23 @@ mod decide;
 mod probe;
 mod write;
 
-use replicator::admin::exit;
+use replicator::admin::{ErrorId, ErrorReport, exit};
 use serde_json::json;
+use twinblk::config::VolumeConfig;
 
 use crate::cli;
 use crate::context::{Context, Failure, Output};
-use crate::local;
+use crate::local::{self, Replica};
 use crate::orders::put_plan;
 use crate::show::size::size;
 
 pub(crate) use decide::is_device;
 pub(crate) use probe::{failed, open_locked};
 
-use decide::{Recipe, Wanted, decide, sizes};
+use decide::{Recipe, Wanted, WantedVolume, decide, sizes};
 
-/// Makes the metadata of all selected volumes on this node. The first that is refused ends it:
-/// those before it are made.
+/// Makes the metadata of all selected volumes on this node. The volumes of one resource are one
+/// replica, with one metadata area. The first that is refused ends it: those before it are made.
 ///
 /// # Errors
 /// What was refused or failed.
@@ -32,33 +33,64 @@ pub(crate) fn create_md(context: &Context, arguments: &cli::CreateMd) -> Result<
     let config = context.load_config()?.config;
     let node = local::data_node(&config, &local::node_name(context, "create-md")?)?;
     let mut code = exit::OK;
-    for (resource, volume) in local::volumes(&config, &arguments.volumes)? {
-        let wanted = Wanted {
-            resource: resource.id(),
-            volume: volume.id,
-            node,
-            label: format!("{}/{}", resource.name, volume.id.0),
-            node_name: config.node_name(node).to_owned(),
+    for Replica {
+        resource,
+        first,
+        further,
+    } in local::replicas(&config, &arguments.volumes)?
+    {
+        let volume = |volume: &VolumeConfig| WantedVolume {
+            disk: volume.replica(node).disk.clone(),
             size: volume.size,
-            al_slots: volume.al_extents,
-            paths: volume.replica(node).clone(),
         };
-        code = code.max(create_one(context, &wanted, arguments.force)?);
+        let wanted = Wanted {
+            resource: resource.replica_id(),
+            volume: first.id,
+            node,
+            label: local::label(resource),
+            node_name: config.node_name(node).to_owned(),
+            volumes: resource.volumes.iter().map(volume).collect(),
+            al_slots: first.al_extents,
+            meta: first.replica(node).meta.clone(),
+        };
+        code = code.max(create_one(context, &wanted, further, arguments.force)?);
     }
     Ok(code)
 }
 
-fn create_one(context: &Context, wanted: &Wanted, force: bool) -> Result<u8, Failure> {
-    let disk = probe::Disk::open(&wanted.paths.disk)?;
-    let meta = probe::Meta::open(&wanted.paths.meta)?;
-    let sizes = sizes(wanted, &disk.facts())?;
-    let recipe = decide(
-        wanted,
-        sizes,
-        &disk.facts(),
-        &meta.facts(sizes.meta)?,
-        force,
-    )?;
+/// `further`: only volumes behind the first were named.
+fn create_one(
+    context: &Context,
+    wanted: &Wanted,
+    further: bool,
+    force: bool,
+) -> Result<u8, Failure> {
+    let disks = wanted.volumes.iter();
+    let disks: Vec<_> = disks
+        .map(|volume| probe::Disk::open(&volume.disk))
+        .collect::<Result<_, _>>()?;
+    let meta = probe::Meta::open(&wanted.meta)?;
+    let facts: Vec<_> = disks.iter().map(probe::Disk::facts).collect();
+    let sizes = sizes(wanted, &facts)?;
+    let found = meta.facts(sizes.meta)?;
+    if further && force && wanted.is_made(&found) {
+        let label = &wanted.label;
+        let what = format!("the metadata of {label} are those of all its volumes");
+        let why = "with --force the whole replica is forgotten, not one volume of it";
+        let report = ErrorReport::new(ErrorId::MetadataExists, what, why);
+        let next = format!("if it may be forgotten: twinadm create-md {label} --force");
+        return Err(report.next(next).into());
+    }
+    if further && wanted.is_made(&found) {
+        // Made with the first: whoever goes through the volumes one by one is not to be refused.
+        let label = &wanted.label;
+        context.tell(&format!(
+            "{label} on {}: the metadata are made already, of all its volumes",
+            wanted.node_name
+        ));
+        return Ok(exit::OK);
+    }
+    let recipe = decide(wanted, sizes, &facts, &found, force)?;
     if context.dry_run {
         return put_plan(context, &[would(wanted, &recipe)]);
     }
@@ -69,7 +101,7 @@ fn create_one(context: &Context, wanted: &Wanted, force: bool) -> Result<u8, Fai
             &json!({
                 "volume": wanted.label,
                 "node": wanted.node_name,
-                "meta": wanted.paths.meta,
+                "meta": wanted.meta,
                 "meta_bytes": recipe.needed.0,
                 "size_bytes": recipe.size.bytes().0,
                 "zero_proven": recipe.zero_proven,
@@ -93,11 +125,12 @@ fn would(wanted: &Wanted, recipe: &Recipe) -> String {
         ""
     };
     format!(
-        "{} on {}: {how} {} ({}) for a volume of {}{forget}",
+        "{} on {}: {how} {} ({}) for {} of {}{forget}",
         wanted.label,
         wanted.node_name,
-        wanted.paths.meta.display(),
+        wanted.meta.display(),
         size(recipe.needed.0),
+        volumes(wanted),
         size(recipe.size.bytes().0),
     )
 }
@@ -109,11 +142,20 @@ fn did(wanted: &Wanted, recipe: &Recipe) -> String {
         "the disk may hold data: the first Primary's are copied to the other node"
     };
     format!(
-        "{} on {}: metadata made in {} ({}), volume of {}; {zero}",
+        "{} on {}: metadata made in {} ({}), for {} of {}; {zero}",
         wanted.label,
         wanted.node_name,
-        wanted.paths.meta.display(),
+        wanted.meta.display(),
         size(recipe.needed.0),
+        volumes(wanted),
         size(recipe.size.bytes().0),
     )
+}
+
+/// `a volume`, or how many.
+fn volumes(wanted: &Wanted) -> String {
+    match wanted.volumes.len() {
+        1 => "a volume".to_owned(),
+        count => format!("{count} volumes"),
+    }
 }

@@ -23,7 +23,7 @@ pub(super) fn write(
     recipe: &Recipe,
     meta: Meta,
 ) -> Result<ReplicaId, ErrorReport> {
-    let path = &wanted.paths.meta;
+    let path = &wanted.meta;
     let failed = |error: io::Error| failed(path, &error);
     let replica = random_replica().map_err(failed)?;
     let plan = format(&superblock(wanted, recipe, replica)).map_err(|error| {

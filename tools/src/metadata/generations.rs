@@ -166,12 +166,14 @@ impl Peer {
             .volumes
             .iter()
             .find(|volume| volume.volume == wanted.volume.0);
+        // One bitmap has the marks of all volumes.
+        let marked = status.volumes.iter().map(|it| it.out_of_sync_bytes);
         Self {
             node: status.node.clone(),
             connection: status.connection,
             role: status.role,
             disk: volume.map(|it| it.disk),
-            out_of_sync_bytes: volume.and_then(|it| it.out_of_sync_bytes),
+            out_of_sync_bytes: marked.sum(),
             refused: status.refused.clone(),
         }
     }
@@ -331,7 +333,9 @@ mod tests {
         Wanted {
             resource: ResourceId::of_name("vm-web"),
             resource_name: "vm-web".to_owned(),
+            label: "vm-web/0".to_owned(),
             volume: VolumeId(0),
+            further: false,
             node: NodeId::A,
             node_name: "kvm-a".to_owned(),
             path: "/x/a.md".into(),

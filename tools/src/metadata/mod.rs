@@ -17,13 +17,13 @@ use std::time::Duration;
 use replicator::admin::{ErrorId, ErrorReport, ResourceStatus, Response, Verb, exit};
 use replicator::types::NodeId;
 use serde_json::json;
-use twinblk::config::{Config, ResourceConfig, VolumeConfig};
+use twinblk::config::Config;
 
 use crate::cli;
 use crate::client::ask_within;
 use crate::context::{Context, Failure, Output};
 use crate::create_md::{failed, is_device, open_locked};
-use crate::local;
+use crate::local::{self, Replica};
 use crate::orders::put_plan;
 
 use self::area::Area;
@@ -88,6 +88,17 @@ pub(crate) fn show_gi(context: &Context, arguments: &cli::Volumes) -> Result<u8,
 /// If the configuration or a selector is wrong, or nobody reads the output.
 pub(crate) fn wipe_md(context: &Context, arguments: &cli::Volumes) -> Result<u8, Failure> {
     for_each(context, "wipe-md", arguments, |wanted| {
+        if wanted.further {
+            // They are the whole replica's, and go when that, or its first volume, is named.
+            let (label, node) = (wanted.label(), &wanted.node_name);
+            context.tell(&format!(
+                "{label} on {node}: only its first volume has metadata, of all of them"
+            ));
+            return match context.dry_run {
+                true => put_plan(context, &[]),
+                false => put_wiped(context, wanted, 0, None),
+            };
+        }
         let status = resource_status(context, &wanted.resource_name);
         wipe::check_down(wanted, status.as_ref())?;
         let path = &wanted.path;
@@ -210,8 +221,8 @@ fn for_each(
     let config = context.load_config()?.config;
     let node = local::data_node(&config, &local::node_name(context, verb)?)?;
     let mut code = exit::OK;
-    for (resource, volume) in local::volumes(&config, &arguments.volumes)? {
-        let wanted = wanted(&config, resource, volume, node);
+    for replica in local::replicas(&config, &arguments.volumes)? {
+        let wanted = wanted(&config, &replica, node);
         let this = match each(&wanted) {
             Ok(code) => code,
             Err(Failure::Report(report)) => tell(context, &report),
@@ -229,18 +240,20 @@ fn tell(context: &Context, report: &ErrorReport) -> u8 {
     report.exit
 }
 
-fn wanted(
-    config: &Config,
-    resource: &ResourceConfig,
-    volume: &VolumeConfig,
-    node: NodeId,
-) -> Wanted {
+fn wanted(config: &Config, replica: &Replica<'_>, node: NodeId) -> Wanted {
+    let Replica {
+        resource,
+        first,
+        further,
+    } = replica;
     Wanted {
-        resource: resource.id(),
+        further: *further,
+        resource: resource.replica_id(),
         resource_name: resource.name.clone(),
-        volume: volume.id,
+        label: local::label(resource),
+        volume: first.id,
         node,
         node_name: config.node_name(node).to_owned(),
-        path: volume.replica(node).meta.clone(),
+        path: first.replica(node).meta.clone(),
     }
 }

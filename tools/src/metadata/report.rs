@@ -20,18 +20,24 @@ const SCHEMA: &str = "twinblk.metadata/1";
 /// Whose metadata should be there.
 #[derive(Clone, Debug)]
 pub(super) struct Wanted {
+    /// What the replica calls it.
     pub(super) resource: ResourceId,
     pub(super) resource_name: String,
+    /// `RES/VOL`, or `RES` where there are several volumes.
+    pub(super) label: String,
+    /// Number of the first volume.
     pub(super) volume: VolumeId,
+    /// Only volumes behind the first were named.
+    pub(super) further: bool,
     pub(super) node: NodeId,
     pub(super) node_name: String,
     pub(super) path: std::path::PathBuf,
 }
 
 impl Wanted {
-    /// `RES/VOL`.
+    /// For people.
     pub(super) fn label(&self) -> String {
-        format!("{}/{}", self.resource_name, self.volume.0)
+        self.label.clone()
     }
 
     /// Whether it is this replica's.
@@ -397,7 +403,10 @@ fn belonging(wanted: &Wanted, seen: &Inspection) -> Option<ErrorReport> {
             differs.push(word);
         }
     };
-    note(superblock.resource != wanted.resource, "resource");
+    note(
+        superblock.resource != wanted.resource,
+        "resource (or to other volumes of this one)",
+    );
     note(superblock.volume != wanted.volume, "volume");
     note(superblock.node != wanted.node, "node");
     let what = format!(

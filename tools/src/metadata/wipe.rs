@@ -226,7 +226,9 @@ mod tests {
         Wanted {
             resource: ResourceId::of_name("vm-web"),
             resource_name: "vm-web".to_owned(),
+            label: "vm-web/0".to_owned(),
             volume: VolumeId(0),
+            further: false,
             node: NodeId::A,
             node_name: "kvm-a".to_owned(),
             path: "/x/a.md".into(),

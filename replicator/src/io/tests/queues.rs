@@ -10,7 +10,8 @@ use crate::io::disk_queue::{DiskQueue, DiskResult};
 use crate::io::meta_queue::MetaQueue;
 use crate::io::{Backend, BufferPool, Portable, Ring, Token, Wait, clock};
 use crate::types::{
-    BlockCount, BlockIndex, BlockRange, ByteLen, ByteOffset, DiskError, OpId, Payload,
+    BlockCount, BlockIndex, BlockRange, ByteLen, ByteOffset, DiskError, OpId, Payload, VolumeId,
+    VolumeRow,
 };
 
 const LEN: u64 = 4 << 20;
@@ -67,6 +68,11 @@ impl Rig<'_> {
     }
 }
 
+fn one_disk(path: &Path, pool: BufferPool, base: Token) -> DiskQueue {
+    let disk = Disk::open(path).unwrap();
+    DiskQueue::new(VolumeRow::only(VolumeId(0)), vec![disk], pool, base)
+}
+
 fn blocks(start: u64, count: u64) -> BlockRange {
     BlockRange::new(BlockIndex(start), BlockCount(count))
 }
@@ -75,7 +81,7 @@ fn blocks(start: u64, count: u64) -> BlockRange {
 fn writes_zeroes_and_flushes_are_read_back() {
     each(|backend, path| {
         let pool = BufferPool::new();
-        let queue = DiskQueue::new(Disk::open(path).unwrap(), pool, Token(1 << 40));
+        let queue = one_disk(path, pool, Token(1 << 40));
         let mut rig = Rig { backend, queue };
         // From a vector: not aligned, so it is copied.
         let payload = Payload::from(vec![9; 64 * 4096 + 1]).slice(1, 64 * 4096 + 1);
@@ -112,7 +118,7 @@ fn writes_zeroes_and_flushes_are_read_back() {
 #[test]
 fn a_read_past_the_end_is_short() {
     each(|backend, path| {
-        let queue = DiskQueue::new(Disk::open(path).unwrap(), BufferPool::new(), Token(0));
+        let queue = one_disk(path, BufferPool::new(), Token(0));
         let mut rig = Rig { backend, queue };
         let past = DiskCommand::Read(blocks(LEN / 4096 - 1, 2));
         assert_eq!(rig.run(past), Err(DiskError::Short));
@@ -202,5 +208,84 @@ fn behind_a_failed_metadata_write_nothing_is_carried_out() {
             .collect();
         assert_eq!(ok, [(0, true), (1, false), (2, false)]);
         assert_eq!(std::fs::read(path).unwrap()[0], 1);
+    });
+}
+
+/// The oracle is one array of bytes: what lies where on the devices is worked out by hand.
+#[test]
+fn volumes_end_to_end_read_as_one_array_and_land_on_their_own_devices() {
+    each(|backend, path| {
+        const SIZES: [u64; 3] = [3, 1, 8];
+        let scratch = Scratch::on_disk();
+        let paths = [
+            scratch.file("first", 5 * 4096),
+            path.to_owned(),
+            scratch.file("last", 8 * 4096),
+        ];
+        let disks = paths.iter().map(|path| Disk::open(path).unwrap()).collect();
+        let row: Vec<_> = (0..)
+            .zip(SIZES)
+            .map(|(nr, size)| (VolumeId(nr), BlockCount(size)))
+            .collect();
+        let row = VolumeRow::new(&row).unwrap();
+        let queue = DiskQueue::new(row, disks, BufferPool::new(), Token(1 << 40));
+        let mut rig = Rig { backend, queue };
+        let mut expected = vec![0_u8; 12 * 4096];
+        for (fill, (start, count)) in
+            (1_u8..).zip([(0, 12), (2, 2), (2, 3), (3, 1), (0, 3), (4, 8)])
+        {
+            let range = blocks(start, count);
+            let len = usize::try_from(range.len().0).unwrap();
+            let mut bytes = vec![fill; len];
+            // Each block says which it is.
+            for (nr, block) in (0..).zip(bytes.chunks_mut(4096)) {
+                block[0] = nr;
+            }
+            let at = usize::try_from(range.offset().0).unwrap();
+            expected[at..at + len].copy_from_slice(&bytes);
+            let write = DiskCommand::Write {
+                range,
+                payload: Payload::from(bytes),
+                fua: fill % 2 == 0,
+            };
+            assert_eq!(rig.run(write), Ok(DiskReply::Done));
+            assert_eq!(&rig.read(blocks(0, 12))[..], &expected[..]);
+        }
+        let zeroes = DiskCommand::Zeroes {
+            range: blocks(1, 5),
+            may_unmap: true,
+            fua: true,
+        };
+        assert_eq!(rig.run(zeroes), Ok(DiskReply::Done));
+        expected[4096..6 * 4096].fill(0);
+        assert_eq!(rig.run(DiskCommand::Flush), Ok(DiskReply::Done));
+        for (start, count) in [(0, 12), (2, 1), (2, 2), (3, 2), (11, 1)] {
+            let range = blocks(start, count);
+            let at = usize::try_from(range.offset().0).unwrap();
+            let end = at + usize::try_from(range.len().0).unwrap();
+            assert_eq!(&rig.read(range)[..], &expected[at..end]);
+        }
+        let mut start = 0;
+        for (path, size) in paths.iter().zip(SIZES) {
+            let end = start + usize::try_from(size).unwrap() * 4096;
+            let own = std::fs::read(path).unwrap();
+            assert_eq!(&own[..end - start], &expected[start..end]);
+            assert!(
+                own[end - start..].iter().all(|&byte| byte == 0),
+                "behind its volume"
+            );
+            start = end;
+        }
+        assert_eq!(rig.queue.failed(), None);
+        // Beyond the last volume's device: half of it is there, and none of it counts.
+        let across = DiskCommand::Read(blocks(10, 4));
+        assert_eq!(rig.run(across), Err(DiskError::Short));
+        let shorter = std::fs::OpenOptions::new().write(true).open(&paths[0]);
+        shorter.unwrap().set_len(2 * 4096).unwrap();
+        assert_eq!(
+            rig.run(DiskCommand::Read(blocks(1, 4))),
+            Err(DiskError::Short)
+        );
+        assert_eq!(rig.queue.failed(), Some(2), "the first that failed");
     });
 }

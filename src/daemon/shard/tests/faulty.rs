@@ -2,9 +2,10 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use nix::errno::Errno;
+use nix::sys::stat::fstat;
 use replicator::io::{
     Backend, BackendKind, Completion, Op, OpKey, Portable, Socket, Token, Wait, Waker, clock,
 };
@@ -19,6 +20,8 @@ pub(super) struct Faults {
     hold: AtomicBool,
     /// Flushes of them fail, at once.
     fail_flushes: AtomicBool,
+    /// Only of files this long; 0: of all.
+    only_len: AtomicU64,
 }
 
 impl Faults {
@@ -28,6 +31,21 @@ impl Faults {
 
     pub(super) fn fail_flushes(&self) {
         self.fail_flushes.store(true, Ordering::Release);
+    }
+
+    /// Of the disk that is so long.
+    pub(super) fn fail_flushes_of(&self, len: u64) {
+        self.only_len.store(len, Ordering::Release);
+        self.fail_flushes();
+    }
+
+    fn fails(&self, op: &Op) -> bool {
+        let Op::Sync { file } = op else {
+            return false;
+        };
+        let only = self.only_len.load(Ordering::Acquire);
+        let len = || fstat(file).unwrap().st_size.unsigned_abs();
+        self.fail_flushes.load(Ordering::Acquire) && (only == 0 || only == len())
     }
 
     /// A machine with such disks.
@@ -83,8 +101,7 @@ impl Backend for Faulty {
         for mut completion in ended {
             let owner = Owner::of(completion.token);
             let of_disk = matches!(owner, Some(Owner::Disk(_) | Owner::Extents(_)));
-            let flush = matches!(completion.op, Op::Sync { .. });
-            if of_disk && flush && self.faults.fail_flushes.load(Ordering::Acquire) {
+            if of_disk && self.faults.fails(&completion.op) {
                 completion.result = Err(Errno::EIO);
                 done.push(completion);
             } else if of_disk && self.faults.hold.load(Ordering::Acquire) {

@@ -30,9 +30,15 @@ impl Pair {
     }
 
     /// The same with keys.
-    pub(super) fn start_with(
+    pub(super) fn start_with(backend: MakeBackend, security: [Option<Arc<Security>>; 2]) -> Self {
+        Self::prepared(backend, security, |_| {})
+    }
+
+    /// The same, each node being prepared before its files are made.
+    pub(super) fn prepared(
         backend: MakeBackend,
         [security_a, security_b]: [Option<Arc<Security>>; 2],
+        prepare: impl Fn(&mut Node),
     ) -> Self {
         let scratch = Arc::new(Scratch::new());
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -47,6 +53,7 @@ impl Pair {
         let network = (Vec::new(), vec![closed, address], security_b);
         let mut b = Node::start_secured(&scratch, NodeId::B, network, backend);
         for node in [&mut a, &mut b] {
+            prepare(node);
             node.create();
             node.up();
         }

@@ -21,7 +21,7 @@ use replicator::meta::{NewReplica, Superblock, format};
 use replicator::types::{
     Activation, Ballot, BlockCount, CommittedView, DataGeneration, InSync, Instant, NodeId,
     QuorumEvidence, ReplicaId, ReplicationProtocol, ResourceId, ResyncRate, View, ViewCause,
-    ViewNumber, VolumeId, VoterId, VoterSet,
+    ViewNumber, VolumeId, VolumeRow, VoterId, VoterSet,
 };
 
 use crate::daemon::api::{
@@ -90,6 +90,7 @@ pub(super) struct Node {
     snapshots: Receiver<Option<ResourceSnapshot>>,
     newest: Option<ResourceSnapshot>,
     lease: Arc<AtomicU64>,
+    row: VolumeRow,
 }
 
 /// Where a node listens, where its peer does, and how they know each other.
@@ -201,6 +202,22 @@ impl Node {
             snapshots,
             newest: None,
             lease: Arc::new(AtomicU64::new(0)),
+            row: VolumeRow::only(VolumeId(0)),
+        }
+    }
+
+    /// With a second volume, number 5, that begins there. Before [`Self::create`].
+    pub(super) fn split_at(&mut self, start: u64) {
+        let sizes = [(VolumeId(0), start / 4096), (VolumeId(5), 0)];
+        let sizes = sizes.map(|(volume, blocks)| (volume, BlockCount(blocks)));
+        self.row = VolumeRow::new(&sizes).unwrap();
+    }
+
+    /// A file for each volume.
+    fn images(&self) -> Vec<PathBuf> {
+        match self.row.is_several() {
+            true => vec![self.file("img"), self.file("log")],
+            false => vec![self.file("img")],
         }
     }
 
@@ -225,12 +242,12 @@ impl Node {
 
     /// Makes the resource's files and metadata.
     pub(super) fn create(&self) {
-        File::create(self.file("img"))
-            .unwrap()
-            .set_len(SIZE)
-            .unwrap();
+        for (place, image) in self.images().iter().enumerate() {
+            let len = self.row.blocks(place, BlockCount(SIZE / 4096)).len().0;
+            File::create(image).unwrap().set_len(len).unwrap();
+        }
         let superblock = Superblock::blank(NewReplica {
-            resource: RESOURCE,
+            resource: self.row.identity(RESOURCE),
             volume: VolumeId(0),
             node: self.id,
             replica: ReplicaId(100 + u128::from(self.id.raw())),
@@ -260,7 +277,7 @@ impl Node {
             read_only_export: false,
             resource: RESOURCE,
             name: "r0".to_owned(),
-            volume: VolumeId(0),
+            row: self.row.clone(),
             nbd_socket: self.socket(),
             nbd_allow: None,
             lease: Arc::clone(&self.lease),
@@ -276,7 +293,7 @@ impl Node {
 
     pub(super) fn attach(&self) {
         let setup = AttachSetup {
-            disk: self.file("img"),
+            disks: self.images(),
             meta: self.file("md"),
             stored: StoredMarks::NONE,
         };
@@ -384,8 +401,11 @@ impl Node {
         self.send(ShardCommand::Remove { resource: RESOURCE });
     }
 
+    /// The volumes, one behind the other.
     pub(super) fn image(&self) -> Vec<u8> {
-        std::fs::read(self.file("img")).unwrap()
+        let images = self.images();
+        let images = images.iter().map(|image| std::fs::read(image).unwrap());
+        images.collect::<Vec<_>>().concat()
     }
 
     pub(super) fn client(&self) -> Guest {
@@ -469,11 +489,15 @@ pub(super) struct Guest {
 
 impl Guest {
     pub(super) fn connect(path: &Path) -> Result<Self, ClientError> {
+        Self::connect_to(path, "r0")
+    }
+
+    pub(super) fn connect_to(path: &Path, export: &str) -> Result<Self, ClientError> {
         let stream = UnixStream::connect(path).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         let mut guest = Self {
             stream,
-            client: Client::new("r0", ReplyStyle::Structured),
+            client: Client::new(export, ReplyStyle::Structured),
         };
         while guest.client.export().is_none() {
             if !guest.exchange()? {
