@@ -47,3 +47,4 @@ mod suspending;
 mod tools;
 mod turn;
 mod verifying;
+mod volumes;

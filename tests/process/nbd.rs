@@ -53,6 +53,11 @@ impl Nbd {
         Ok(nbd)
     }
 
+    /// As the handshake said.
+    pub(crate) fn size(&self) -> u64 {
+        self.client.export().map_or(0, |export| export.size)
+    }
+
     pub(crate) fn write(&mut self, offset: u64, data: &[u8]) -> Result<(), NbdFailure> {
         self.order(ClientCommand::Write {
             offset,

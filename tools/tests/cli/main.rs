@@ -3,4 +3,5 @@
 mod metadata;
 mod no_daemon;
 mod support;
+mod volumes;
 mod with_daemon;
