@@ -109,6 +109,7 @@ fn config(node: NodeId, protocol: ReplicationProtocol) -> EngineConfig {
         node,
         resource: ResourceId(1),
         volume: VolumeId(0),
+        row: replicator::types::VolumeRow::only(VolumeId(0)),
         timeout: Duration::from_secs(3),
         disk_timeout: None,
         protocol,

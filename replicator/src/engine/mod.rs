@@ -80,7 +80,7 @@ use crate::protocol::Refusal;
 use crate::types::time::earliest;
 use crate::types::{
     DiskError, Instant, NodeId, OpId, Payload, ReplicationProtocol, ResourceId, ResyncRate,
-    SessionId, View, ViewNumber, VolumeId, WriteEpoch,
+    SessionId, View, ViewNumber, VolumeId, VolumeRow, WriteEpoch,
 };
 
 /// What an engine is made with; never changes.
@@ -90,8 +90,10 @@ pub struct EngineConfig {
     pub node: NodeId,
     /// The resource.
     pub resource: ResourceId,
-    /// The volume.
+    /// The volume, the first of several.
     pub volume: VolumeId,
+    /// Where the volumes start: each is a device, and one may hang while the others answer.
+    pub row: VolumeRow,
     /// A peer that says nothing for this long is gone.
     pub timeout: Duration,
     /// A disk operation that is not over after this long counts as failed; `None`: never.
@@ -291,6 +293,7 @@ impl Engine {
     /// An engine with no disk, no session and no role.
     #[must_use]
     pub fn new(config: EngineConfig) -> Self {
+        let stall = stall::Stall::new(config.row.count());
         Self {
             config,
             now: Instant::ZERO,
@@ -301,7 +304,7 @@ impl Engine {
             meta_ops: 0,
             era: 0,
             old_ops: 0,
-            stall: stall::Stall::default(),
+            stall,
             local: LocalDisk::Diskless,
             attaching: None,
             replica: None,
@@ -444,7 +447,7 @@ impl Engine {
         result: Result<DiskReply, DiskError>,
         out: &mut Outbox,
     ) {
-        let Some(Op::Disk { what, era }) = self.ops.remove(Key(op.0)) else {
+        let Some(Op::Disk { what, era, on }) = self.ops.remove(Key(op.0)) else {
             return;
         };
         self.disk_ops -= 1;
@@ -453,7 +456,7 @@ impl Engine {
         } else {
             self.note_op_ended(era);
         }
-        self.note_disk_answer(what);
+        self.note_disk_answer(what, on);
         self.route_disk_result(what, result, out);
     }
 

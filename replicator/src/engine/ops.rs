@@ -2,6 +2,7 @@
 
 use super::output::{Action, DiskCommand, MetaPage, MetaRequest, Outbox};
 use super::slab::Key;
+use super::stall::Devices;
 use super::{Engine, MetaThen};
 use crate::protocol::Message;
 use crate::types::{OpId, WriteEpoch};
@@ -54,10 +55,11 @@ impl DiskOp {
 /// An operation in flight.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Op {
-    /// On the data device; `era` says of which connection or none.
+    /// On data devices, those in places `on`; `era` says of which connection or none.
     Disk {
         what: DiskOp,
         era: u64,
+        on: Devices,
     },
     /// On the metadata area.
     Meta {
@@ -70,12 +72,13 @@ pub(super) enum Op {
 impl Engine {
     pub(super) fn disk(&mut self, what: DiskOp, command: DiskCommand, out: &mut Outbox) {
         let era = self.era;
-        let key = self.ops.insert(Op::Disk { what, era });
+        let on = self.devices_of(&command);
+        let key = self.ops.insert(Op::Disk { what, era, on });
         self.disk_ops += 1;
         if what.only_compares() {
             self.comparing_ops += 1;
         } else {
-            self.watch_disk_op(key, &command);
+            self.watch_disk_op(key, &command, on);
         }
         out.push(Action::Disk {
             op: OpId(key.0),

@@ -15,6 +15,9 @@
 //! A disk that does other things meanwhile is slow rather than hung, and one that flushes has a
 //! whole cache to write back: both get [`Engine::SLOW_DISK_TIMEOUTS`] times as long.
 //!
+//! Each volume has its own device. What one of them does says nothing of another: they are watched
+//! one by one, and the first that is late or in doubt decides for the replica.
+//!
 //! Reads of an online verify are not watched here: no guest waits for them (`slow_compare.rs`).
 
 use core::time::Duration;
@@ -27,7 +30,7 @@ use super::slab::Key;
 use super::{Engine, LocalDisk, MetaThen};
 use crate::protocol::{Message, WriteId};
 use crate::types::time::earliest;
-use crate::types::{DiskError, InSync, Instant};
+use crate::types::{BlockIndex, DiskError, InSync, Instant};
 
 /// When the operations under way on a device began, oldest first.
 #[derive(Clone, Debug, Default)]
@@ -78,11 +81,25 @@ impl Watch {
     }
 }
 
-/// What is known of the local disk's answers.
+/// The devices that an operation is on, from one place to another: few are on more than one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Devices {
+    first: usize,
+    last: usize,
+}
+
+/// What is known of a data device's answers.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Stall {
+struct DeviceWatch {
     data: Watch,
     flushes: Watch,
+}
+
+/// What is known of the local disk's answers.
+#[derive(Clone, Debug)]
+pub(super) struct Stall {
+    /// One for each volume.
+    devices: Vec<DeviceWatch>,
     meta: Watch,
     /// Data operations given up and not over.
     given_up: usize,
@@ -92,20 +109,60 @@ pub(super) struct Stall {
     silent: bool,
 }
 
+impl Stall {
+    pub(super) fn new(devices: usize) -> Self {
+        Self {
+            devices: vec![DeviceWatch::default(); devices],
+            meta: Watch::default(),
+            given_up: 0,
+            late_since: None,
+            silent: false,
+        }
+    }
+
+    /// The earliest of what each device's watch says.
+    fn earliest_of(&self, of: impl Fn(&DeviceWatch) -> Option<Instant>) -> Option<Instant> {
+        self.devices.iter().filter_map(of).min()
+    }
+}
+
 impl Engine {
-    pub(super) fn watch_disk_op(&mut self, op: Key, command: &DiskCommand) {
-        let watch = match command {
-            DiskCommand::Flush => &mut self.stall.flushes,
-            _ => &mut self.stall.data,
-        };
-        watch.begin(self.now, op);
+    /// The devices that a command meets: all of them for a flush.
+    pub(super) fn devices_of(&self, command: &DiskCommand) -> Devices {
+        let row = &self.config.row;
+        match command {
+            DiskCommand::Flush => Devices {
+                first: 0,
+                last: row.last_place(),
+            },
+            DiskCommand::Read(range)
+            | DiskCommand::Write { range, .. }
+            | DiskCommand::Zeroes { range, .. } => {
+                let end = BlockIndex(range.end().0.saturating_sub(1));
+                let first = row.place_of(range.start());
+                Devices {
+                    first,
+                    last: row.place_of(end).max(first),
+                }
+            }
+        }
+    }
+
+    pub(super) fn watch_disk_op(&mut self, op: Key, command: &DiskCommand, on: Devices) {
+        for device in &mut self.stall.devices[on.first..=on.last] {
+            let watch = match command {
+                DiskCommand::Flush => &mut device.flushes,
+                _ => &mut device.data,
+            };
+            watch.begin(self.now, op);
+        }
     }
 
     pub(super) fn watch_meta_op(&mut self, op: Key) {
         self.stall.meta.begin(self.now, op);
     }
 
-    pub(super) fn note_disk_answer(&mut self, what: DiskOp) {
+    pub(super) fn note_disk_answer(&mut self, what: DiskOp, on: Devices) {
         if what == DiskOp::Late {
             self.stall.given_up -= 1;
         }
@@ -114,11 +171,10 @@ impl Engine {
             DiskOp::RoundFlush(_) | DiskOp::PeerFlush | DiskOp::GrowFlush(_) | DiskOp::DetachFlush
         );
         let (now, under_way, ops) = (self.now, self.disk_ops, &self.ops);
-        for (watch, mine) in [
-            (&mut self.stall.data, !flushed),
-            (&mut self.stall.flushes, flushed),
-        ] {
-            watch.end(now, mine, under_way, |op| ops.get(op).is_some());
+        for device in &mut self.stall.devices[on.first..=on.last] {
+            for (watch, mine) in [(&mut device.data, !flushed), (&mut device.flushes, flushed)] {
+                watch.end(now, mine, under_way, |op| ops.get(op).is_some());
+            }
         }
     }
 
@@ -146,8 +202,9 @@ impl Engine {
 
     fn doubtful_at(&self) -> Option<Instant> {
         let patience = self.config.disk_timeout? / Self::DISK_DOUBT_PARTS;
-        let of_data = self.stall.data.silent_at(patience);
-        let at = earliest(of_data, self.stall.meta.silent_at(patience));
+        let stall = &self.stall;
+        let of_data = stall.earliest_of(|device| device.data.silent_at(patience));
+        let at = earliest(of_data, stall.meta.silent_at(patience));
         at.filter(|_| self.local == LocalDisk::Attached)
     }
 
@@ -160,15 +217,12 @@ impl Engine {
     fn late_at(&self) -> Option<Instant> {
         let short = self.config.disk_timeout?;
         let long = short * Self::SLOW_DISK_TIMEOUTS;
-        let Stall {
-            data,
-            flushes,
-            meta,
-            ..
-        } = &self.stall;
-        let slow = data.oldest_overtaken().map(|began| began.plus(long));
-        let hung = earliest(slow, data.silent_at(short));
-        let of_data = earliest(hung, flushes.oldest().map(|began| began.plus(long)));
+        let of_data = self.stall.earliest_of(|DeviceWatch { data, flushes }| {
+            let slow = data.oldest_overtaken().map(|began| began.plus(long));
+            let hung = earliest(slow, data.silent_at(short));
+            earliest(hung, flushes.oldest().map(|began| began.plus(long)))
+        });
+        let meta = &self.stall.meta;
         match self.local {
             LocalDisk::Attached => earliest(of_data, meta.silent_at(long)),
             LocalDisk::Failed | LocalDisk::LettingGo => of_data,
@@ -251,8 +305,10 @@ impl Engine {
     /// Whether the peer's disk did something since this one fell silent. One that greets, and has
     /// nothing to answer yet, is taken at its word.
     fn peer_disk_answers(&self) -> bool {
-        let watches = [&self.stall.data, &self.stall.flushes, &self.stall.meta];
-        let since = watches.into_iter().filter_map(Watch::oldest).min();
+        let stall = &self.stall;
+        let of_data = stall
+            .earliest_of(|DeviceWatch { data, flushes }| earliest(data.oldest(), flushes.oldest()));
+        let since = earliest(of_data, stall.meta.oldest());
         let greeting = !self.replicating();
         let seen = self.session.as_ref().map(|session| session.disk_seen);
         greeting || seen.zip(since).is_some_and(|(seen, since)| seen > since)
@@ -286,8 +342,10 @@ impl Engine {
     /// Whoever waits for the disk is told that it failed; what it does with the operations after
     /// all is only counted.
     fn give_up_disk_ops(&mut self, out: &mut Outbox) {
-        self.stall.data.begun.clear();
-        self.stall.flushes.begun.clear();
+        for device in &mut self.stall.devices {
+            device.data.begun.clear();
+            device.flushes.begun.clear();
+        }
         self.stall.meta.begun.clear();
         self.stall.late_since = None;
         let mut waiting = Vec::new();

@@ -31,6 +31,8 @@ pub struct DiskQueue {
     split: Vec<Option<Split>>,
     zeroes: Option<Payload>,
     failed: Option<usize>,
+    /// Grows with each operation.
+    begun: u64,
 }
 
 struct Device {
@@ -44,6 +46,7 @@ struct Command {
     of: Of,
     place: usize,
     stage: Stage,
+    begun: u64,
 }
 
 /// What an operation ends.
@@ -61,6 +64,7 @@ struct Split {
     op: OpId,
     left: usize,
     result: Result<(), DiskError>,
+    failed: Option<usize>,
     read: Option<AlignedBuf>,
 }
 
@@ -118,6 +122,7 @@ impl DiskQueue {
             split: Vec::new(),
             zeroes: None,
             failed: None,
+            begun: 0,
         }
     }
 
@@ -132,10 +137,19 @@ impl DiskQueue {
         self.devices.get(place).map(|device| &device.disk)
     }
 
-    /// Place of the device that failed a command first, if one did.
+    /// Place of the device that failed the command that ended last with an error, if one did: of one in
+    /// several pieces the first that failed.
     #[must_use]
     pub fn failed(&self) -> Option<usize> {
         self.failed
+    }
+
+    /// Place of the device that has not answered for longest.
+    #[must_use]
+    pub fn slowest(&self) -> Option<usize> {
+        let commands = self.commands.iter().flatten();
+        let oldest = commands.min_by_key(|command| command.begun);
+        oldest.map(|command| command.place)
     }
 
     /// Whether zeroes on the volume in that place are surely faster than a write of as many bytes: the
@@ -223,6 +237,7 @@ impl DiskQueue {
             op,
             left,
             result: Ok(()),
+            failed: None,
             read,
         });
         match self.split.iter().position(Option::is_none) {
@@ -307,7 +322,9 @@ impl DiskQueue {
         let index = u32::try_from(completion.token.0 - self.base.0).ok()?;
         let command = self.commands.get_mut(index as usize)?.take()?;
         self.free.push(index);
-        let Command { of, place, stage } = command;
+        let Command {
+            of, place, stage, ..
+        } = command;
         let result = completion.count();
         match (stage, result) {
             (Stage::Zero { range, mode, fua }, Err(errno)) if falls_back(errno) => {
@@ -346,11 +363,13 @@ impl DiskQueue {
         place: usize,
         result: Result<Op, DiskError>,
     ) -> Option<(OpId, DiskResult)> {
-        if result.is_err() {
-            self.failed.get_or_insert(place);
-        }
         let (index, at) = match of {
-            Of::Whole(op) => return Some((op, result.map(reply))),
+            Of::Whole(op) => {
+                if result.is_err() {
+                    self.failed = Some(place);
+                }
+                return Some((op, result.map(reply)));
+            }
             Of::Piece { split, at } => (split, at),
         };
         let split = self.split.get_mut(index)?.as_mut()?;
@@ -362,15 +381,23 @@ impl DiskQueue {
             (Ok(_), _) => {}
             // The first that failed says why. The command is over only with its last piece, whatever
             // became of the others (R14).
-            (Err(error), _) => split.result = split.result.and(Err(error)),
+            (Err(error), _) => {
+                split.failed.get_or_insert(place);
+                split.result = split.result.and(Err(error));
+            }
         }
         split.left -= 1;
         if split.left > 0 {
             return None;
         }
         let Split {
-            op, result, read, ..
+            op,
+            result,
+            failed,
+            read,
+            ..
         } = self.split[index].take()?;
+        self.failed = failed.or(self.failed);
         let reply = match read {
             Some(read) => DiskReply::Data(read.freeze()),
             None => DiskReply::Done,
@@ -454,7 +481,13 @@ impl DiskQueue {
             self.commands.push(None);
             u32::try_from(self.commands.len() - 1).expect("the engine bounds its operations")
         });
-        self.commands[index as usize] = Some(Command { of, place, stage });
+        self.begun += 1;
+        self.commands[index as usize] = Some(Command {
+            of,
+            place,
+            stage,
+            begun: self.begun,
+        });
         backend.submit(Token(self.base.0 + u64::from(index)), operation);
     }
 }

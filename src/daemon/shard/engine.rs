@@ -86,6 +86,7 @@ pub(super) fn config(shard: &ShardSetup, resource: &ResourceSetup) -> EngineConf
         node: shard.node,
         resource: resource.row.identity(resource.resource),
         volume: resource.row.first(),
+        row: resource.row.clone(),
         timeout: resource.peer_timeout,
         disk_timeout: resource.disk_timeout,
         protocol: resource.protocol,

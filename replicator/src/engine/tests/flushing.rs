@@ -218,6 +218,7 @@ const FEW_SLOTS: Shape = Shape {
     zero_proven: true,
     protocol: ReplicationProtocol::C,
     resync_rate: ResyncRate::Unlimited,
+    second_at: 0,
 };
 
 #[test]

@@ -65,6 +65,7 @@ fn a_request_for_a_whole_volume_of_zeroes_goes_in_windows() {
         zero_proven: true,
         protocol: ReplicationProtocol::C,
         resync_rate: ResyncRate::Unlimited,
+        second_at: 0,
     });
     // What a real disk does at once would be 65 million map entries here.
     pair.hold_disk(A, true);
@@ -95,6 +96,7 @@ fn a_step_down_in_the_middle_of_a_huge_request_forgets_its_rest() {
         zero_proven: true,
         protocol: ReplicationProtocol::C,
         resync_rate: ResyncRate::Unlimited,
+        second_at: 0,
     });
     pair.hold_disk(A, true);
     let zeroes = GuestKind::Zeroes {

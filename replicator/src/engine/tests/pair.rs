@@ -7,8 +7,8 @@ use crate::meta::{NewReplica, Superblock, format};
 use crate::protocol::Message;
 use crate::types::{
     Activation, Ballot, BlockCount, ByteLen, ByteOffset, CommittedView, DataGeneration, InSync,
-    QuorumEvidence, ReplicaId, RequestId, ResyncRate, Role, SessionId, ViewCause, VoterId,
-    VoterSet,
+    QuorumEvidence, ReplicaId, RequestId, ResyncRate, Role, SessionId, ViewCause, VolumeRow,
+    VoterId, VoterSet,
 };
 
 /// What engines in tests give their disks.
@@ -26,6 +26,8 @@ pub(super) struct Disk {
     pub(super) failing: bool,
     /// Nothing completes.
     pub(super) held: bool,
+    /// Nothing of blocks below it, nor a flush of all, completes.
+    pub(super) held_below: u64,
     /// Blocks that cannot be read.
     pub(super) bad: BTreeSet<u64>,
     /// The next flush fails, and what was completed is lost all the same.
@@ -33,6 +35,16 @@ pub(super) struct Disk {
 }
 
 impl Disk {
+    fn holds(&self, command: &DiskCommand) -> bool {
+        let below = match command {
+            DiskCommand::Flush => self.held_below > 0,
+            DiskCommand::Read(range)
+            | DiskCommand::Write { range, .. }
+            | DiskCommand::Zeroes { range, .. } => range.start().0 < self.held_below,
+        };
+        self.held || below
+    }
+
     pub(super) fn read(&self, nr: u64) -> Vec<u8> {
         self.completed.get(&nr).cloned().unwrap_or_else(|| block(0))
     }
@@ -136,6 +148,8 @@ pub(super) struct Shape {
     pub(super) zero_proven: bool,
     pub(super) protocol: ReplicationProtocol,
     pub(super) resync_rate: ResyncRate,
+    /// Where a second volume begins; 0: there is none.
+    pub(super) second_at: u64,
 }
 
 impl Shape {
@@ -145,7 +159,16 @@ impl Shape {
         zero_proven: true,
         protocol: ReplicationProtocol::C,
         resync_rate: ResyncRate::Unlimited,
+        second_at: 0,
     };
+
+    fn row(&self) -> VolumeRow {
+        match self.second_at {
+            0 => VolumeRow::only(VolumeId(0)),
+            at => VolumeRow::new(&[(VolumeId(0), BlockCount(at)), (VolumeId(1), BlockCount(0))])
+                .unwrap(),
+        }
+    }
 
     pub(super) fn under(protocol: ReplicationProtocol) -> Self {
         Self {
@@ -175,6 +198,7 @@ pub(super) fn config(node: NodeId, boot_id: u128, shape: &Shape) -> EngineConfig
         node,
         resource: ResourceId(1),
         volume: VolumeId(0),
+        row: shape.row(),
         timeout: Duration::from_secs(3),
         disk_timeout: Some(DISK_TIMEOUT),
         protocol: shape.protocol,
@@ -332,7 +356,7 @@ impl Pair {
                 .any(|(other, earlier)| other == at && same(earlier))
         };
         match pending {
-            Pending::Disk(..) => !node.disk.held,
+            Pending::Disk(_, command) => !node.disk.holds(command),
             Pending::Meta(..) => !node.meta_held && first(|p| matches!(p, Pending::Meta(..))),
             Pending::Mark(_) => true,
             Pending::Deliver(..) | Pending::Closed(_) => {

@@ -18,6 +18,7 @@ const SHAPE: Shape = Shape {
     zero_proven: true,
     protocol: ReplicationProtocol::C,
     resync_rate: ResyncRate::Unlimited,
+    second_at: 0,
 };
 
 /// splitmix64.

@@ -1,6 +1,6 @@
 //! Disks that do not answer: who goes on, who waits, and what becomes of what lands late (R14).
 
-use super::pair::DISK_TIMEOUT;
+use super::pair::{DISK_TIMEOUT, Shape};
 use super::*;
 use crate::types::{ConnectionState, InSync};
 
@@ -410,4 +410,61 @@ fn a_timeout_of_none_waits_for_ever() {
     pair.live(Duration::from_secs(600));
     assert_eq!(pair.answer(write), None);
     assert_eq!(pair.snapshot(A).disk, DiskState::UpToDate);
+}
+
+/// Two volumes, and the first one's disk of that node hangs.
+fn half_hung(node: NodeId) -> Pair {
+    let mut pair = Pair::in_sync_shaped(Shape {
+        second_at: 2048,
+        ..Shape::SMALL
+    });
+    pair.state(node).disk.held_below = 2048;
+    pair
+}
+
+/// The other volume's disk goes on answering.
+fn use_the_other(pair: &mut Pair, time: Duration) {
+    const STEP: Duration = Duration::from_millis(200);
+    let steps = u64::try_from(time.as_millis() / STEP.as_millis()).unwrap();
+    for nr in 0..steps {
+        pair.read(A, 3000 + nr);
+        pair.write(A, 2100 + nr, 7);
+        pair.live(STEP);
+    }
+}
+
+#[test]
+fn one_disk_that_hangs_is_not_hidden_by_another_volumes() {
+    let mut pair = half_hung(A);
+    let write = pair.write(A, 6, 6);
+    use_the_other(&mut pair, Duration::from_secs(2));
+    assert!(pair.facts(A).unwrap().doubtful, "R18: no moment to expel");
+    use_the_other(&mut pair, DISK_TIMEOUT - Duration::from_secs(1));
+    assert!(leave_prepared(&pair), "after the timeout, not four of them");
+    pair.leave(A);
+    pair.run();
+    assert_eq!(pair.answer(write), Some(Ok(GuestReply::Done)));
+    assert_eq!(pair.disk(B, 6), block(6));
+}
+
+#[test]
+fn the_peer_is_not_expelled_while_one_of_the_primarys_disks_hangs() {
+    let mut pair = half_hung(A);
+    pair.write(A, 6, 6);
+    use_the_other(&mut pair, Duration::from_secs(2));
+    pair.cut_link();
+    use_the_other(&mut pair, DISK_TIMEOUT);
+    assert!(!pair.saw(A, |event| *event == Event::PeerLost));
+    assert!(pair.facts(A).unwrap().doubtful);
+}
+
+#[test]
+fn a_secondary_with_one_disk_that_hangs_says_so() {
+    let mut pair = half_hung(B);
+    let write = pair.write(A, 6, 6);
+    use_the_other(&mut pair, DISK_TIMEOUT + Duration::from_secs(1));
+    assert!(pair.saw(A, |event| *event == Event::PeerLost));
+    pair.remove_peer(A);
+    pair.run();
+    assert_eq!(pair.answer(write), Some(Ok(GuestReply::Done)));
 }

@@ -247,6 +247,7 @@ fn a_node_that_is_not_primary_answers_nobody() {
         node: A,
         resource: ResourceId(1),
         volume: VolumeId(0),
+        row: crate::types::VolumeRow::only(VolumeId(0)),
         timeout: Duration::from_secs(3),
         disk_timeout: Some(super::pair::DISK_TIMEOUT),
         protocol: crate::types::ReplicationProtocol::C,

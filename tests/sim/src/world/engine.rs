@@ -7,7 +7,7 @@ use replicator::engine::{
 use replicator::protocol::Message;
 use replicator::types::time::Duration;
 use replicator::types::{
-    BlockCount, ByteLen, DiskError, NodeId, OpId, RequestId, ResyncRate, VolumeId,
+    BlockCount, ByteLen, DiskError, NodeId, OpId, RequestId, ResyncRate, VolumeId, VolumeRow,
 };
 use twinblk::controller::input::ReplicaMark;
 use twinblk::controller::{EngineReport, Input as ControllerInput, ReplicaFacts};
@@ -32,6 +32,7 @@ impl World {
             node,
             resource: self.resource,
             volume: VolumeId(0),
+            row: VolumeRow::only(VolumeId(0)),
             boot_id: target.boot_id,
             incarnation: incarnation.clone().next_id(),
             timeout: self.peer_timeout(),
