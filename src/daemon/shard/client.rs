@@ -52,8 +52,8 @@ pub(super) struct Client {
     /// What it may choose from: resources, and places of their volumes, in the order of its session's
     /// exports.
     pub(super) choice: Vec<(Key, usize)>,
-    /// The volume it chose.
-    pub(super) chosen: Chosen,
+    /// The volume it chose, once it has: no request of it is carried out before.
+    pub(super) chosen: Option<Chosen>,
     pub(super) tls: Option<Box<Tls>>,
     pub(super) socket: Socket,
     pub(super) session: Session<AlignedBuf>,
@@ -76,8 +76,8 @@ pub(super) struct Client {
     requests: Vec<Option<Key>>,
 }
 
-/// A volume of the client's resource; the first until it chose.
-#[derive(Clone, Copy, Debug, Default)]
+/// A volume of the client's resource.
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Chosen {
     /// Its place in the row.
     pub(super) place: usize,
@@ -112,7 +112,7 @@ impl Client {
         Self {
             resource,
             choice: Vec::new(),
-            chosen: Chosen::default(),
+            chosen: None,
             tls: None,
             socket,
             session,

@@ -428,8 +428,7 @@ impl Shard {
             Output::SendPayload(payload) => client.push_shared(payload.bytes().clone()),
             Output::Submit(request) => {
                 // None: it chose, asked and broke the protocol in one breath, and is being closed.
-                if let Some(resource) = client.resource {
-                    let chosen = client.chosen;
+                if let (Some(resource), Some(chosen)) = (client.resource, client.chosen) {
                     self.submit_request(key, resource, chosen, request);
                 }
                 return;

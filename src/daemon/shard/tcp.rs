@@ -221,7 +221,7 @@ impl Shard {
         }
         if let Some(client) = self.clients.get_mut(key) {
             client.identity.place = place;
-            client.chosen = Chosen { place, start };
+            client.chosen = Some(Chosen { place, start });
             client.choice = Vec::new();
         }
         if by_tcp {
