@@ -159,13 +159,14 @@ impl Resource {
         configured == Some(ReplicationProtocol::A) || self.replica.is_some_and(|it| it.behind)
     }
 
-    /// The first view, of a size that both disks have. What the peer has of another configuration, with
-    /// fewer volumes, does not count: its engine is refused.
+    /// The first view, of a size that both disks have. Of several volumes the last is never cut to what
+    /// a peer has that may be of another configuration: only its engine knows that the peer has the same
+    /// volumes, and then its size is the smaller of the two.
     fn found(&self, cx: &Context<'_>, replica: &ReplicaFacts) -> Change {
-        let least = self.configured.map_or(0, |it| it.blocks_min).max(1);
+        let several = self.configured.is_some_and(|it| it.blocks_min > 0);
         let peer_size = self
             .fresh_claim(cx)
-            .filter(|claim| claim.attached && claim.size_blocks >= least)
+            .filter(|claim| claim.attached && claim.size_blocks > 0 && !several)
             .map_or(u64::MAX, |claim| claim.size_blocks);
         Change::Found {
             replica: replica.replica,
