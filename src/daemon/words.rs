@@ -221,12 +221,12 @@ pub(super) fn attach_report(
     match id {
         ErrorId::LastGoodCopy => report.next(format!("twinadm secondary {}", resource.name)),
         ErrorId::NoMetadata => report.next(format!("twinadm create-md {}", resource.name)),
-        ErrorId::MetadataForeign if resource.volumes.len() > 1 => report
-            .next("check `disk` and `meta` of this node: they may be swapped")
-            .next(
+        ErrorId::MetadataForeign if resource.volumes.len() > 1 => {
+            report.next("check `meta` of this node").next(
                 "the volumes of a resource, and the `size` of each but the last, stay as they were \
                  when create-md made its metadata: write them so again",
-            ),
+            )
+        }
         _ => report,
     }
 }

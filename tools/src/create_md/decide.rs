@@ -50,6 +50,19 @@ pub(super) enum MetaFacts {
     Existing { len: ByteLen, content: Content },
 }
 
+impl MetaFacts {
+    /// Whether metadata of any replica is there.
+    pub(super) fn has_ours(&self) -> bool {
+        matches!(
+            self,
+            Self::Existing {
+                content: Content::Ours { .. } | Content::OursUnreadable,
+                ..
+            }
+        )
+    }
+}
+
 /// What an area holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Content {

@@ -73,10 +73,11 @@ fn create_one(
     let facts: Vec<_> = disks.iter().map(probe::Disk::facts).collect();
     let sizes = sizes(wanted, &facts)?;
     let found = meta.facts(sizes.meta)?;
-    if further && force && wanted.is_made(&found) {
+    if further && force && found.has_ours() {
         let label = &wanted.label;
         let what = format!("the metadata of {label} are those of all its volumes");
-        let why = "with --force the whole replica is forgotten, not one volume of it";
+        let why = "with --force the whole replica that is there is forgotten, not one volume of it: \
+                   a volume is not added to a resource that has data, make it one of its own";
         let report = ErrorReport::new(ErrorId::MetadataExists, what, why);
         let next = format!("if it may be forgotten: twinadm create-md {label} --force");
         return Err(report.next(next).into());

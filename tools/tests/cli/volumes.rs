@@ -86,6 +86,23 @@ fn metadata_of_other_volumes_are_another_replicas() {
 }
 
 #[test]
+fn a_volume_that_was_added_does_not_cost_the_metadata_that_are_there() {
+    let scratch = two_volumes("size = \"2MiB\"");
+    let file = "etc/resources.d/vm-web.toml";
+    let two = std::fs::read_to_string(scratch.path(file)).unwrap();
+    let one = scratch.resource("size = \"4MiB\"");
+    scratch.write(file, &one);
+    assert_eq!(run(&scratch, &["create-md", "vm-web"]).code, 0);
+    let before = run(&scratch, &["dump-md", "vm-web", "-o", "json"]);
+    scratch.write(file, &two);
+    let forced = run(&scratch, &["create-md", "vm-web/1", "--force"]);
+    assert_eq!((forced.code, forced.id()), (4, "E0401"), "{forced:?}");
+    scratch.write(file, &one);
+    let after = run(&scratch, &["dump-md", "vm-web", "-o", "json"]);
+    assert_eq!((after.code, after.out), (0, before.out));
+}
+
+#[test]
 fn check_says_what_has_no_effect_and_what_is_missing() {
     let check = |scratch: &Scratch| {
         let directory = scratch.path("etc").display().to_string();
