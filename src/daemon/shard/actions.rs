@@ -55,10 +55,11 @@ impl Shard {
                 resource.attach_error = Some(AttachFailure::Engine(*error));
                 resource.let_go();
             }
-            Event::DiskFailed(_) => {
-                let failed = resource.disk.as_ref().and_then(DiskQueue::failed);
-                resource.failed_place = resource.failed_place.or(failed);
+            // Of a metadata area that failed no volume's disk is blamed.
+            Event::DiskFailed(DiskError::Timeout) => {
+                resource.failed_place = resource.disk.as_ref().and_then(DiskQueue::slowest);
             }
+            Event::DiskFailed(_) => resource.failed_place = resource.blamed,
             Event::Detached => resource.let_go(),
             _ => {}
         }
@@ -89,6 +90,9 @@ impl Shard {
             return;
         };
         if let Some((op, result)) = queue.on_completion(self.backend.as_mut(), completion) {
+            if let (Err(_), Some(failed)) = (&result, queue.failed()) {
+                resource.errors.push((op, failed));
+            }
             self.inputs.push_back((key, Input::DiskDone { op, result }));
         }
         resource.close_when_idle();

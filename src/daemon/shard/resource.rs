@@ -7,7 +7,7 @@ use replicator::engine::{Input, MarkRun, Outbox, Snapshot};
 use replicator::io::disk::DiskKind;
 use replicator::io::{BackendKind, DiskQueue, IoFile, MetaQueue, OpKey, Socket, clock};
 use replicator::types::{
-    BlockCount, BlockRange, ConnectionState, DiskState, Instant, Role, View, ViewNumber,
+    BlockCount, BlockRange, ConnectionState, DiskState, Instant, OpId, Role, View, ViewNumber,
     time::earliest,
 };
 
@@ -48,8 +48,12 @@ pub(super) struct Resource {
     pub(super) attach_error: Option<AttachFailure>,
     /// Of each volume, where there are several; of one the engine knows.
     pub(super) traffic: Vec<Traffic>,
-    /// Place of the volume whose disk failed first.
+    /// Place of the volume whose disk failed.
     pub(super) failed_place: Option<usize>,
+    /// Errors that the engine has not heard of yet, and whose; bounded by what it has under way.
+    pub(super) errors: Vec<(OpId, usize)>,
+    /// Whose error the input being handled is.
+    pub(super) blamed: Option<usize>,
 
     pub(super) listener: Option<Socket>,
     pub(super) clients: Standings,
@@ -180,6 +184,8 @@ impl Resource {
             attaching: None,
             attach_error: None,
             failed_place: None,
+            errors: Vec::new(),
+            blamed: None,
             listener: None,
             clients: Standings::default(),
             own_listener: true,
@@ -196,6 +202,12 @@ impl Resource {
 
     pub(super) fn handle(&mut self, now: Instant, input: Input, out: &mut Outbox) {
         self.touched = true;
+        self.blamed = None;
+        if let Input::DiskDone { op, result: Err(_) } = &input
+            && let Some(nr) = self.errors.iter().position(|(failed, _)| failed == op)
+        {
+            self.blamed = Some(self.errors.swap_remove(nr).1);
+        }
         self.engine.handle(now, input, out);
         let is_primary = self.role() == Role::Primary;
         if std::mem::replace(&mut self.was_primary, is_primary) && !is_primary {

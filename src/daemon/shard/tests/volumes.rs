@@ -1,5 +1,7 @@
 //! A resource with two volumes: one replica on two disks.
 
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use nbd_frontend::{ClientCommand, ClientError};
@@ -144,4 +146,40 @@ fn one_disk_that_fails_takes_the_whole_replica_out() {
     });
     assert_eq!(node.id, NodeId::A);
     node.wait_engine(|state| state.role == Role::Primary);
+}
+
+/// It chooses the second volume, asks for something and breaks the protocol, all in one breath.
+#[test]
+fn what_a_broken_client_asks_of_one_volume_is_not_done_to_another() {
+    const WRITE: u16 = 1;
+    const TRIM: u16 = 4;
+    let mut node = serving(Surroundings::real());
+    let mut data = Guest::connect_to(&node.socket(), "r0").unwrap();
+    data.write(0, &pattern(64 << 10, 9));
+    data.flush();
+    let before = node.image();
+    for (command, len, payload) in [(WRITE, 512_u32, 512), (TRIM, 4096, 0)] {
+        let mut bytes = 3_u32.to_be_bytes().to_vec();
+        bytes.extend(b"IHAVEOPT");
+        bytes.extend(1_u32.to_be_bytes());
+        bytes.extend(4_u32.to_be_bytes());
+        bytes.extend(b"r0/5");
+        bytes.extend(0x2560_9513_u32.to_be_bytes());
+        bytes.extend(0_u16.to_be_bytes());
+        bytes.extend(command.to_be_bytes());
+        bytes.extend(7_u64.to_be_bytes());
+        bytes.extend(4096_u64.to_be_bytes());
+        bytes.extend(len.to_be_bytes());
+        bytes.extend(vec![0xaa; payload]);
+        bytes.extend([0xff; 28]);
+        let mut broken = UnixStream::connect(node.socket()).unwrap();
+        broken.write_all(&bytes).unwrap();
+        let mut answer = Vec::new();
+        // Cut off, in order or not.
+        let _ = broken.read_to_end(&mut answer);
+        node.settle();
+        data.flush();
+        let start = usize::try_from(START).unwrap();
+        assert!(node.image()[..start] == before[..start], "{command}");
+    }
 }
