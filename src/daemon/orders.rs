@@ -19,7 +19,7 @@ use super::control::{Answers, Asker, ControlHandler};
 use super::lifecycle::Claim;
 use super::move_order::as_passed_on;
 use super::node::Node;
-use super::resize_orders::ResizeOrder;
+use super::resize_orders::{ResizeOrder, all_volumes};
 use super::what_if::as_asked_of;
 use super::wire::Wire;
 use super::{status, words};
@@ -759,14 +759,6 @@ impl Node {
             shard.filter(|it| is_so(&it.engine)).map(|_| ())
         });
         found.is_some()
-    }
-}
-
-/// One replica has them all: they are attached and detached together, whichever is named.
-fn all_volumes(resource: &ResourceConfig) -> String {
-    match resource.volumes.len() {
-        1 => String::new(),
-        count => format!(", with its {count} volumes,"),
     }
 }
 

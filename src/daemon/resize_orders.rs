@@ -448,3 +448,11 @@ fn no_room(
         .next(extend)
         .next("then give the order again")
 }
+
+/// One replica has them all: they are attached and detached together, whichever is named.
+pub(super) fn all_volumes(resource: &ResourceConfig) -> String {
+    match resource.volumes.len() {
+        1 => String::new(),
+        count => format!(", with its {count} volumes,"),
+    }
+}
