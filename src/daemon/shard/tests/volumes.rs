@@ -176,7 +176,7 @@ fn what_a_broken_client_asks_of_one_volume_is_not_done_to_another() {
         broken.write_all(&bytes).unwrap();
         let mut answer = Vec::new();
         // Cut off, in order or not.
-        let _ = broken.read_to_end(&mut answer);
+        drop(broken.read_to_end(&mut answer));
         node.settle();
         data.flush();
         let start = usize::try_from(START).unwrap();
