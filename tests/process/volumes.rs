@@ -114,9 +114,9 @@ fn both_volumes_are_on_the_other_node_after_a_kill_and_equal_after_the_return() 
 
     // Only the last one can grow, and only what is said to.
     let refused = cluster.adm(B, &["resize", RES]).exits(4);
-    assert!(refused.contains("E0454"), "{refused}");
+    assert!(refused.contains("E0455"), "{refused}");
     let refused = cluster.adm(B, &["resize", &format!("{RES}/0")]).exits(4);
-    assert!(refused.contains("E0454"), "{refused}");
+    assert!(refused.contains("E0455"), "{refused}");
     let beyond = cluster.adm(B, &["attach", &format!("{RES}/2")]).exits(7);
     assert!(beyond.contains("E0703"), "{beyond}");
 }

@@ -227,7 +227,7 @@ catalogue! {
     /// A disk or a metadata area has no room for a larger volume.
     NoRoom = "E0452", exit::REFUSED, ["extend it (lvextend, truncate -s), then give the order again"];
     /// Of several volumes only the last can be made larger.
-    NotTheLast = "E0454", exit::REFUSED, [
+    NotTheLast = "E0455", exit::REFUSED, [
         "enlarge the last volume, or make a new resource: the others lie before it",
     ];
     /// The volume could not be made larger; it has the size it had.

@@ -18,6 +18,9 @@ const HEAD_START: Duration = Duration::from_secs(5);
 impl Resource {
     /// Whether the peer could follow this node at any moment; an interruption begins it anew.
     pub(super) fn note_peer_well(&mut self, cx: &Context<'_>) {
+        if !cx.me.node.is_data() {
+            return;
+        }
         let silent = cx.peer().is_suspect(cx.now, cx.me.timing.suspicion);
         let connected = self.session_up && self.peer_lost_at.is_none() && !self.peer_failed;
         let ready = self
