@@ -36,6 +36,9 @@ impl Resource {
     /// Until when this node does not take over by itself from a peer that is preferred, and was Primary
     /// when both of them stopped.
     pub(super) fn head_start_until(&self, me: &Me) -> Instant {
+        if !me.node.is_data() {
+            return Instant::ZERO;
+        }
         let peer = me.node.peer();
         let preferred = self.configured.is_some_and(|it| it.prefer == Some(peer));
         let could = self
